@@ -1,0 +1,157 @@
+"""The jobs of this repository, one session each. Plain `nox` runs what CI runs; `nox -l` lists the rest.
+
+Every package is tested in an environment that holds that package, what it declares, and nothing else: this is how the
+core is known to work without transformers. Packages are installed as wheels, not as links to their folders, so a
+file that the wheel forgot is missed here. The versions come from `constraints.txt`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.2.9"
+# The tests come last, so that the output closes with their summaries.
+nox.options.sessions = ["lint", "types", "docs", "build", "tests", "tests-integration"]
+nox.options.reuse_venv = "yes"
+# pip's own settings decide where packages come from; uv, which nox would prefer, does not read them.
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+WORKSPACE = nox.project.load_toml(ROOT / "pyproject.toml")
+PROJECTS = {path.parent.name: nox.project.load_toml(path) for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
+FOLDERS = {package: str(ROOT / "packages" / package) for package in PROJECTS}
+PEER = "nnsight==0.8.1"
+
+# Nothing is fetched from a model hub: what the tests and the demo load lies in the repository.
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+def group(name: str, project: dict[str, Any] = WORKSPACE) -> list[str]:
+    return nox.project.dependency_groups(project, name)
+
+
+def with_siblings(package: str) -> list[str]:
+    """The folders of a package and of the siblings that it declares: no index knows those yet."""
+    declared = [Requirement(text).name for text in PROJECTS[package]["project"]["dependencies"]]
+    siblings = [folder for name in declared if name in PROJECTS for folder in with_siblings(name)]
+    return [*siblings, FOLDERS[package]]
+
+
+def pinned(constraints: str = "constraints.txt") -> list[str]:
+    """Arguments of every install. Bytecode is left to the first import: compiling torch outlasts unpacking it."""
+    return ["--no-compile", "--constraint", str(ROOT / constraints)]
+
+
+def environment(session: nox.Session, place: Path, *requirements: str) -> str:
+    """Make an environment, not the session's own, that holds the requirements only, and return its Python."""
+    session.run("python", "-m", "venv", "--clear", str(place), silent=True)
+    python = next(str(path) for path in (place / "bin/python", place / "Scripts/python.exe") if path.exists())
+    session.run(python, "-m", "pip", "install", "--quiet", *pinned(), *requirements, external=True, silent=True)
+    return python
+
+
+def run_tests(session: nox.Session, package: str, constraints: str) -> None:
+    session.install(*pinned(constraints), *with_siblings(package), *group("test", PROJECTS[package]))
+    session.run("pytest", f"{FOLDERS[package]}/tests", *session.posargs, env=OFFLINE)
+
+
+each_package = nox.parametrize("package", [nox.param(package, id=package) for package in PROJECTS])
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format; `nox -s lint -- --fix` repairs what can be repaired."""
+    session.install(*pinned(), *group("lint"))
+    check, format_ = (["--fix"], []) if "--fix" in session.posargs else ([], ["--check"])
+    session.run("ruff", "check", *check, ".")
+    session.run("ruff", "format", *format_, ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of every package, or of those named after `--`; strictly in the core."""
+    session.install(*pinned(), *group("types"), *FOLDERS.values())
+    for package in session.posargs or PROJECTS:
+        strict = ["--strict"] if package == "nnsight-core" else []
+        session.run("mypy", *strict, f"{FOLDERS[package]}/src")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into site/; `nox -s docs -- serve` shows it while it is written."""
+    session.install(*pinned(), *group("docs"))
+    session.run("mkdocs", *(session.posargs or ["build"]), "--strict")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build every wheel from its sdist into dist/, then install them all into an empty environment and try them."""
+    session.install(*pinned(), *group("build"))
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for folder in FOLDERS.values():
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), folder, silent=True)
+    session.run("twine", "check", "--strict", *(str(path) for path in sorted(dist.iterdir())))
+
+    wheels = [str(path) for path in sorted(dist.glob("*.whl"))]
+    python = environment(
+        session, ROOT / session.create_tmp() / "clean", "--find-links", str(dist), "nnsight-core[all]", *wheels
+    )
+    # Isolated and away from the repository: nothing but the wheels can be imported.
+    with session.chdir(session.create_tmp()):
+        session.run(python, "-I", str(ROOT / ".ci" / "smoke.py"), *PROJECTS, env=OFFLINE, external=True)
+
+
+@nox.session
+@each_package
+def tests(session: nox.Session, package: str) -> None:
+    """Test one package in an environment of its own: `nox -s "tests(nnsight-core)" -- -k rename`."""
+    run_tests(session, package, "constraints.txt")
+
+
+@nox.session
+@each_package
+def oldest(session: nox.Session, package: str) -> None:
+    """Test one package with the oldest versions that it declares to work with."""
+    run_tests(session, package, "constraints-oldest.txt")
+
+
+@nox.session(name="tests-integration")
+def tests_integration(session: nox.Session) -> None:
+    """Test all packages together, with the example distributions beside these tests installed from their wheels."""
+    here = ROOT / "tests-integration"
+    wheels = ROOT / session.create_tmp() / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    for project in sorted(here.glob("*/pyproject.toml")):
+        session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), str(project.parent), silent=True)
+    examples = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
+    session.install(*pinned(), *group("integration"), *FOLDERS.values(), *examples)
+    session.run("pytest", str(here), *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """See a language model's insides, offline: the first command of the README."""
+    session.install(*pinned(), *with_siblings("nnsight-hf"))
+    session.run("python", "-m", "nnsight_hf.demo", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time ours, raw hooks and the peer in one run; the peer is also imported as `nnsight`, so it lives apart."""
+    session.install(*pinned(), *with_siblings("nnsight-hf"))
+    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER)
+    session.run("python", "benchmarks/run.py", "--peer-python", peer, *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def dev(session: nox.Session) -> None:
+    """Make .venv for working on everything at once: all packages linked to their folders, and all tools."""
+    links = [argument for folder in FOLDERS.values() for argument in ("--editable", folder)]
+    tools = {tool for project in PROJECTS.values() for tool in group("test", project)}
+    environment(session, ROOT / ".venv", *links, *sorted(tools), *group("lint"), *group("types"))

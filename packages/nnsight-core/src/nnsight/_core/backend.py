@@ -1,0 +1,159 @@
+"""Where a run happens: here, or wherever a backend takes it.
+
+A backend gets a `Request`: the whole block of a trace or session, captured, and what it was opened with. It returns the
+values that the block saved, by name, and those are bound in the caller's frame; nothing else comes back. How a body
+travels is the wire's business, and each backend's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from . import plugins
+from . import active as scopes
+from .blocks import Body, Names, Skipped, capture, fold, skip, write_back
+from .config import CONFIG
+from .errors import NNsightError
+from .saved import Collector
+from .session import Session
+from .trace import Tracer, is_library
+from .validate import ValidatingTracer
+
+if TYPE_CHECKING:
+    from .tree import Node
+
+
+class Request:
+    """One block to be run elsewhere.
+
+    Attributes:
+        node: the envoy that is traced.
+        inputs, kwargs, method: what the trace was opened with.
+        body: the captured block; `body.target` is the name of its tracer.
+        names: the values of the names it reads.
+        session: whether the block is a session, with traces inside.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        method: str | Callable[..., Any] | None,
+        session: bool,
+    ) -> None:
+        self.node = node
+        self.inputs = inputs
+        self.kwargs = kwargs
+        self.method = method
+        self.session = session
+        self.body: Body
+        self.names: Names
+
+    def open(self) -> Tracer | Session:
+        """Return the context that the block was written for, to be entered where it runs."""
+        if self.session:
+            return Session(self.node)
+        return Tracer(self.node, self.node._family(), self.inputs, self.kwargs, self.method)  # type: ignore[attr-defined]
+
+    def replay(self) -> dict[str, Any]:
+        """Run the block in this process as if it had been written here, and return what it saved, by name."""
+        collector = Collector()
+        scopes.enter(collector)
+        try:
+            with self.open() as tracer:
+                self.body.assign(self.names, tracer)
+                self.body.run(self.names)
+        finally:
+            scopes.leave(collector)
+        return {name: value for name, value in self.names.items() if collector.has(value)}
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A place to run a block."""
+
+    def run(self, request: Request) -> dict[str, Any]:
+        """Run the block and return what it saved, by name; raise what it raised."""
+
+
+class HereBackend:
+    """Runs a captured block in this process. Says nothing about travelling; it shows what a backend has to do."""
+
+    def run(self, request: Request) -> dict[str, Any]:
+        """Replay the block here."""
+        return request.replay()
+
+
+class Elsewhere:
+    """The context of a block that a backend runs."""
+
+    def __init__(self, request: Request, backend: Backend) -> None:
+        self._request = request
+        self._backend = backend
+
+    def __enter__(self) -> Any:
+        frame = sys._getframe(1)
+        self._request.body = capture(frame)
+        self._request.names = self._request.body.names()
+        self._frame = frame
+        skip(frame)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        frame = self._frame
+        del self._frame
+        if kind is None or not issubclass(kind, Skipped):
+            return False
+        try:
+            saved = self._backend.run(self._request)
+        except BaseException as failure:
+            fold(failure, is_library, debugging=bool(CONFIG.APP.DEBUG))
+            raise
+        write_back(frame, saved)
+        return True
+
+
+def find_backend(backend: Any, remote: Any) -> Backend | None:
+    """Return the backend that the arguments of a trace name; None for here and inline."""
+    if backend is None and remote in (None, False):
+        return None
+    if backend is None:
+        made = plugins.lookup("backends", "remote")(remote)
+    elif isinstance(backend, str):
+        made = HereBackend() if backend == "here" else plugins.lookup("backends", backend)()
+    else:
+        made = backend
+    if not isinstance(made, Backend):
+        raise NNsightError(f"{made!r} is no backend: it has no `run(request)`.")
+    return made
+
+
+def open_trace(
+    node: Node,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    method: str | Callable[..., Any] | None = None,
+    trace: bool = True,
+    scan: bool = False,
+    validate: bool = False,
+    backend: Any = None,
+    remote: Any = None,
+    session: bool = False,
+) -> Any:
+    """Return the context for a trace as it was asked for, or what the model returns if none was."""
+    family = node._family()  # type: ignore[attr-defined]  # every traced node is an Envoy
+    where = find_backend(backend, remote)
+    if where is not None:
+        return Elsewhere(Request(node, inputs, kwargs, method, session), where)
+    if not trace:
+        return node._run_now(method, inputs, kwargs)  # type: ignore[attr-defined]
+    if validate and not scan:
+        raise ValueError("validate=True checks the block against a scan: pass scan=True with it")
+    if scan:
+        return ValidatingTracer(node, family, inputs, kwargs, method, validate)
+    return Tracer(node, family, inputs, kwargs, method)
+
+

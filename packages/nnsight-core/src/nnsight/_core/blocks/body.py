@@ -1,0 +1,198 @@
+"""A block that was captured: found, checked, compiled once per place, and run as often as wanted.
+
+The one idea: the statements are compiled as a module's would be, with their own file name and line numbers, and run in a
+mapping of names. What the text alone decides is a `Block`, kept per instruction of the code that the `with` belongs to; what
+the moment decides, the values around it, is a `Body`. Skipping the block where it stands is left to `skip.py`, binding its
+names there to `scope.py`.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import ast
+import sys
+from collections.abc import Iterable
+from types import CodeType, FrameType
+from typing import Any
+
+from .bindings import declared_global
+from .escapes import refuse_escapes
+from .find import Found, changed, find_with
+from .lines import dedented
+from .names import BodyGlobals, Lookup, Names
+from .rewrite import rewrite
+from .scope import snapshot, write_back
+
+# Code that computes names at run time may read any of them.
+_READS_ANYTHING = frozenset(("eval", "exec", "locals", "vars", "dir"))
+_FUTURES = __future__.annotations.compiler_flag | __future__.barry_as_FLUFL.compiler_flag
+_KEPT_BLOCKS = 4096
+
+
+class Block:
+    """What the text of a block says about it, whatever the values."""
+
+    def __init__(self, found: Found, around: CodeType) -> None:
+        self.found = found
+        self.filename = found.filename
+        self.lineno = found.node.lineno
+        self.warned: dict[Any, Any] = {}
+        statements = _with_items(found.items_after, found.node)
+        refuse_escapes(statements, found.filename)
+        outside = declared_global(found.owners)
+        rewritten, scope = rewrite(statements, found.owners, outside, found.filename)
+        self.code = self._compile(rewritten, around)
+        if not _names(self.code) <= _names(around):
+            raise changed(found.filename, found.node.lineno)
+        self.reads = frozenset(scope.wanted())
+        self.writes = frozenset(scope.stored())
+        self.source = _source(found)
+        self.target, self.store = self._target(found, outside, around)
+
+    def _compile(self, statements: list[ast.stmt], around: CodeType) -> CodeType:
+        module = ast.Module(statements, [])
+        flags = around.co_flags & _FUTURES
+        code: CodeType = compile(module, self.filename, "exec", flags=flags, dont_inherit=True)
+        # Tracebacks say where the block stands.
+        if sys.version_info >= (3, 11):
+            return code.replace(co_name=around.co_name, co_qualname=around.co_qualname)
+        return code.replace(co_name=around.co_name)
+
+    def _target(self, found: Found, outside: set[str], around: CodeType) -> tuple[str | None, CodeType | None]:
+        """Give the plain name after `as`, and code that binds whatever else may stand there."""
+        target = found.item.optional_vars
+        if target is None:
+            return None, None
+        given = ast.copy_location(ast.Name(".given", ast.Load()), target)
+        store = ast.copy_location(ast.Assign([target], given), target)
+        [renamed], _ = rewrite([store], found.owners, outside, found.filename)
+        assert isinstance(renamed, ast.Assign)
+        plain = renamed.targets[0]
+        return (plain.id if isinstance(plain, ast.Name) else None), self._compile([renamed], around)
+
+
+class Body:
+    """A captured block and the values around it, ready to be run."""
+
+    __slots__ = ("block", "outer", "real")
+
+    def __init__(self, block: Block, outer: dict[str, Any], real: dict[str, Any]) -> None:
+        self.block = block
+        self.outer = outer
+        self.real = real
+
+    @property
+    def filename(self) -> str:
+        """The file that the block stands in."""
+        return self.block.filename
+
+    @property
+    def lineno(self) -> int:
+        """The line of the `with`, counted from 1."""
+        return self.block.lineno
+
+    @property
+    def source(self) -> str:
+        """The text of the block, dedented; items of the `with` after ours stand around it as a `with` of their own."""
+        return self.block.source
+
+    @property
+    def target(self) -> str | None:
+        """The plain name after `as`; None if there is none or it is not a plain name (see `bind`)."""
+        return self.block.target
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The names that the block, or what it defines, may look for outside."""
+        return self.block.reads
+
+    @property
+    def writes(self) -> frozenset[str]:
+        """The names that the block may bind; those declared `global` are not among them."""
+        return self.block.writes
+
+    @property
+    def items_before(self) -> list[ast.withitem]:
+        """The items of the same `with` before ours. They have been left when the body runs."""
+        return self.block.found.items_before
+
+    def names(self, elsewhere: Lookup | None = None) -> Names:
+        """Give names for one run: empty, and with the captured values and the globals around them."""
+        return Names(self.outer, self.real, elsewhere)
+
+    def run(self, names: Names) -> None:
+        """Run the block; what it binds is in `names` afterwards, and also when it raises."""
+        exec(self.block.code, BodyGlobals(names, self.block.found.lines, self.block.warned), names)
+
+    def assign(self, names: Names, value: Any) -> None:
+        """Bind what stands after `as` to `value`, for one run."""
+        store = self.block.store
+        if store is None:
+            return
+        around = BodyGlobals(names, self.block.found.lines, self.block.warned)
+        dict.__setitem__(around, ".given", value)
+        exec(store, around, names)
+
+    def bind(self, frame: FrameType, value: Any) -> None:
+        """Bind what stands after `as` to `value` in the caller's frame, as entering the context would have."""
+        names = self.names()
+        self.assign(names, value)
+        write_back(frame, names)
+
+    def __repr__(self) -> str:
+        return f"<Body {self.filename}:{self.lineno}>"
+
+
+_blocks: dict[tuple[int, int], tuple[CodeType, Block]] = {}
+
+
+def capture(frame: FrameType) -> Body:
+    """Capture the block of the `with` whose context is being entered in `frame`.
+
+    SourceError if its text is not to be had, is not what is running, or does what a captured block cannot do.
+
+        def __enter__(self):
+            frame = sys._getframe(1)
+            self.body = capture(frame)
+            skip(frame)
+    """
+    block = block_of(frame)
+    reads: Iterable[str] = block.reads
+    if not _READS_ANYTHING.isdisjoint(block.reads):
+        reads = set(frame.f_locals) | block.reads
+    return Body(block, snapshot(frame, reads), frame.f_globals)
+
+
+def block_of(frame: FrameType) -> Block:
+    """Give the block of the `with` that `frame` is entering; from the second time on, from memory."""
+    code = frame.f_code
+    # By identity: comparing code compares all of it. The code is kept, so that no other gets its number.
+    key = (id(code), frame.f_lasti)
+    known = _blocks.get(key)
+    if known is None:
+        if len(_blocks) >= _KEPT_BLOCKS:
+            _blocks.clear()
+        known = _blocks[key] = (code, Block(find_with(frame), code))
+    return known[1]
+
+
+def _with_items(items: list[ast.withitem], node: ast.With) -> list[ast.stmt]:
+    return [ast.copy_location(ast.With(items, node.body), node)] if items else node.body
+
+
+def _names(code: CodeType) -> set[str]:
+    """Give every name that code, or code inside it, mentions; names that we put there begin with a dot."""
+    names = {*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return {name for name in names if not name.startswith(".")}
+
+
+def _source(found: Found) -> str:
+    text = dedented(found.lines, found.node.body)
+    if not found.items_after:
+        return text
+    items = ", ".join(map(ast.unparse, found.items_after))
+    return f"with {items}:\n" + "".join(f"    {line}" for line in text.splitlines(keepends=True))

@@ -1,0 +1,79 @@
+"""Whether the running instruction of a frame belongs to the head of a `with`, read off its bytecode.
+
+The one idea: the opcodes of a `with` head stand in a fixed order after the context expression, so looking one or two
+opcodes ahead answers without any source. `find.py` turns the same place into a syntax tree.
+
+relies on: the opcodes of a `with` head, CPython 3.10 to 3.14:
+
+    3.10          <expression> SETUP_WITH <store or POP_TOP>
+    3.11 to 3.13  <expression> BEFORE_WITH <store or POP_TOP>
+    3.14          <expression> COPY 1, LOAD_SPECIAL __exit__, SWAP, SWAP, LOAD_SPECIAL __enter__, CALL 0 <store or POP_TOP>
+
+and that `co_code` shows plain opcodes (0 for inline caches) while the code is specialized or instrumented.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from types import CodeType, FrameType
+
+_OPS = dis.opmap
+_CACHE = 0
+_EXTENDED_ARG = _OPS["EXTENDED_ARG"]
+_FILLERS = frozenset((_CACHE, _EXTENDED_ARG))
+_NEW_HEADS = sys.version_info >= (3, 14)
+_ENTER = _OPS["CALL" if _NEW_HEADS else "BEFORE_WITH" if sys.version_info >= (3, 11) else "SETUP_WITH"]
+_HEADS = frozenset((_OPS["COPY"],)) if _NEW_HEADS else frozenset((_ENTER, _OPS["BEFORE_ASYNC_WITH"]))
+_LOAD_SPECIAL = _OPS.get("LOAD_SPECIAL", -1)
+
+
+def is_with_head(frame: FrameType) -> bool:
+    """Tell whether the call that `frame` is executing is, as it stands, the context expression of a `with`.
+
+    True for `with f():` and `async with f():`, false for `f()`, `with g(f()):` and `x = f()`.
+    """
+    code = frame.f_code.co_code
+    at = frame.f_lasti
+    while code[at] == _EXTENDED_ARG:  # only 3.10 leaves f_lasti there
+        at += 2
+    at += 2
+    end = len(code)
+    while at < end and code[at] in _FILLERS:
+        at += 2
+    if at >= end or code[at] not in _HEADS:
+        return False
+    # A `:=` copies as well (3.14); the head of a `with` looks up __exit__ next.
+    return not _NEW_HEADS or code[at + 2] == _LOAD_SPECIAL
+
+
+def after_enter(code: CodeType, at: int) -> int | None:
+    """Give the offset of what runs once the `with` that enters its context at `at` has done so; None if none does."""
+    ops = code.co_code
+    while ops[at] == _EXTENDED_ARG:
+        at += 2
+    if ops[at] != _ENTER or (_NEW_HEADS and ops[at - 2] != _LOAD_SPECIAL):
+        return None
+    at += 2
+    while _NEW_HEADS and ops[at] == _CACHE:
+        at += 2
+    return at
+
+
+def enters(code: CodeType) -> list[int]:
+    """Give the offsets at which a `with` of this code enters its context, in the order of the bytecode."""
+    ops = code.co_code
+    return [
+        at
+        for at in range(0, len(ops), 2)
+        if ops[at] == _ENTER and (not _NEW_HEADS or (ops[at - 2] == _LOAD_SPECIAL and ops[at - 1] == 0))
+    ]
+
+
+def follows_enter(code: CodeType, at: int) -> bool:
+    """Tell whether the instruction at `at` is what runs first once a `with` has entered its context."""
+    ops = code.co_code
+    before = at - 2
+    while before > 0 and ops[before] in _FILLERS:
+        before -= 2
+    return before >= 0 and after_enter(code, before) is not None

@@ -1,0 +1,121 @@
+"""The text that a frame's code was compiled from.
+
+The one idea: `linecache` knows files, notebook cells, doctests and whatever a tool registered there; text that it does not
+know is offered by whoever started the code (the command line, IPython) and believed only if it fits the code. Finding a
+`with` in the text is left to `find.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType
+
+from ..errors import SourceError
+from .names import BodyGlobals
+
+_OPTIONS_WITH_VALUE = frozenset("WX")
+# The names that IPython gives to what `%%time` and `%%timeit` compile without telling linecache.
+_MAGIC_CELLS = frozenset(("<timed exec>", "<timed eval>", "<magic-timeit>"))
+
+
+def lines_of(frame: FrameType) -> Sequence[str]:
+    """Give the lines of the text that a frame's code was compiled from, with their line ends.
+
+    SourceError if nobody has kept the text.
+    """
+    around = frame.f_globals
+    if isinstance(around, BodyGlobals):
+        return around.lines
+    code = frame.f_code
+    filename = code.co_filename
+    if filename == "<string>":  # any exec() is called so: linecache's word (3.13) proves nothing either
+        for text in _command():
+            if _made(text, filename, code):
+                return text.splitlines(keepends=True)
+    elif filename in _MAGIC_CELLS:
+        for text in _cell():
+            return text.splitlines(keepends=True)
+    linecache.checkcache(filename)
+    lines = linecache.getlines(filename, around)
+    if lines:
+        return lines
+    raise SourceError(
+        f"this block has to be read before it runs, but the text of {filename!r} (line {frame.f_lineno}) is kept nowhere: "
+        "code typed into a plain prompt, piped into the interpreter or passed to exec() is forgotten once compiled. Put it "
+        "into a file, a notebook cell or `python -c`, or write a form that runs where it stands: `with model.trace(input):` "
+        "for one input, and `for step in tracer.iter[...]:` for steps"
+    )
+
+
+def dedented(lines: Sequence[str], statements: Sequence[ast.stmt]) -> str:
+    """Give the text of neighbouring statements as if they stood at the left margin."""
+    first = statements[0]
+    decorators: list[ast.expr] = getattr(first, "decorator_list", [])
+    start = min(first.lineno, *(one.lineno for one in decorators)) if decorators else first.lineno
+    last = statements[-1]
+    text = list(lines[start - 1 : last.end_lineno])
+    before = text[0].encode()[: first.col_offset]
+    if before.strip() and not decorators:  # on the line of the `with`
+        text[0] = text[0].encode()[first.col_offset :].decode()
+        return "".join(text)
+    margin = text[0][: len(text[0]) - len(text[0].lstrip())]
+    within = {
+        number - start
+        for statement in statements
+        for node in ast.walk(statement)
+        if isinstance(node, (ast.Constant, ast.JoinedStr))
+        for number in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
+    }
+    return "".join(line if number in within else line.removeprefix(margin) for number, line in enumerate(text))
+
+
+def _command() -> Iterator[str]:
+    """Give the text after `-c`, as the interpreter may have read it."""
+    arguments = iter(sys.orig_argv[1:])
+    for argument in arguments:
+        if not argument.startswith("-") or argument == "-":
+            return
+        if argument.startswith("--"):
+            if argument == "--check-hash-based-pycs":
+                next(arguments, None)
+            continue
+        for place, option in enumerate(argument[1:], start=2):
+            if option == "c":
+                text = argument[place:] or next(arguments, "")
+                yield text
+                yield textwrap.dedent(text)  # 3.14
+                return
+            if option in _OPTIONS_WITH_VALUE:
+                if not argument[place:]:
+                    next(arguments, None)
+                break
+
+
+def _cell() -> Iterator[str]:
+    """Give the notebook cell that is running, less the lines of its `%%` magics."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None:
+        return
+    text = shell.history_manager.input_hist_raw[-1]
+    while text.lstrip().startswith("%%"):
+        text = text.lstrip().partition("\n")[2]
+    yield shell.transform_cell(text)
+
+
+def _made(text: str, filename: str, code: CodeType) -> bool:
+    try:
+        whole = compile(text, filename, "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    waiting = [whole]
+    while waiting:
+        one = waiting.pop()
+        if one == code:
+            return True
+        waiting += [inner for inner in one.co_consts if isinstance(inner, CodeType)]
+    return False

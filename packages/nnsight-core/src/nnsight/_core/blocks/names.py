@@ -1,0 +1,150 @@
+"""The names that a captured body sees: its own, its siblings', those around it when it was captured, and globals.
+
+The one idea: code that is not a function looks a name up in a mapping, and a mapping may be asked by `__missing__`. The
+body's own level reads and writes `Names`. Functions, classes and comprehensions inside the body look past their own names in
+globals and builtins; `BodyGlobals` and `BodyBuiltins` stand there and ask `Names`. What a write to a `global` name means
+is settled before, in `rewrite.py`, which uses `RealGlobals`.
+
+relies on: LOAD_NAME and LOAD_GLOBAL honour `__missing__` of dict subclasses as locals, globals and builtins; in a
+class body LOAD_NAME asks the globals without it, and then the builtins with it. CPython 3.10 to 3.14.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+# What the interpreter, the import system, warnings and linecache read from a frame's globals without asking.
+_PHYSICAL = ("__name__", "__package__", "__spec__", "__loader__", "__file__", "__doc__", "__path__")
+
+Lookup = Callable[[str], Any]
+
+
+class Names(dict[str, Any]):
+    """The bindings of one run of a body: `dict(names)` is what the body itself bound.
+
+    A name that the body did not bind is looked for in `elsewhere(name)` if that is set (it returns the value, waits for it,
+    or raises KeyError), then in `outer` (what the frame held when the body was captured), then in the real globals
+    and builtins.
+    """
+
+    __slots__ = ("elsewhere", "outer", "real")
+
+    def __init__(self, outer: dict[str, Any], real: dict[str, Any], elsewhere: Lookup | None = None) -> None:
+        super().__init__()
+        self.outer = dict(outer)
+        self.real = real
+        self.elsewhere = elsewhere
+
+    def __missing__(self, name: str) -> Any:
+        if self.elsewhere is not None:
+            try:
+                return self.elsewhere(name)
+            except KeyError:
+                pass
+        if name in self.outer:
+            return self.outer[name]
+        return _global(self.real, name)
+
+    def __delitem__(self, name: str) -> None:
+        hidden = self.outer.pop(name, self)
+        if name in self:
+            super().__delitem__(name)
+        elif hidden is self:
+            raise KeyError(name)
+
+    def bind(self, name: str, value: Any) -> Any:
+        """Bind and return a value: what `name := value` does."""
+        self[name] = value
+        return value
+
+    def known(self, names: Iterable[str]) -> dict[str, Any]:
+        """Give those of `names` that are bound here or were around the body, waiting for none."""
+        return {name: self[name] if name in self else self.outer[name] for name in names if name in self or name in self.outer}
+
+
+class BodyGlobals(dict[str, Any]):
+    """The globals of a body: nearly empty, asking the body's `Names` for everything; writes reach the real globals."""
+
+    __slots__ = ("lines", "names", "real")
+
+    def __init__(self, names: Names, lines: Sequence[str], warned: dict[Any, Any]) -> None:
+        real = names.real
+        super().__init__({name: real[name] for name in _PHYSICAL if name in real})
+        self.names = names
+        self.lines = lines
+        self.real: dict[str, Any] = real.real if isinstance(real, BodyGlobals) else real
+        # `warned` outlives the run, so that "once per place" holds for warnings given in a body that runs often.
+        self.update({"__builtins__": BodyBuiltins(self), "__warningregistry__": warned})
+        self.update({".names": names, ".globals": RealGlobals(self.real)})
+
+    def __missing__(self, name: str) -> Any:
+        return self.names[name]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.names or name in self.names.outer or name in self.names.real
+
+    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
+        return self[name] if name in self else default
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.real[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.real[name]
+
+
+class BodyBuiltins(dict[str, Any]):
+    """The builtins of a body: the two that the interpreter takes without asking, and `Names` behind them."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, of: BodyGlobals) -> None:
+        plain = _builtins(of.real)
+        super().__init__({name: plain[name] for name in ("__import__", "__build_class__")})
+        self.names = of.names
+
+    def __missing__(self, name: str) -> Any:
+        return self.names[name]
+
+
+class RealGlobals:
+    """The globals of the module that a body stands in, for names which are declared `global`."""
+
+    __slots__ = ("real",)
+
+    def __init__(self, real: dict[str, Any]) -> None:
+        self.real = real
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return _global(self.real, name)
+        except KeyError:
+            raise NameError(f"name {name!r} is not defined", name=name) from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.real[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self.real:
+            raise NameError(f"name {name!r} is not defined", name=name)
+        del self.real[name]
+
+    def bind(self, name: str, value: Any) -> Any:
+        """Bind and return a value: what `name := value` does."""
+        self.real[name] = value
+        return value
+
+
+def _builtins(real: dict[str, Any]) -> dict[str, Any]:
+    found = real.get("__builtins__", builtins)
+    return vars(found) if isinstance(found, ModuleType) else found
+
+
+def _global(real: dict[str, Any], name: str) -> Any:
+    try:
+        return real[name]
+    except KeyError:
+        return _builtins(real)[name]

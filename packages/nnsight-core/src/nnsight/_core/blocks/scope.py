@@ -1,0 +1,72 @@
+"""Reading names from the caller's frame, and binding names in it.
+
+The one idea: `f_locals` is the namespace itself at module level, in a class and under exec(), and a view that writes through
+in functions since 3.13. Before that it is a copy for functions, which the interpreter offers to copy back.
+
+relies on: PyFrame_LocalsToFast(frame, 0), which binds the names present in `f_locals` and leaves others; CPython 3.10 to 3.12.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from types import CodeType, FrameType
+from typing import Any
+
+from .names import Names
+
+_WRITES_THROUGH = sys.version_info >= (3, 13)
+# Code with one of these may have handed out, through `locals()`, the very dict that `f_locals` gives before 3.13.
+_SHOWS_LOCALS = frozenset(("locals", "vars", "dir", "eval", "exec", "_getframe", "currentframe", "f_locals"))
+
+
+def snapshot(frame: FrameType, names: Iterable[str]) -> dict[str, Any]:
+    """Give the values that `names` have in a frame just now; names that are unbound there, or only global, are left out."""
+    here: Mapping[str, Any] = frame.f_locals
+    if isinstance(here, Names):
+        return here.known(names)
+    found = {name: here[name] for name in names if name in here}
+    if not _in_function(frame):
+        found.update(_around_class(frame, names, found))
+    _forget(frame, here)
+    return found
+
+
+def write_back(frame: FrameType, mapping: Mapping[str, Any]) -> None:
+    """Bind names in a frame as code in it would have: local and closed-over ones there, others of a function globally."""
+    here: MutableMapping[str, Any] = frame.f_locals  # type: ignore[assignment]
+    if not _in_function(frame):
+        here.update(mapping)
+        return
+    code = frame.f_code
+    local = {name: value for name, value in mapping.items() if _is_local(code, name)}
+    here.update(local)
+    if not _WRITES_THROUGH:
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        _forget(frame, here)
+    for name in mapping.keys() - local.keys():
+        frame.f_globals[name] = mapping[name]
+
+
+def _in_function(frame: FrameType) -> bool:
+    return bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
+
+
+def _is_local(code: CodeType, name: str) -> bool:
+    return name in code.co_varnames or name in code.co_cellvars or name in code.co_freevars
+
+
+def _around_class(frame: FrameType, names: Iterable[str], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the names that a class body reads from the function which is running it."""
+    free = [name for name in names if name in frame.f_code.co_freevars and name not in found]
+    return snapshot(frame.f_back, free) if free and frame.f_back is not None else {}
+
+
+def _forget(frame: FrameType, here: Mapping[str, Any]) -> None:
+    """Empty the copy of a function's locals, which would keep every tensor in it alive until the function returns."""
+    if _WRITES_THROUGH or not _in_function(frame) or sys.gettrace() is not None:
+        return
+    if isinstance(here, dict) and _SHOWS_LOCALS.isdisjoint(frame.f_code.co_names):
+        here.clear()

@@ -1,0 +1,189 @@
+"""Making the interpreter skip the body of a `with`.
+
+The one idea: an exception raised at the first opcode after the context is entered, where the value for `as` is stored or
+dropped, is already inside the `with`, so `__exit__` receives it and swallows it; nothing of the body has run. Since 3.12
+`sys.monitoring` raises it, beside whatever else watches; before that it is a trace function in place of the one that is
+there, which is told everything meanwhile and put back when the exception arrives.
+
+relies on: an exception from a monitoring callback for INSTRUCTION, or from a trace function at an "opcode" event, is raised in
+the frame at that instruction; CPython 3.10 to 3.14. A trace function that raises is taken off by the interpreter.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FrameType, FunctionType, MethodType
+from typing import Any
+
+from ..errors import SourceError
+from .heads import after_enter, follows_enter
+
+
+class Skipped(BaseException):
+    """Raised in the caller's frame to leave the body of a `with`; `skipped` recognizes it."""
+
+    def __init__(self, frame: FrameType, local: Any, trace: _Trace | None = None) -> None:
+        super().__init__("the body of this `with` was read, and runs later")
+        self.frame = frame
+        self.local = local
+        self.trace = trace
+
+
+def skip(frame: FrameType) -> None:
+    """Make the `with` that `frame` is entering skip its body: its `__exit__` gets `Skipped` at once.
+
+    Call it last in `__enter__`, and `skipped` first in `__exit__`. SourceError if that cannot be done just now.
+    """
+    at = after_enter(frame.f_code, frame.f_lasti)
+    if at is None:
+        raise SourceError(f"{frame.f_code.co_filename}, line {frame.f_lineno}: no `with` statement is being entered here")
+    if not _watch(frame, at):
+        _Trace(frame, at).start()
+
+
+def skipped(error: BaseException | None) -> bool:
+    """Tell whether what `__exit__` received is the skipping of its body, and if so put all tracing back as it was."""
+    if not isinstance(error, Skipped):
+        return False
+    frame = error.frame
+    if error.trace is not None:
+        error.trace.stop(sys._getframe(1))
+    elif error.local is not None:
+        frame.f_trace = error.local
+    # The exception keeps its traceback, and so every frame in it, for as long as anybody keeps the exception.
+    del error.frame, error.local, error.trace
+    return True
+
+
+def _suspended() -> SourceError:
+    return SourceError(
+        "this block cannot be skipped while a debugger's prompt, or another trace function, is running the code around it: tracing "
+        "is off there. Let the program continue to this line instead"
+    )
+
+
+# 3.12 and later: sys.monitoring
+
+_tool: int | None = None
+_armed: dict[FrameType, int] = {}
+_seen: list[CodeType] = []
+
+
+def _take_tool() -> int | None:
+    global _tool
+    if _tool is None:
+        events = sys.monitoring.events
+        for number in (4, 3, 5, 2, 1, 0):  # those without a customary owner first
+            if sys.monitoring.get_tool(number) is None:
+                sys.monitoring.use_tool_id(number, "nnsight blocks")
+                sys.monitoring.register_callback(number, events.INSTRUCTION, _on_instruction)
+                sys.monitoring.register_callback(number, events.PY_START, lambda code, at: _seen.append(code))
+                sys.monitoring.set_local_events(number, _probe.__code__, events.PY_START)
+                _tool = number
+                break
+    return _tool
+
+
+def _watch(frame: FrameType, at: int) -> bool:
+    if sys.version_info < (3, 12):
+        return False
+    tool = _take_tool()
+    if tool is None:
+        return False
+    if not _events_arrive(tool):
+        raise _suspended()
+    _armed[frame] = at
+    # Stays set: setting costs time with the length of the code, and an instruction that is not of interest is asked about once.
+    if not sys.monitoring.get_local_events(tool, frame.f_code):
+        sys.monitoring.set_local_events(tool, frame.f_code, sys.monitoring.events.INSTRUCTION)
+    return True
+
+
+def _on_instruction(code: CodeType, at: int) -> object:
+    frame = sys._getframe(1)
+    if frame in _armed and _armed.pop(frame) == at:
+        local = frame.f_trace
+        if local is not None:
+            frame.f_trace = None  # a debugger that steps over the `with` would stop to show the exception
+        raise Skipped(frame, local)
+    return None if follows_enter(code, at) else sys.monitoring.DISABLE  # type: ignore[attr-defined]
+
+
+def _events_arrive(tool: int) -> bool:
+    """Tell whether the interpreter reports events: not while it runs a trace function or another tool's callback."""
+    others = (number for number in range(6) if number != tool)
+    if sys.gettrace() is None and sys.getprofile() is None and not any(map(sys.monitoring.get_tool, others)):
+        return True
+    _seen.clear()
+    _probe()
+    return bool(_seen)
+
+
+def _probe() -> None:
+    pass
+
+
+# Before 3.12, and where no tool number is free: a trace function
+
+
+class _Trace:
+    """The trace functions that wait for a frame to enter its context, and those that were there before."""
+
+    def __init__(self, frame: FrameType, at: int) -> None:
+        self.frame = frame
+        self.at = at
+        self.live = False
+        self.thread: Any = sys.gettrace()
+        self.local: Any = frame.f_trace
+        self.opcodes = frame.f_trace_opcodes
+
+    def start(self) -> None:
+        self.frame.f_trace = self._on_event
+        self.frame.f_trace_opcodes = True  # before settrace: 3.12 looks at it then
+        sys.settrace(self._on_call)
+        _probe()
+        if not self.live:
+            self._put_back()
+            raise _suspended()
+
+    def stop(self, exit: FrameType) -> None:
+        """Put back the trace functions, from a function that `exit`, the frame of an `__exit__`, called."""
+        self._put_back()
+        if self.thread is None or isinstance(self.thread, (FunctionType, MethodType)):
+            return
+        # A tracer written in C installs itself beneath Python at the next call that it sees, and then counts the returns
+        # of frames whose calls it never saw: tell it of those that are open. Coverage attributes lines by that count.
+        opened = [sys._getframe(0), sys._getframe(1)]
+        while opened[-1].f_back is not self.frame and opened[-1].f_back is not None:
+            opened.append(opened[-1].f_back)
+        for frame in reversed(opened):
+            frame.f_trace = self.thread(frame, "call", None)
+
+    def _put_back(self) -> None:
+        self.frame.f_trace = self.local
+        self.frame.f_trace_opcodes = self.opcodes
+        sys.settrace(self.thread)
+
+    def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code is _probe.__code__:
+            self.live = True
+            return None
+        if self.thread is None:
+            return None
+        local = self.thread(frame, event, arg)
+        sys.settrace(self._on_call)  # the other may have installed itself
+        return local
+
+    def _on_event(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event != "opcode" or self.opcodes:
+            self._tell(frame, event, arg)
+        if event != "opcode":
+            return self._on_event
+        if frame.f_lasti == self.at:
+            raise Skipped(frame, None, self)
+        self._put_back()  # __enter__ failed after all
+        return self.local
+
+    def _tell(self, frame: FrameType, event: str, arg: Any) -> None:
+        if self.local is not None:
+            self.local = self.local(frame, event, arg) or self.local

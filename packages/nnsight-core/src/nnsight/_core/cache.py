@@ -1,0 +1,263 @@
+"""`tracer.cache()`: keep what chosen modules gave and took, without asking for each.
+
+A cache watches; it never holds the run up, and it sees a value after everybody at that site has had their turn. Values
+are kept as they are (detached, and moved or cast if asked): no copy is made that was not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .batching import Rows
+from .here import Here, narrow
+from .sites import INPUT, OUTPUT, Place
+from .structures import first, tree_map
+
+if TYPE_CHECKING:
+    from .interleaver import Interleaver
+    from .tree import Node
+
+
+class Entry:
+    """What one module gave and took at one visit.
+
+    Attributes:
+        output: the output, after interventions; None if outputs were not asked for.
+        inputs: the pair of positional and keyword arguments; None if inputs were not asked for.
+    """
+
+    __slots__ = ("inputs", "output")
+
+    def __init__(self) -> None:
+        self.output: Any = None
+        self.inputs: Any = None
+
+    @property
+    def input(self) -> Any:
+        """The first input; None if inputs were not asked for."""
+        return None if self.inputs is None else first(*self.inputs)
+
+    def __repr__(self) -> str:
+        return f"Entry(output={_shape(self.output)}, inputs={_shape(self.inputs)})"
+
+
+class Visits(list[Entry]):
+    """The visits of one module, when there were several: a list, which answers for its first visit as well."""
+
+    @property
+    def output(self) -> Any:
+        """The output of the first visit."""
+        return self[0].output
+
+    @property
+    def inputs(self) -> Any:
+        """The inputs of the first visit."""
+        return self[0].inputs
+
+    @property
+    def input(self) -> Any:
+        """The first input of the first visit."""
+        return self[0].input
+
+
+class Cache(Mapping[str, Any]):
+    """What `tracer.cache()` returns: entries by path, or by attributes as on the model.
+
+    `cache["model.layers.0"].output` and `cache.model.layers[0].output` are the same. A module that was visited several
+    times (generation, recurrence) has a list of entries, one a visit, in order.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._entries: dict[str, Visits] = {}
+
+    def _add(self, path: str, visit: int) -> Entry:
+        visits = self._entries.setdefault(path, Visits())
+        entry = Entry()
+        visits.append(entry)
+        return entry
+
+    def _resolve(self, key: str) -> str:
+        if key in self._entries:
+            return key
+        root = self._node._root
+        for path in (key, f"{root._path}.{key}"):
+            if path in self._entries:
+                return path
+            if path.startswith(root._path + "."):
+                try:
+                    real = root._walk(path[len(root._path) + 1 :])._path
+                except AttributeError:
+                    continue
+                if real in self._entries:
+                    return real
+        raise KeyError(f"{key!r} is not in this cache, which holds {_some(list(self._entries))}")
+
+    def __getitem__(self, key: str) -> Any:
+        visits = self._entries[self._resolve(key)]
+        return visits[0] if len(visits) == 1 else visits
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return isinstance(key, str) and bool(self._resolve(key))
+        except KeyError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        root = self.__dict__["_node"]._root
+        if name == root._path:
+            return Branch(self, root)
+        return getattr(Branch(self, root), name)
+
+    def __repr__(self) -> str:
+        return f"Cache({_some(list(self._entries))})"
+
+
+class Branch:
+    """The way into a cache by attributes: mirrors the tree of the model."""
+
+    def __init__(self, cache: Cache, node: Node) -> None:
+        self._cache = cache
+        self._node = node
+
+    def _entry(self) -> Any:
+        return self._cache[self._node._path]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in ("output", "inputs", "input") and name not in self._node._module._modules:
+            return getattr(self._entry(), name)
+        if name in ("nns_output", "nns_inputs", "nns_input"):
+            return getattr(self._entry(), name[4:])
+        try:
+            return Branch(self._cache, self._node._walk(name))
+        except AttributeError:
+            raise AttributeError(f"this cache has nothing at `{self._node._path}.{name}`: {self._cache!r}") from None
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            node = self._node[key]
+        except (TypeError, IndexError, KeyError):
+            entry = self._entry()
+            if isinstance(entry, list):
+                return entry[key]
+            raise
+        return [Branch(self._cache, n) for n in node] if isinstance(node, list) else Branch(self._cache, node)
+
+    def __len__(self) -> int:
+        return len(self._node)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Branch(self._cache, node) for node in self._node)
+
+    def __repr__(self) -> str:
+        return f"<cached {self._node._path}>"
+
+
+class CacheWatcher:
+    """Fills a cache during a run."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        rows: Rows | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        detach: bool,
+        stages: tuple[str, ...],
+    ) -> None:
+        self.cache = cache
+        self.rows = rows
+        self.device = device
+        self.dtype = dtype
+        self.detach = detach
+        self.stages = stages
+        self.paths: dict[Place, str] = {}
+        self.open: dict[Place, Entry] = {}
+        self.seen = False
+        self.plain = device is None and dtype is None
+
+    def install(self, run: Interleaver, nodes: Iterable[Node]) -> None:
+        """Watch the modules of these envoys from now on."""
+        for node in nodes:
+            place = node._place()
+            if run.rigging.has(place):
+                self.paths[place] = node._path
+                run.watch(place, self)
+
+    def see(self, here: Here, run: Interleaver) -> None:
+        """Keep the value that lies here."""
+        if here.stage not in self.stages:
+            return
+        self.seen = True
+        value = here.value
+        if self.rows is not None and run.layout is not None:
+            value = narrow(value, self.rows, run.layout, here.place.path)
+        value = tree_map(self.keep, value)
+        place = here.place
+        if here.stage is INPUT:
+            entry = self.cache._add(self.paths[place], here.visit)
+            entry.inputs = value
+            self.open[place] = entry
+        else:
+            entry = self.open.pop(place, None) or self.cache._add(self.paths[place], here.visit)
+            entry.output = value
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor as the cache keeps it."""
+        if self.detach and tensor.requires_grad:
+            tensor = tensor.detach()
+        return tensor if self.plain else tensor.to(device=self.device, dtype=self.dtype)
+
+
+def chosen(node: Node, modules: Iterable[Any] | None) -> list[Node]:
+    """Return the envoys that a cache is to watch: given as envoys or paths, or all of the tree."""
+    if modules is None:
+        return [found for _, found in node.named_modules()]
+    if isinstance(modules, str):
+        raise TypeError(f"cache(modules=...) takes a list: write modules=[{modules!r}]")
+    root = node._root
+    found: list[Node] = []
+    for module in modules:
+        if isinstance(module, str):
+            path = module[len(root._path) + 1 :] if module.startswith(root._path + ".") else module
+            try:
+                found.append(root if path == root._path else root._walk(path))
+            except AttributeError:
+                raise KeyError(f"cache(modules=...): the model has no module {module!r}") from None
+        elif hasattr(module, "_place"):
+            found.append(module)
+        else:
+            raise TypeError(f"cache(modules=...) takes envoys or their paths, not {type(module).__name__}")
+    return found
+
+
+def stages(include_output: bool, include_inputs: bool) -> tuple[str, ...]:
+    """Return the stages that a cache keeps."""
+    if not (include_output or include_inputs):
+        raise ValueError("a cache of neither outputs nor inputs would be empty: leave one of them on")
+    return (OUTPUT,) * include_output + (INPUT,) * include_inputs
+
+
+def _some(paths: list[str]) -> str:
+    if len(paths) <= 6:
+        return ", ".join(paths) or "nothing"
+    return ", ".join(paths[:5]) + f" and {len(paths) - 5} more"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{type(value).__name__}{tuple(value.shape)}"
+    return type(value).__name__

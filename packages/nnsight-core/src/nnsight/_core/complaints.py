@@ -1,0 +1,102 @@
+"""What is said when a site cannot be given: what happened, where, why, and what to write instead.
+
+Errors are built here and raised where they happen, so that the code of a run stays readable.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING
+
+from .errors import MissedProviderError, OutOfOrderError
+from .sites import Place, site_name
+
+if TYPE_CHECKING:
+    from .interleaver import Interleaver
+    from .mediator import Mediator
+
+
+def _asked(mediator: Mediator, place: Place, stage: str) -> str:
+    site = site_name(place.path, stage)
+    if mediator.step is not None and not place.stepless:
+        site += f" of step {mediator.step}" if mediator.run.stepping else f" (visit {mediator.step})"
+    if mediator.rows is not None or mediator.order:
+        site += f" was asked for by {mediator.name}, and"
+    return site
+
+
+def _standing(run: Interleaver) -> str:
+    here = run.here
+    if run.over:
+        return "the run is over"
+    if here is None:
+        return "the model has gone on since"
+    step = f" in step {run.step}" if run.stepping and run.step_place is not None else ""
+    return f"the model now stands at {site_name(here.place.path, here.stage)}{step}"
+
+
+def passed(mediator: Mediator, place: Place, stage: str) -> MissedProviderError:
+    """Return the error for a site that the run has passed, or that a finished run never had."""
+    run = mediator.run
+    if run.over and place not in run.entered and place not in run.earlier:
+        return MissedProviderError(
+            f"{_asked(mediator, place, stage)} cannot be given: the run is over and never came there. Ask for it inside "
+            "the block, before the model has finished."
+        )
+    return OutOfOrderError(
+        f"{_asked(mediator, place, stage)} has been passed already: {_standing(run)}. Sites are given in the order in "
+        "which the model reaches them: ask for this one earlier in the block, and keep its value in a name."
+    )
+
+
+def missed(mediator: Mediator, place: Place, stage: str) -> MissedProviderError:
+    """Return the error for a site that was waited for and never came."""
+    run = mediator.run
+    site = _asked(mediator, place, stage)
+    if mediator.step is not None and run.stepping and mediator.step > run.step:
+        return MissedProviderError(
+            f"{site} never came: the run ended after {run.step + 1} step{'s' if run.step else ''}. Ask for an earlier "
+            "step, or let the run take more."
+        )
+    if mediator.step is not None and not run.stepping and run.entered.get(place):
+        return MissedProviderError(
+            f"{site} never came: this place was visited {run.entered[place]} time(s) in this run. Ask for an earlier visit."
+        )
+    return MissedProviderError(
+        f"{site} never came: the run ended without reaching it. The module was not called in this run: it may be unused "
+        "by this forward, lie inside a module that was skipped, or be called for other inputs only."
+    )
+
+
+def unmet_edit(mediator: Mediator, place: Place, stage: str) -> str:
+    """Return the warning for an edit whose site never came."""
+    return (
+        f"An edit waited for {site_name(place.path, stage)}, which this run never reached: it had no effect from there on. "
+        "Trace a part of the model that contains it, or remove the edit."
+    )
+
+
+def barrier(arrived: list[str], parties: int) -> str:
+    """Return the message for a barrier that not everybody reached."""
+    return (
+        f"A barrier for {parties} invokes was reached by {len(arrived)} only ({', '.join(arrived)}) before the run ended. "
+        "Call it in each of them, at a site that the run reaches, or make the barrier for fewer."
+    )
+
+
+def never_bound(name: str, reader: str, writers: list[str]) -> str:
+    """Return the message for a name that one invoke reads and no other has bound."""
+    return (
+        f"name '{name}' is read by {reader} and would be bound by {' or '.join(writers)}, which ended without binding it. "
+        "Bind it on every path, or read it only where it is bound."
+    )
+
+
+def note_where(error: BaseException, run: Interleaver) -> None:
+    """Note on an error of the user's where the model stood when it was raised; shown when debugging is on."""
+    model = run.model
+    frame = getattr(model, "gr_frame", None)
+    if frame is None or not hasattr(error, "add_note"):
+        return
+    stack = "".join(traceback.format_stack(frame))
+    error.add_note(f"nnsight: {_standing(run)}. Its stack, outermost call first:\n{stack}")

@@ -1,0 +1,175 @@
+"""The value at the site where a run stands, as each mediator sees it and writes it.
+
+One idea: a write of some rows is kept beside the value, and the value is put together once, when the run moves on. So
+a write costs its own rows, and one copy of the batch per site pays for all of them. An invoke gets its rows as a view,
+so edits in place need nothing at all. How rows lie in a value is the layout's statement (`batching.py`), never a guess.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .batching import Layout, Rows
+from .errors import RowsError
+from .sites import Place, site_name
+from .structures import leaves, tree_map, zip_map
+
+if TYPE_CHECKING:
+    from .served import WriteBack
+
+#: Set on a view that an invoke gets: the whole value and the rows, so that a gradient can be asked for by the view.
+WHOLE = "_nnsight_whole"
+
+
+class Here:
+    """Where a run stands: the place, the stage, the visit, and the value that lies there."""
+
+    __slots__ = ("backs", "layout", "pieces", "place", "skipped", "stage", "value", "views", "visit")
+
+    def __init__(self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None) -> None:
+        self.place = place
+        self.stage = stage
+        self.value = value
+        self.visit = visit
+        self.layout = layout
+        self.views: dict[Rows, Any] = {}
+        self.pieces: dict[Rows, Any] = {}
+        #: Set by `skip`: the rows whose module is not to run, and what to take as its output instead.
+        self.skipped: dict[Rows | None, Any] | None = None
+        self.backs: list[WriteBack] = []
+
+    def read(self, rows: Rows | None) -> Any:
+        """Return the value, or the rows of one invoke as views into it."""
+        if rows is None:
+            if self.views:
+                self.settle()
+            return self.value
+        if rows in self.pieces:
+            return self.pieces[rows]
+        if rows in self.views:
+            return self.views[rows]
+        if any(_overlap(rows, other) for other in self.pieces):
+            self.settle()
+        view = self.views[rows] = narrow(self.value, rows, self._stated(), self.place.path)
+        return view
+
+    def write(self, rows: Rows | None, value: Any) -> None:
+        """Replace the value, or the rows of one invoke."""
+        if rows is None:
+            self.value = value
+            self.views.clear()
+            self.pieces.clear()
+            return
+        self._check(rows, value)
+        if any(other != rows and _overlap(rows, other) for other in self.pieces):
+            self.settle()
+        self.pieces[rows] = value
+        # The view stays: its leaves stand for the rows of the value that are not written by anybody.
+
+    def settle(self) -> None:
+        """Make `value` what everybody's reads and writes have made of it."""
+        for back in self.backs:
+            back(self)
+        self.backs.clear()
+        for rows, view in self.views.items():
+            if rows not in self.pieces and _asks_for_grad(view, self.value):
+                self.pieces[rows] = view
+        if self.pieces:
+            self.value = self._joined()
+            self.pieces.clear()
+        self.views.clear()
+
+    def _stated(self) -> Layout:
+        assert self.layout is not None, "a run whose mediators have rows has a layout"
+        return self.layout
+
+    def _site(self) -> str:
+        return site_name(self.place.path, self.stage)
+
+    def _check(self, rows: Rows, value: Any) -> None:
+        layout, path = self._stated(), self.place.path
+
+        def check(old: Any, new: Any) -> Any:
+            mine = layout.take(old, rows, path) if isinstance(old, torch.Tensor) else None
+            if mine is None:
+                if not _same(old, new):
+                    raise RowsError(
+                        f"{self._site()} holds a value that carries no rows of its own, so all invokes share it; one "
+                        "invoke among several cannot write it. Write it from a prompt-less invoke (`with "
+                        "tracer.invoke():`), or trace this input alone."
+                    )
+            elif not isinstance(new, torch.Tensor):
+                raise RowsError(f"{self._site()} holds a tensor, and a {type(new).__name__} was written to it.")
+            elif new.shape != mine.shape:
+                raise RowsError(
+                    f"{self._site()} has shape {tuple(mine.shape)} in this invoke, and a tensor of shape "
+                    f"{tuple(new.shape)} was written to it. An invoke among several must write its own rows, all of "
+                    "them and no more; to change the shape, trace this input alone."
+                )
+            return new
+
+        try:
+            zip_map(check, self.value, value)
+        except RowsError:
+            raise
+        except ValueError as error:
+            raise RowsError(f"What was written to {self._site()} is built differently from what is there: {error}") from None
+
+    def _joined(self) -> Any:
+        """Put the pieces into the value, leaf by leaf."""
+        layout, path = self._stated(), self.place.path
+        by_leaf: list[dict[Rows, torch.Tensor]] = [{} for _ in leaves(self.value)]
+        for rows, piece in self.pieces.items():
+            at = iter(by_leaf)
+
+            def collect(old: Any, new: Any, rows: Rows = rows, at: Any = at) -> Any:
+                if isinstance(old, torch.Tensor):
+                    slot = next(at)
+                    if layout.take(old, rows, path) is not None:
+                        slot[rows] = new.to(device=old.device, dtype=old.dtype)
+                return old
+
+            zip_map(collect, self.value, piece)
+        at = iter(by_leaf)
+
+        def put(old: torch.Tensor) -> torch.Tensor:
+            pieces = next(at)
+            return layout.join(old, pieces, path) if pieces else old
+
+        return tree_map(put, self.value)
+
+
+def narrow(value: Any, rows: Rows, layout: Layout, path: str) -> Any:
+    """Return the rows of one invoke in every tensor of `value` that carries rows."""
+
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        view = layout.take(tensor, rows, path)
+        if view is None:
+            return tensor
+        if tensor.requires_grad:
+            setattr(view, WHOLE, (tensor, rows, layout, path))
+        return view
+
+    return tree_map(take, value)
+
+
+def _overlap(a: Rows, b: Rows) -> bool:
+    return a[0] < b[0] + b[1] and b[0] < a[0] + a[1]
+
+
+def _same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if isinstance(old, torch.Tensor) or isinstance(new, torch.Tensor):
+        return False
+    return bool(old == new)
+
+
+def _asks_for_grad(view: Any, value: Any) -> bool:
+    """Say whether a body made its rows require a gradient where the whole value does not.
+
+    Such a view is a side branch of the graph unless the run goes on with it, so it is taken as written.
+    """
+    return any(a.requires_grad and not b.requires_grad for a, b in zip(leaves(view), leaves(value)))

@@ -1,0 +1,405 @@
+"""One run: the model's side, the mediators, who waits where, and how the run ends.
+
+The model runs until it reaches a site that somebody waits for; there it stands (`Here`) while each of them has a turn,
+in the order in which they were defined, and goes on when nobody wants more of it. With an inline body the model's
+forward is in a greenlet of its own; with captured bodies the model stays in the caller's and the bodies are spawned.
+What is put on the modules to make them stop is `taps.py`; what a body asks for and how it parks is `mediator.py`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from . import complaints
+from .active import active
+from .batching import Layout
+from .errors import UnmetSiteWarning
+from .here import Here
+from .mediator import Abandon, BodyMediator, Mediator
+from .sites import INPUT, OUTPUT, Place
+from .taps import Rigging, Tap, put, running, take_off
+from .turns import Greenlet, ThreadState, getcurrent, spawn, turn
+
+
+class Watcher(Protocol):
+    """Something that looks at every visit of a place and never holds the run up (a cache)."""
+
+    def see(self, here: Here, run: Interleaver) -> None:
+        """Look at what lies here, after everybody has had their turn."""
+
+
+class Desk:
+    """Who has business at one place."""
+
+    __slots__ = ("steps", "waiting", "watchers")
+
+    def __init__(self) -> None:
+        self.waiting: list[Mediator] = []
+        self.watchers: list[Watcher] = []
+        #: True at the place whose visits are the steps of the run.
+        self.steps = False
+
+
+class Interleaver:
+    """One run of a model with the bodies that look into it.
+
+    Args:
+        call: runs the model and returns its result.
+        rigging: the taps of the tree that runs.
+        layout: how the rows of several invokes lie in the values; None with one input.
+        step_place: the place each visit of which begins a step; None for a single forward.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        rigging: Rigging,
+        layout: Layout | None = None,
+        step_place: Place | None = None,
+    ) -> None:
+        self.call = call
+        self.rigging = rigging
+        self.layout = layout
+        self.step_place = step_place
+        self.busy: dict[Place, Desk] = {}
+        self.entered: dict[Place, int] = {}
+        self.left: dict[Place, int] = {}
+        self.earlier: set[Place] = set()
+        self.here: Here | None = None
+        self.step = 0
+        self.stepping = False
+        self.steps_over = False
+        self.step_waiters: list[Mediator] = []
+        self.bodies: list[BodyMediator] = []
+        self.parked: list[BodyMediator] = []
+        self.model: Greenlet | None = None
+        self.over = False
+        self.stopped = False
+        self.closing = False
+        self.failed: BodyMediator | None = None
+        self.result: Any = None
+        self.result_place = Place("result", stepless=True)
+        #: The active stack that bodies of this run start with.
+        self.stack: tuple[Any, ...] = ()
+        self.thread = ThreadState()
+        #: The state that captured bodies start with: the caller's.
+        self.body_thread = self.thread
+        self._taps: list[Tap] = []
+        if step_place is not None:
+            desk = self.busy[step_place] = Desk()
+            desk.steps = True
+
+    # -- the hot path: called by the taps ----------------------------------------------------------------------------
+
+    def visit(self, place: Place, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Pass through a place where somebody has business."""
+        desk = self.busy.get(place)
+        if desk is not None and desk.steps:
+            self._begin_step()
+        visit = self.entered.get(place, 0)
+        self.entered[place] = visit + 1
+        skipped = None
+        if place in self.busy:
+            here = self._arrive(place, INPUT, (args, kwargs), visit)
+            if here is not None:
+                args, kwargs = here.value
+                skipped = here.skipped
+        if skipped is None:
+            value = call(*args, **kwargs)
+        elif None in skipped:
+            value = skipped[None]
+        else:
+            value = self._skip_rows(place, visit, skipped, call, args, kwargs)
+        if place in self.busy:
+            here = self._arrive(place, OUTPUT, value, visit)
+            if here is not None:
+                value = here.value
+        self.left[place] = visit + 1
+        return value
+
+    def leave(self, place: Place, value: Any) -> Any:
+        """Come out of a place where business came up while it was running."""
+        here = self._arrive(place, OUTPUT, value, self.entered[place] - 1)
+        return value if here is None else here.value
+
+    def _arrive(self, place: Place, stage: str, value: Any, visit: int) -> Here | None:
+        desk = self.busy[place]
+        due = [mediator for mediator in desk.waiting if mediator.due(stage, visit)]
+        if not due and not desk.watchers:
+            return None
+        if place.stepless and not self.steps_over:
+            self.end_steps()
+        here = self.here = Here(place, stage, value, visit, self.layout)
+        if due:
+            if len(due) > 1:
+                due.sort(key=lambda mediator: mediator.order)
+            desk.waiting = [mediator for mediator in desk.waiting if mediator not in due] if len(due) < len(desk.waiting) else []
+            self._tidy(place, desk)
+            for mediator in due:
+                mediator.serve(here)
+        if self.parked:
+            self.settle()
+        here.settle()
+        for watcher in desk.watchers:
+            watcher.see(here, self)
+        self.here = None
+        return here
+
+    def _skip_rows(
+        self,
+        place: Place,
+        visit: int,
+        skipped: dict[Any, Any],
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        # Some invokes skip the module and others do not: it runs for all, and those who skip get their own value.
+        value = call(*args, **kwargs)
+        here = Here(place, OUTPUT, value, visit, self.layout)
+        for rows, replacement in skipped.items():
+            here.write(rows, replacement)
+        here.settle()
+        return here.value
+
+    # -- who waits where ---------------------------------------------------------------------------------------------
+
+    def wait(self, mediator: Mediator, place: Place) -> None:
+        """Let a mediator wait at a place."""
+        desk = self.busy.get(place)
+        if desk is None:
+            desk = self.busy[place] = Desk()
+        desk.waiting.append(mediator)
+
+    def watch(self, place: Place, watcher: Watcher) -> None:
+        """Let a watcher see every visit of a place from now on."""
+        desk = self.busy.get(place)
+        if desk is None:
+            desk = self.busy[place] = Desk()
+        desk.watchers.append(watcher)
+
+    def _tidy(self, place: Place, desk: Desk) -> None:
+        if not (desk.waiting or desk.watchers or desk.steps):
+            del self.busy[place]
+
+    def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
+        """Say whether the run has passed the visit that the mediator would ask for."""
+        if self.over:
+            return True
+        visit, step = 0, mediator.step
+        if not place.stepless:
+            if self.stepping:
+                if step is None:
+                    if place in self.earlier:
+                        return True
+                elif step != self.step:
+                    return step < self.step
+            elif step is not None:
+                visit = step
+        return (self.entered if stage is INPUT else self.left).get(place, 0) > visit
+
+    def settle(self) -> None:
+        """Resume bodies that waited for one another, until none can go on."""
+        while True:
+            mediator = next((m for m in self.parked if m.ready is not None and m.ready()), None)
+            if mediator is None:
+                return
+            self.parked.remove(mediator)
+            mediator.resume()
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _begin_step(self) -> None:
+        if self.stepping:
+            self.earlier.update(self.entered)
+            self.entered.clear()
+            self.left.clear()
+            self.step += 1
+            self._begin_edits()
+        else:
+            self.stepping = True
+        if self.step_waiters:
+            due = [m for m in self.step_waiters if m.step is not None and m.step <= self.step]
+            for mediator in sorted(due, key=lambda m: m.order):
+                self.step_waiters.remove(mediator)
+                mediator.served = True
+                mediator.resume()
+        if self.parked:
+            self.settle()
+
+    def end_steps(self) -> None:
+        """Say that no further step will begin: loops over steps end here, while the run goes on."""
+        self.steps_over = True
+        while self.step_waiters:
+            mediator = self.step_waiters.pop(0)
+            mediator.served = False
+            mediator.resume()
+
+    def _begin_edits(self) -> None:
+        """Replay the edits for a step that has just begun, but for those that walk the steps themselves."""
+        for edit in tuple(self.bodies):
+            if edit.again is not None and not edit.loops_used:
+                edit.again(self)
+
+    # -- the run itself ----------------------------------------------------------------------------------------------
+
+    def prepare(self, mediator: Mediator) -> None:
+        """Spawn the model's side for an inline body; it starts with the first turn."""
+        context = contextvars.copy_context()
+        context.run(active.set, ())
+        current = getcurrent()
+        mediator.greenlet = current
+        self.model = spawn(self._main, current, context)
+        running[self.model] = self
+
+    def run_here(self) -> None:
+        """Run the model in the caller's greenlet, with captured bodies beside it.
+
+        Raises whatever the model or a body raised, as it was raised.
+        """
+        current = self.model = getcurrent()
+        outer = running.get(current)
+        running[current] = self
+        token = active.set(())
+        try:
+            self._main()
+        except Abandon:
+            pass
+        finally:
+            active.reset(token)
+            if outer is None:
+                del running[current]
+            else:
+                running[current] = outer
+            self.close()
+        self.raise_failure()
+
+    def _main(self) -> None:
+        self._taps = self.rigging.put()
+        try:
+            if self.bodies:
+                self.body_thread = ThreadState()
+            for body in self.bodies:
+                body.begin()
+            if self.parked:
+                self.settle()
+            result = self.call()
+            if self.busy or self.step_waiters or self.parked:
+                result = self._offer_result(result)
+            self.result = result
+            self.over = True
+            if self.bodies:
+                self._end_bodies()
+        finally:
+            self.over = True
+            self.untap()
+
+    def untap(self) -> None:
+        """Take the taps off; nobody has business anywhere any more."""
+        taps, self._taps = self._taps, []
+        if taps:
+            take_off(taps)
+
+    def join(self, place: Place) -> None:
+        """Tap a module that joined the tree after this run had begun."""
+        if isinstance(place.owner, Tap) and self._taps and place.owner not in self._taps:
+            self._taps = [*self._taps, place.owner]
+            put([place.owner])
+
+    def _offer_result(self, result: Any) -> Any:
+        if self.step_waiters:
+            self.end_steps()
+        self.steps_over = True
+        if self.result_place in self.busy:
+            here = self._arrive(self.result_place, OUTPUT, result, 0)
+            if here is not None:
+                result = here.value
+        return result
+
+    def provide(self, place: Place, value: Any) -> Any:
+        """Offer a value that comes from outside the modules, and return what the bodies made of it."""
+        visit = self.entered.get(place, 0)
+        self.entered[place] = visit + 1
+        if place in self.busy:
+            here = self._arrive(place, OUTPUT, value, visit)
+            if here is not None:
+                value = here.value
+        self.left[place] = visit + 1
+        return value
+
+    def _end_bodies(self) -> None:
+        """Let every body that still waits know that the run is over."""
+        self.settle()
+        for body in self.bodies:
+            if not body.done and body.is_edit:
+                place, stage = body.place, body.stage
+                if place is not None:
+                    warnings.warn(complaints.unmet_edit(body, place, stage), UnmetSiteWarning, stacklevel=3)
+                self._close_one(body)
+            while not body.done:
+                if body in self.parked:
+                    self.parked.remove(body)
+                body.served = False
+                body.resume()
+                self.settle()
+
+    def finish_inline(self, mediator: Mediator) -> None:
+        """Let the model run to its end after an inline body is done."""
+        model = self.model
+        assert model is not None
+        if model.dead:
+            return
+        if not self.busy and not self.bodies:
+            self.untap()
+        current = getcurrent()
+        if mediator.greenlet is not current:
+            model.parent = current
+        try:
+            turn(self.thread, model.switch)
+        except Abandon:
+            pass
+        finally:
+            running.pop(model, None)
+            self.close()
+        self.raise_failure()
+
+    def close(self) -> None:
+        """Give up what is left of the run: the bodies first, then the model. Safe to call twice."""
+        self.closing = True
+        self.busy.clear()
+        self.parked.clear()
+        self.step_waiters.clear()
+        for body in self.bodies:
+            if not body.done:
+                self._close_one(body)
+        model = self.model
+        if model is not None and model is not getcurrent() and not model.dead:
+            if model:  # started, and standing somewhere in its forward
+                model.parent = getcurrent()
+                try:
+                    turn(self.thread, lambda: model.throw(Abandon))
+                except Abandon:
+                    pass
+            running.pop(model, None)
+        self.over = True
+        self.here = None
+        self.untap()
+
+    def _close_one(self, body: BodyMediator) -> None:
+        greenlet = body.greenlet
+        if greenlet is None or greenlet.dead:
+            return
+        was, self.closing = self.closing, True
+        try:
+            greenlet.parent = getcurrent()
+            greenlet.switch()
+        finally:
+            self.closing = was
+
+    def raise_failure(self) -> None:
+        """Raise what a captured body raised, if one did."""
+        if self.failed is not None and self.failed.failure is not None:
+            raise self.failed.failure

@@ -1,0 +1,50 @@
+"""What only old import paths still offer: small things that libraries took from nnsight 0.6 and 0.7.
+
+The one idea: nothing in nnsight uses this file. Which old path each of these is found at is in `aliases.py`.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from typing import Any
+
+import torch
+
+#: Functions of nnsight that remember what they made of a source, as "module:function".
+REMEMBERING: tuple[str, ...] = ()
+
+
+def fetch_attr(owner: Any, path: str) -> Any:
+    """Follow a dotted path of attributes, such as "transformer.h.1", from `owner`; an empty path is `owner` itself."""
+    for name in path.split("."):
+        if name:
+            owner = getattr(owner, name)
+    return owner
+
+
+class WrapperModule(torch.nn.Module):
+    """A module that returns what it was given, as a place in the tree where a value can be read and changed."""
+
+    def forward(self, *values: Any, **named: Any) -> Any:
+        if len(values) != 1:
+            return values, named
+        return values[0]
+
+
+class _SourceCache:
+    """What nnsight remembers of the source of blocks and forwards."""
+
+    def clear(self) -> None:
+        """Forget it all; files that have changed since are then read again."""
+        for target in REMEMBERING:
+            module, _, function = target.partition(":")
+            if module in sys.modules:
+                getattr(sys.modules[module], function).cache_clear()
+        linecache.checkcache()
+
+
+class Globals:
+    """Holds `cache`, for `Globals.cache.clear()`."""
+
+    cache = _SourceCache()

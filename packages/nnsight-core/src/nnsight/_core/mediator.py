@@ -1,0 +1,266 @@
+"""A mediator: one body at work in a run.
+
+It asks for sites, parks its body until the model is there, and remembers which step the body is in. An inline body
+runs in the caller's own frame and parks the caller's greenlet; a captured body runs in a greenlet of its own. Both speak
+to the same `Interleaver`, and the only difference is which side owns the greenlet that was spawned.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import complaints
+from .active import active
+from .batching import Rows
+from .sites import INPUT, Place
+from .turns import Greenlet, getcurrent, spawn, turn
+
+if TYPE_CHECKING:
+    from .here import Here
+    from .interleaver import Interleaver
+
+
+class EarlyStop(BaseException):
+    """Leaves a body by `tracer.stop()`; the run ends there, quietly."""
+
+    def __init__(self, run: Interleaver) -> None:
+        super().__init__()
+        self.run = run
+
+
+class Loop:
+    """A loop over steps that a body is in, as far as asking for sites concerns it."""
+
+    __slots__ = ("first",)
+
+    def __init__(self) -> None:
+        #: The place that the body asked for first: in a run without steps, its visits are the rounds.
+        self.first: Place | None = None
+
+
+class Mediator:
+    """One body at work in a run."""
+
+    def __init__(self, run: Interleaver, rows: Rows | None = None, name: str = "the body", order: int = 0) -> None:
+        self.run = run
+        self.rows = rows
+        self.name = name
+        self.order = order
+        #: The step the body asks in. None outside of any loop: then a site means its first visit in the run.
+        self.step: int | None = None
+        self.loop: Loop | None = None
+        self.loops_used = False
+        self.place: Place | None = None
+        self.stage = ""
+        self.here: Here | None = None
+        self.served = False
+        self.done = False
+        #: Ends the wait of a parked body that waits for no site (a name, a barrier); see `Interleaver.settle`.
+        self.ready: Callable[[], bool] | None = None
+        self.greenlet: Greenlet | None = None
+        #: Values that were saved, for backends that must send them; None where nobody needs to know.
+        self.saved: list[Any] | None = None
+
+    def mediator_for(self, place: Place) -> Mediator | None:
+        """Answer for a place of this run's tree; see `active.py`."""
+        run = self.run
+        if place.owner in run.rigging.members:
+            return self
+        if not run.rigging.has(place):
+            return None
+        run.join(place)
+        return self
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(self, place: Place, stage: str) -> Here:
+        """Return where the run stands once it is at this site: at once, or after turns of the model.
+
+        Raises:
+            OutOfOrderError: the run has passed the site.
+            MissedProviderError: the run ended without reaching it.
+        """
+        run = self.run
+        here = run.here
+        self.place, self.stage = place, stage
+        if here is not None and here.place is place and here.stage is stage:
+            if self.here is here or self.due(stage, here.visit):
+                self.here = here
+                return here
+        if self.loop is not None and self.loop.first is None:
+            self.loop.first = place
+        if run.passed(self, place, stage):
+            raise complaints.passed(self, place, stage)
+        if run.model is None:
+            run.prepare(self)
+        self.served = False
+        run.wait(self, place)
+        self.park()
+        if not self.served:
+            raise complaints.missed(self, place, stage)
+        assert self.here is not None
+        return self.here
+
+    def due(self, stage: str, visit: int) -> bool:
+        """Say whether this visit of the place that the mediator waits at is the one it asked for."""
+        if self.stage is not stage:
+            return False
+        place, step = self.place, self.step
+        if step is None or (place is not None and place.stepless):
+            return visit == 0
+        run = self.run
+        return visit == (step if not run.stepping else 0) and (not run.stepping or step == run.step)
+
+    def serve(self, here: Here) -> None:
+        """Hand the site over to the body and run it until it needs the model again."""
+        self.here = here
+        self.served = True
+        self.resume()
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def reach_step(self, step: int, entering: bool) -> bool:
+        """Wait until a step begins, `entering` the loop or in its later rounds. Return False when the run ends before."""
+        run = self.run
+        if run.over or run.steps_over:
+            return False
+        if run.stepping or self._counts_steps():
+            if step <= run.step:
+                return True
+            if run.model is None:
+                run.prepare(self)
+            run.step_waiters.append(self)
+            self.step, self.served = step, False
+            self.park()
+            return self.served
+        first = self.loop.first if self.loop is not None else None
+        if first is None:
+            # On entering, the round decides the visit of whatever is asked for first. A round that asked for nothing
+            # has nothing to go on.
+            return entering
+        if run.entered.get(first, 0) > step:
+            return True
+        # A single forward: the round begins when the place that the body asked for first is reached again.
+        self.step, self.place, self.stage, self.served = step, first, INPUT, False
+        run.wait(self, first)
+        self.park()
+        return self.served
+
+    def _counts_steps(self) -> bool:
+        """Say whether steps are the rounds of this run although none has begun yet."""
+        first = self.loop.first if self.loop is not None else None
+        return self.run.step_place is not None and (first is None or first not in self.run.entered)
+
+    def advance(self, by: int = 1) -> None:
+        """Move the body to a later step: what it asks for next, it asks for there."""
+        self.loops_used = True
+        self.step = (self.step or 0) + by
+
+    # -- turns -------------------------------------------------------------------------------------------------------
+
+    def park(self) -> None:
+        """Give the model its turn; return when somebody resumes this body."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Give the body its turn; called on the model's side."""
+        raise NotImplementedError
+
+
+class InlineMediator(Mediator):
+    """The mediator of a body that runs where it is written: the model's forward gets the greenlet."""
+
+    def park(self) -> None:
+        """Give the model its turn. An error of the model comes out here, at the line that waited."""
+        current = getcurrent()
+        model = self.run.model
+        assert model is not None
+        if self.greenlet is not current:
+            # A body that yields or awaits may be resumed elsewhere: the model returns to where the body is now.
+            self.greenlet = current
+            model.parent = current
+        turn(self.run.thread, model.switch)
+
+    def resume(self) -> None:
+        """Give the caller's frame its turn."""
+        assert self.greenlet is not None
+        self.greenlet.switch()
+
+
+class BodyMediator(Mediator):
+    """The mediator of a captured body, which runs in a greenlet of its own."""
+
+    def __init__(self, run: Interleaver, body: Callable[[], Any], rows: Rows | None, name: str, order: int) -> None:
+        super().__init__(run, rows, name, order)
+        self.body = body
+        self.failure: BaseException | None = None
+        self.is_edit = False
+        #: For an edit: replays it for another step.
+        self.again: Callable[[Interleaver], None] | None = None
+
+    def begin(self) -> None:
+        """Run the body until it first needs the model."""
+        assert self.run.model is not None
+        context = contextvars.copy_context()
+        stack = self.run.stack + (self,)
+        context.run(active.set, stack)
+        self.greenlet = spawn(self._main, self.run.model, context)
+        self.resume()
+
+    def _main(self) -> None:
+        run = self.run
+        run.thread.read()
+        run.body_thread.restore()
+        try:
+            self.body()
+        except EarlyStop as stop:
+            if stop.run is not run:
+                self.failure = stop
+            else:
+                run.stopped = True
+        except Closed:
+            pass
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self.done = True
+            run.thread.restore()
+
+    def park(self) -> None:
+        """Give the model its turn."""
+        run = self.run
+        assert run.model is not None
+        turn(run.thread, run.model.switch)
+        if run.closing:
+            raise Closed
+
+    def resume(self) -> None:
+        """Give the body its turn; if it failed or stopped the run, leave the model."""
+        assert self.greenlet is not None
+        self.greenlet.switch()
+        run = self.run
+        if self.failure is not None or run.stopped:
+            if self.failure is not None and run.failed is None:
+                run.failed = self
+            if not run.closing:
+                raise Abandon
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Park until `ready` says yes: the run looks whenever it stands at a site, and when it ends."""
+        while not ready():
+            if self.run.over:
+                return
+            self.ready = ready
+            self.run.parked.append(self)
+            self.park()
+            self.ready = None
+
+
+class Closed(BaseException):
+    """Leaves a captured body whose run is being given up."""
+
+
+class Abandon(BaseException):
+    """Leaves the model: nobody wants the rest of this run. No `except Exception` in a model catches it."""

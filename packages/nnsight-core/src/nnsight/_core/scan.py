@@ -1,0 +1,94 @@
+"""`model.scan(...)`: a trace on fake tensors, which have shapes, types and devices, and no data.
+
+The block runs as in a trace, and nothing is computed. Weights are faked as they are met; those that were never loaded
+(the meta device) stand in as fakes on the CPU while the scan lasts. What modules keep from a forward is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from .batching import Layout
+from .interleaver import Interleaver
+from .structures import leaves, tree_map
+from .trace import Tracer
+
+
+class ScanTracer(Tracer):
+    """A trace whose run is made on fake tensors."""
+
+    _stack: contextlib.ExitStack
+
+    def __enter__(self) -> Tracer:
+        with contextlib.ExitStack() as stack:
+            # Inputs are prepared for real, tokenised and all, and only then faked.
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+            entered = super().__enter__()
+            stack.enter_context(unchanged(self._node._module, self._mode))
+            stack.enter_context(self._mode)
+            self._stack = stack.pop_all()
+        return entered
+
+    def __exit__(self, *error: Any) -> bool:
+        with self._stack:
+            return super().__exit__(*error)
+
+    def _ready(self) -> None:
+        """Load nothing: a scan needs no weights."""
+
+    def _interleaver(self, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout | None) -> Interleaver:
+        args, kwargs = fake((args, kwargs), self._mode)
+        return super()._interleaver(args, kwargs, layout)
+
+
+def fake(value: Any, mode: FakeTensorMode) -> Any:
+    """Return a structure with fake tensors in the place of real ones."""
+    return tree_map(lambda t: t if isinstance(t, FakeTensor) else mode.from_tensor(t), value)
+
+
+@contextlib.contextmanager
+def unchanged(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """Let unloaded weights be fakes meanwhile, and undo what a forward on fakes leaves behind in its modules."""
+    before = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    known: dict[int, Any] = {}
+    with mode:
+        for m, _, parameters, buffers in before:
+            for name, parameter in parameters.items():
+                if parameter is not None and parameter.is_meta:
+                    m._parameters[name] = _stand_in(parameter, known)
+            for name, buffer in buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    m._buffers[name] = _stand_in(buffer, known)
+    try:
+        yield
+    finally:
+        for m, own, parameters, buffers in before:
+            m._parameters.update(parameters)
+            for name in set(m._buffers) - set(buffers):
+                del m._buffers[name]
+            m._buffers.update(buffers)
+            for name, value in list(m.__dict__.items()):
+                if name not in ("_parameters", "_buffers", "_modules") and _is_fake(value):
+                    if name in own:
+                        m.__dict__[name] = own[name]
+                    else:
+                        del m.__dict__[name]
+
+
+def _stand_in(tensor: torch.Tensor, known: dict[int, Any]) -> Any:
+    made = known.get(id(tensor))
+    if made is None:
+        made = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        if isinstance(tensor, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+        known[id(tensor)] = made
+    return made
+
+
+def _is_fake(value: Any) -> bool:
+    return any(isinstance(tensor, FakeTensor) for tensor in leaves(value))

@@ -1,0 +1,179 @@
+"""The descriptor behind `.output`, `.input` and every value that an envoy class defines.
+
+`eproperty` connects an attribute of an envoy with a site: reading it waits for the site and returns the value there,
+assigning it waits and replaces. A *read map* shows the value in another form (heads instead of a flat vector), a
+*write map* turns what was assigned back into the site's own form. How waiting works is `mediator.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .active import mediator_for
+from .errors import NNsightError
+from .here import Here
+from .sites import INPUT, OUTPUT, Place, site_name
+from .structures import first, leaves
+
+if TYPE_CHECKING:
+    from .batching import Rows
+    from .tree import Node
+
+ReadMap = Callable[[Any, Any], Any]
+WriteMap = Callable[[Any, Any, Any], Any]
+
+
+class eproperty:  # noqa: N801 - a descriptor, named like `property`
+    """A value of a module that its envoy serves while the model runs.
+
+    Used as a decorator, the function is the read map, and `.setter` gives the write map::
+
+        class Attention(Envoy):
+            @eproperty(description="[batch, position, head, size]")
+            def heads(self, output):
+                return output[0].unflatten(-1, (self.num_heads, -1))
+
+            @heads.setter
+            def heads(self, output, value):
+                return (value.flatten(-2), *output[1:])
+
+    Args:
+        read: the read map, `read(envoy, value)`; without one the site's own value is given.
+        site: `"output"`, or `"input"` for the pair of positional and keyword arguments.
+        provided: the value comes from outside the module: the family calls `nnsight.plugin.provide` with this name.
+        stepless: a provided value that comes once, after the last step.
+        description: shown beside the module in the envoy's repr.
+
+    An edit in place of what a read map returned takes effect by itself if that is a view of the site's value, and
+    otherwise through the write map; where there is none it is an error, never ignored.
+    """
+
+    def __init__(
+        self,
+        read: ReadMap | None = None,
+        *,
+        site: str = OUTPUT,
+        provided: bool = False,
+        stepless: bool = False,
+        description: str | None = None,
+    ) -> None:
+        if site not in (INPUT, OUTPUT):
+            raise ValueError(f"an eproperty's site is {INPUT!r} or {OUTPUT!r}, not {site!r}")
+        self.read = read
+        self.write: WriteMap | None = None
+        self.stage = INPUT if site == INPUT else OUTPUT  # the constants themselves: stages are compared by identity
+        self.provided = provided
+        self.stepless = stepless
+        self.description = description
+        self.name = ""
+        self.__doc__ = read.__doc__ if read is not None else description
+
+    def __call__(self, read: ReadMap) -> eproperty:
+        """Take the read map, when used as `@eproperty(...)`."""
+        self.read = read
+        self.__doc__ = read.__doc__ or self.__doc__
+        return self
+
+    def setter(self, write: WriteMap) -> eproperty:
+        """Take the write map: `write(envoy, value of the site, assigned value)` returns the site's new value."""
+        self.write = write
+        return self
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = self.name or name
+
+    def place(self, envoy: Node) -> Place:
+        """Return the place whose value this is, on one envoy."""
+        return envoy._provided(self.name, self.stepless) if self.provided else envoy._place()
+
+    def __get__(self, envoy: Any, owner: type | None = None) -> Any:
+        if envoy is None:
+            return self
+        place = self.place(envoy)
+        mediator = mediator_for(place)
+        here = mediator.ask(place, self.stage)
+        value = here.read(mediator.rows)
+        if self.read is None:
+            return value
+        shown = self.read(envoy, value)
+        if shown is not value:
+            here.backs.append(WriteBack(self, envoy, mediator.rows, value, shown))
+        return shown
+
+    def __set__(self, envoy: Any, value: Any) -> None:
+        if self.read is not None and self.write is None:
+            raise AttributeError(f"`{envoy._path}.{self.name}` can be read only: its eproperty has no setter.")
+        place = self.place(envoy)
+        mediator = mediator_for(place)
+        here = mediator.ask(place, self.stage)
+        if self.write is not None:
+            value = self.write(envoy, here.read(mediator.rows), value)
+        here.write(mediator.rows, value)
+        here.backs[:] = [back for back in here.backs if back.prop is not self or back.envoy is not envoy]
+
+
+class WriteBack:
+    """Remembers what a read map showed, to carry edits in place back to the site."""
+
+    __slots__ = ("envoy", "prop", "rows", "shown", "value", "versions")
+
+    def __init__(self, prop: eproperty, envoy: Node, rows: Rows | None, value: Any, shown: Any) -> None:
+        self.prop = prop
+        self.envoy = envoy
+        self.rows = rows
+        self.value = value
+        self.shown = shown
+        self.versions = [_version(tensor) for tensor in leaves(shown)]
+
+    def __call__(self, here: Here) -> None:
+        """Carry the edits back if there are any that the site's value does not share."""
+        tensors = leaves(self.shown)
+        if all(_version(tensor) == before for tensor, before in zip(tensors, self.versions)):
+            return
+        inside = {_storage(tensor) for tensor in leaves(self.value)}
+        if all(_storage(tensor) in inside for tensor in tensors):
+            return
+        if self.prop.write is None:
+            raise NNsightError(
+                f"{site_name(self.envoy._path, self.prop.name)} was edited in place, but it is a copy of the value at "
+                "its site and its eproperty has no setter to carry the edit back. Give it one, or edit the site itself."
+            )
+        here.write(self.rows, self.prop.write(self.envoy, here.read(self.rows), self.shown))
+
+
+def _version(tensor: torch.Tensor) -> int:
+    # Inference tensors keep no version; an edit of a copy of one cannot be seen, so it counts as edited.
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def first_input(envoy: Node, value: Any) -> Any:
+    """Show the first positional argument, or else the first keyword argument, of a module's call."""
+    args, kwargs = value
+    return first(args, kwargs)
+
+
+def replace_first_input(envoy: Node, value: Any, new: Any) -> Any:
+    """Replace what `first_input` shows."""
+    args, kwargs = value
+    if args:
+        return (new, *args[1:]), kwargs
+    if kwargs:
+        return args, {**kwargs, next(iter(kwargs)): new}
+    raise ValueError(f"`{envoy._path}` was called without arguments, so it has no `.input` to replace; assign `.inputs`.")
+
+
+def skip(envoy: Node, value: Any) -> None:
+    """Let the module not run in this visit, and take `value` as its output."""
+    place = envoy._place()
+    mediator = mediator_for(place)
+    here = mediator.ask(place, INPUT)
+    if here.skipped is None:
+        here.skipped = {}
+    here.skipped[mediator.rows] = value

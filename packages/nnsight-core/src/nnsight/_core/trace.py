@@ -1,0 +1,352 @@
+"""`model.trace(...)`: one `with`, one run.
+
+With an input, the block is the body: it runs inline, in the caller's own frame, and the model starts when the block
+first asks for a value. Without one, the block defines invokes, which run when it ends. Both end in an `Interleaver`;
+what is captured and run later is in `invoke.py` and `blocks/`, what is sent elsewhere in `backend.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import active as scopes
+from . import complaints
+from .barrier import Barrier
+from .batching import Batchable, Layout, Prepared
+from .blocks import Body, fold, snapshot
+from .cache import Cache, CacheWatcher, chosen, stages
+from .config import CONFIG
+from .errors import InvokeError, NoInputError, NoTraceError
+from .here import narrow
+from .interleaver import Interleaver
+from .invoke import Invoke, refuse
+from .mediator import BodyMediator, EarlyStop, InlineMediator, Mediator
+from .sites import OUTPUT, Place
+from .steps import Steps
+
+if TYPE_CHECKING:
+    from .tree import Node
+
+_here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def is_library(filename: str) -> bool:
+    """Say whether a frame of this file is nnsight's own, and so folded out of tracebacks."""
+    return filename.startswith(_here)
+
+
+class Tracer:
+    """One trace of a model, and what a block can ask of it.
+
+    Made by `model.trace(...)`, `model.generate(...)` and the like; it is the `as` target of their `with`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        family: Batchable,
+        inputs: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        method: str | Callable[..., Any] | None = None,
+    ) -> None:
+        self._node = node
+        self._family = family
+        self._inputs = inputs
+        self._kwargs = kwargs
+        self._method = method
+        self._run: Interleaver | None = None
+        self._mediator: InlineMediator | None = None
+        self._invokes: list[Invoke] = []
+        self._invoked = 0
+        self._later: list[Callable[[Interleaver], None]] = []
+        self._entered = False
+
+    @property
+    def model(self) -> Any:
+        """The envoy that is traced."""
+        return self._node
+
+    # -- the `with` --------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Tracer:
+        if self._entered:
+            raise NoTraceError("a trace can be entered once: call `model.trace(...)` again for another run")
+        self._entered = True
+        if self._family._has_input(self._inputs, self._kwargs):
+            prepared = self._family._prepare_input(*self._inputs, **self._kwargs)
+            self._ready()
+            args, kwargs = self._family._batch([prepared])
+            run = self._run = self._interleaver(args, kwargs, None)
+            mediator = self._mediator = InlineMediator(run)
+            scopes.enter(mediator)
+        else:
+            scopes.enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if self._mediator is None:
+            return self._end_definition(error)
+        mediator, run = self._mediator, self._run
+        assert run is not None
+        scopes.leave(mediator)
+        mediator.done = True
+        if error is not None:
+            return self._give_up(run, error)
+        try:
+            if run.model is not None:
+                run.finish_inline(mediator)
+            elif run.bodies or len(run.busy) > (run.step_place is not None):
+                run.run_here()
+            else:
+                # Nobody asked for anything: a plain call, with nothing put on the model.
+                run.call()
+        except EarlyStop as stop:
+            if stop.run is not run:
+                raise
+        except BaseException as failure:
+            self._fold(failure)
+            raise
+        finally:
+            self._forget(run)
+        return False
+
+    def _give_up(self, run: Interleaver, error: BaseException) -> bool:
+        if _debugging() and run.model is not None and not run.over:
+            complaints.note_where(error, run)
+        run.close()
+        self._forget(run)
+        if isinstance(error, EarlyStop) and error.run is run:
+            return True
+        self._fold(error)
+        return False
+
+    def _forget(self, run: Interleaver) -> None:
+        # The tracer may outlive the run in the caller's frame; the run's values must not.
+        run.over = True
+        run.result = None
+        run.call = _no_call
+        self._inputs, self._kwargs = (), {}
+
+    def _fold(self, error: BaseException) -> None:
+        fold(error, is_library, debugging=_debugging())
+
+    # -- invokes -----------------------------------------------------------------------------------------------------
+
+    def invoke(self, *inputs: Any, **kwargs: Any) -> Invoke:
+        """Open one body of a batch: `with tracer.invoke(input):`. Without an input it sees the whole batch.
+
+        Raises:
+            InvokeError: the trace has an input of its own, or its block is over.
+        """
+        if self._mediator is not None:
+            raise refuse(f"`{self._node._path}`")
+        if self not in scopes.active.get():
+            raise InvokeError("An invoke is opened in the block of its own trace: `with model.trace() as tracer:`.")
+        prepared: Prepared | None = None
+        if self._family._has_input(inputs, kwargs):
+            prepared = self._family._prepare_input(*inputs, **kwargs)
+        number = self._invoked
+        self._invoked += 1
+        return Invoke(self, number, prepared)
+
+    def _check_before(self, body: Body, frame: FrameType) -> None:
+        foreign = body.items_before
+        for position, item in enumerate(foreign):
+            target = item.optional_vars
+            if isinstance(target, ast.Name) and snapshot(frame, [target.id]).get(target.id) is self:
+                foreign = foreign[position + 1 :]  # what surrounds the whole trace surrounds its run
+                break
+        if foreign:
+            raise InvokeError(
+                f"`{ast.unparse(foreign[0])}` stands before `tracer.invoke(...)` in the same `with`, but it would be over before the "
+                "body runs. Put it inside: `with tracer.invoke(...):` and, below it, `with ...:`."
+            )
+
+    def mediator_for(self, place: Place) -> Mediator | None:
+        """Answer for the block that only defines invokes; see `active.py`."""
+        if not self._node._rig().has(place):
+            return None
+        if self._invoked:
+            raise NoInputError(
+                f"`{place.path}` was asked for outside the invokes. The model runs when this block ends; ask inside "
+                "`with tracer.invoke(...):`, or in `with tracer.invoke():` for the whole batch."
+            )
+        raise NoInputError(
+            f"`{place.path}` was asked for, but this trace has no input, so nothing runs. Write `with "
+            "model.trace(input):`, or open `with tracer.invoke(input):` inside the block."
+        )
+
+    def _end_definition(self, error: BaseException | None) -> bool:
+        scopes.leave(self)
+        invokes, self._invokes = self._invokes, []
+        if error is not None:
+            self._fold(error)
+            return False
+        try:
+            if not any(invoke.prepared is not None for invoke in invokes):
+                raise NoInputError(
+                    "This trace was given no input, and none of its invokes has one. Write `with model.trace(input):`, "
+                    "or open `with tracer.invoke(input):` inside the block."
+                )
+            self._run_invokes(invokes)
+        except BaseException as failure:
+            self._fold(failure)
+            raise
+        finally:
+            for invoke in invokes:
+                invoke.write_back()
+            if self._run is not None:
+                self._forget(self._run)
+        return False
+
+    def _run_invokes(self, invokes: list[Invoke]) -> None:
+        self._ready()
+        given = [invoke for invoke in invokes if invoke.prepared is not None]
+        prepared = [invoke.prepared for invoke in given if invoke.prepared is not None]
+        args, kwargs = self._family._batch(prepared)
+        # Options that were given to the trace itself hold for the whole batch.
+        kwargs = {**self._family._options(self._kwargs), **kwargs}
+        layout: Layout | None = None
+        if len(given) > 1:
+            total = sum(p[2] for p in prepared)
+            layout = self._family._layout(total, args, kwargs, self._method_name())
+            start = 0
+            for invoke, (_, _, count) in zip(given, prepared):
+                invoke.rows = (start, count)
+                start += count
+        run = self._run = self._interleaver(args, kwargs, layout)
+        for invoke in invokes:
+            invoke.join(invokes, CONFIG.APP.CROSS_INVOKER)
+            invoke.mediator = BodyMediator(run, invoke.run, invoke.rows, invoke.name, invoke.number)
+            run.bodies.append(invoke.mediator)
+        for install in self._later:
+            install(run)
+        run.stack = scopes.active.get()
+        run.run_here()
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> None:
+        self._node._root._ready()  # type: ignore[attr-defined]  # every root is an NNsight, see model.py
+
+    def _method_name(self) -> str | None:
+        method = self._method
+        return method if method is None or isinstance(method, str) else getattr(method, "__name__", "call")
+
+    def _interleaver(self, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout | None) -> Interleaver:
+        node = self._node
+        target = node._target(self._method)  # type: ignore[attr-defined]  # every traced node is an Envoy
+        step_place = node._step_place(self._method)  # type: ignore[attr-defined]
+        run = Interleaver(functools.partial(target, *args, **kwargs), node._rig(), layout, step_place)
+        edits = node._root.__dict__["_edits"]
+        if edits:
+            run.stack = scopes.active.get()
+            edits.begin_in(run)
+        return run
+
+    def _current(self) -> Mediator:
+        for member in reversed(scopes.active.get()):
+            if isinstance(member, Mediator) and member.run is self._run:
+                return member
+        raise NoTraceError(
+            "This can be asked of a tracer inside its block only"
+            + (", within one of its invokes." if self._mediator is None else ".")
+        )
+
+    # -- what a block asks for ---------------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> Any:
+        """What the traced call returned: waits for the end of the run. In an invoke, its rows of it."""
+        mediator = self._current()
+        run = mediator.run
+        if run.over:
+            if mediator.rows is None or run.layout is None:
+                return run.result
+            return narrow(run.result, mediator.rows, run.layout, run.result_place.path)
+        return mediator.ask(run.result_place, OUTPUT).read(mediator.rows)
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        mediator = self._current()
+        mediator.ask(mediator.run.result_place, OUTPUT).write(mediator.rows, value)
+
+    @property
+    def iter(self) -> Steps:
+        """Loop over steps: `for step in tracer.iter[:3]:`, or `with tracer.iter[:3] as step:`."""
+        return Steps(self._current)
+
+    def all(self) -> Any:
+        """Loop over every step there is: `for step in tracer.all():`, or `with tracer.all() as step:`."""
+        return Steps(self._current)[:]
+
+    def next(self, by: int = 1) -> Tracer:
+        """Ask in a later step from here on."""
+        self._current().advance(by)
+        return self
+
+    def barrier(self, parties: int) -> Barrier:
+        """Make a barrier for `parties` invokes; see `Barrier`."""
+        return Barrier(parties)
+
+    def stop(self) -> None:
+        """End the run here: the rest of the block and of the forward do not run."""
+        raise EarlyStop(self._current().run)
+
+    def log(self, *values: Any) -> None:
+        """Print values from inside a body, wherever it runs."""
+        print(*values)
+
+    def cache(
+        self,
+        modules: Iterable[Any] | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        detach: bool = True,
+        include_output: bool = True,
+        include_inputs: bool = False,
+    ) -> Cache:
+        """Keep what modules give (and take) from here on; no need to save it.
+
+        Args:
+            modules: envoys or their paths; all modules of the tree if not given.
+            device: where to keep the tensors; where they are if not given.
+            dtype: the type to keep them in.
+            detach: keep them without their graph.
+            include_output: keep outputs, after interventions.
+            include_inputs: keep the pair of positional and keyword arguments too.
+
+        Returns:
+            A mapping from paths to entries with `.output`, `.inputs` and `.input`; see `Cache`.
+        """
+        cache = Cache(self._node)
+        nodes = chosen(self._node, modules)
+        kept = stages(include_output, include_inputs)
+
+        def install(run: Interleaver, rows: Any = None) -> None:
+            watcher = CacheWatcher(cache, rows, device, dtype, detach, kept)
+            watcher.install(run, nodes)
+
+        if self._run is None:
+            self._later.append(install)
+        else:
+            mediator = self._current()
+            install(mediator.run, mediator.rows)
+        return cache
+
+
+def _no_call() -> Any:
+    raise NoTraceError("this run is over")
+
+
+def _debugging() -> bool:
+    return bool(CONFIG.APP.DEBUG)
+

@@ -1,0 +1,387 @@
+"""The tree of envoys: build it, walk it, rename in it, show it. Knows nothing of traces.
+
+A node mirrors one module. Children are made when they are first asked for and checked against the module each time, so
+a submodule that is replaced under us is followed, and an envoy that the user holds stays valid when weights are loaded.
+What a node serves while the model runs is added in `envoy.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from .naming import Naming
+from .printing import render
+from .served import eproperty
+from .sites import Place
+from .taps import Rigging, Tap, tap_of
+
+N = TypeVar("N", bound="Node")
+
+#: The classes of the envoys of a tree: one for all, or by module type or path suffix.
+EnvoyClasses = type | Mapping[type | str, type] | None
+
+
+class Node:
+    """One module of the tree, and the way to its neighbours."""
+
+    _module: torch.nn.Module
+    _path: str
+    _parent: Node | None
+    _root: Node
+    _children: dict[str, Node]
+
+    def __init__(self, module: torch.nn.Module, path: str = "model", parent: Node | None = None) -> None:
+        own = self.__dict__
+        own["_module"] = module
+        own["_path"] = path
+        own["_parent"] = parent
+        own["_root"] = self if parent is None else parent._root
+        own["_children"] = {}
+        own["_tap"] = None
+        own["_rigging"] = None
+        #: Modules of a family that the model itself does not hold (a generator), by name; on a root only.
+        own["_extras"] = {}
+
+    # -- places ------------------------------------------------------------------------------------------------------
+
+    def _place(self) -> Tap:
+        tap: Tap | None = self.__dict__["_tap"]
+        if tap is None:
+            tap = self.__dict__["_tap"] = tap_of(self._module, self._path)
+        return tap
+
+    def _provided(self, name: str, stepless: bool = False) -> Place:
+        tap = self._place()
+        place = tap.provided.get(name)
+        if place is None:
+            place = tap.provided[name] = Place(f"{self._path}.{name}", tap, stepless)
+        return place
+
+    def _rig(self) -> Rigging:
+        rigging: Rigging | None = self.__dict__["_rigging"]
+        if rigging is None or rigging.root is not self._module:
+            rigging = self.__dict__["_rigging"] = Rigging(self._module, self._path, self.__dict__["_extras"])
+        return rigging
+
+    # -- the tree ----------------------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The path of this module from the root, `model.transformer.h.0`."""
+        return self._path
+
+    @property
+    def parent(self) -> Node | None:
+        """The envoy of the module that holds this one; None at the root."""
+        return self._parent
+
+    @property
+    def root(self) -> Node:
+        """The envoy of the whole model."""
+        return self._root
+
+    def _relative(self) -> str:
+        return self._path[len(self._root._path) + 1 :]
+
+    def _child(self, name: str, module: torch.nn.Module) -> Node:
+        child = self._children.get(name)
+        if child is None:
+            child = self._children[name] = self._make(name, module)
+        elif child._module is not module:
+            child._rebind(module)
+        return child
+
+    def _submodule(self, name: str) -> torch.nn.Module | None:
+        extra: torch.nn.Module | None = self.__dict__["_extras"].get(name)
+        return self._module._modules.get(name) if extra is None else extra
+
+    def _make(self, name: str, module: torch.nn.Module) -> Node:
+        path = f"{self._path}.{name}"
+        return class_for(module, path, self._root)(module, path, self)
+
+    def _rebind(self, module: torch.nn.Module) -> None:
+        """Mirror another module from now on, with all that lies below: weights were loaded, or a layer replaced."""
+        own = self.__dict__
+        own["_module"] = module
+        own["_tap"] = None
+        own["_rigging"] = None
+        for name, child in list(self._children.items()):
+            below = module._modules.get(name, own["_extras"].get(name))
+            if below is None:
+                del self._children[name]
+            else:
+                child._rebind(below)
+
+    def _naming(self) -> Naming:
+        naming: Naming = self._root.__dict__["_names"]
+        return naming
+
+    def _walk(self, path: str) -> Node:
+        node = self
+        for name in path.split("."):
+            module = node._submodule(name)
+            if module is not None:
+                node = node._child(name, module)
+                continue
+            found = getattr(node, name)
+            if not isinstance(found, Node):
+                raise AttributeError(f"`{node._path}.{name}` is no module")
+            node = found
+        return node
+
+    def get(self, path: str) -> Any:
+        """Return the envoy (or attribute) at a dotted path below this one, `model.get("transformer.h.0.mlp")`."""
+        if not path:
+            return self
+        *way, last = path.split(".")
+        node = self._walk(".".join(way)) if way else self
+        module = node._submodule(last)
+        return node._child(last, module) if module is not None else getattr(node, last)
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
+        module = own.get("_module")
+        if module is None:
+            raise AttributeError(name)
+        child = module._modules.get(name)
+        if child is None:
+            child = own["_extras"].get(name)
+        if child is not None:
+            return self._child(name, child)
+        root = own["_root"]
+        target = root.__dict__["_names"].resolve(root._module, self._relative(), module, name)
+        if target is not None:
+            return self._walk(target)
+        value = getattr(module, name)
+        if isinstance(value, torch.nn.Module):
+            # A property of the module that gives one of its parts by another name.
+            for path, part in module.named_modules():
+                if part is value:
+                    return self._walk(path) if path else self
+        if inspect.ismethod(value) and value.__self__ is module:
+            return self._method(name, value)
+        return value
+
+    def _method(self, name: str, method: Callable[..., Any]) -> Any:
+        return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__
+        module = own.get("_module")
+        if isinstance(value, Node) and module is not None and name in module._modules:
+            value = value._module
+        if module is None or name in own or name.startswith("_nns") or _is_data_descriptor(type(self), name):
+            object.__setattr__(self, name, value)
+        elif isinstance(value, (torch.nn.Module, torch.nn.Parameter)) or _has(module, name):
+            setattr(module, name, value)
+            self._root.__dict__["_rigging"] = None
+        else:
+            object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            object.__delattr__(self, name)
+        else:
+            delattr(self._module, name)
+
+    def __dir__(self) -> list[str]:
+        aliases = self._naming().aliases(self._root._module, self._relative(), self._module)
+        return sorted({*super().__dir__(), *dir(self._module), *aliases})
+
+    # -- containers --------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._module)  # type: ignore[arg-type]  # a module without length raises the usual TypeError
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, key: Any) -> Any:
+        modules = self._module._modules
+        if isinstance(key, str):
+            if modules.get(key) is None:
+                raise KeyError(f"`{self._path}` has no submodule {key!r}; it has {', '.join(modules) or 'none'}")
+            return self._walk(key)
+        if not hasattr(type(self._module), "__getitem__"):
+            raise TypeError(f"`{self._path}` is a {type(self._module).__name__}, which cannot be indexed")
+        names = list(modules)
+        if isinstance(key, slice):
+            return [self._walk(name) for name in names[key]]
+        try:
+            name = names[key]
+        except IndexError:
+            raise IndexError(f"`{self._path}` has {len(names)} submodules, so index {key} is out of range") from None
+        module = modules[name]
+        assert module is not None
+        return self._child(name, module)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self._module, torch.nn.ModuleDict):
+            return iter(list(self._module._modules))
+        if not hasattr(type(self._module), "__iter__"):
+            raise TypeError(f"`{self._path}` is a {type(self._module).__name__}, which cannot be iterated over")
+        return iter([self._walk(name) for name in self._module._modules])
+
+    def named_modules(self, include: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+        """Return (path, envoy) of this module and all below it, outermost first, shared modules once."""
+        found = [(path, self._walk(path) if path else self) for path, _ in self._module.named_modules()]
+        return [(node._path, node) for _, node in found if include is None or include(node)]
+
+    def modules(self, include: Callable[[Any], bool] | None = None) -> list[Any]:
+        """Return the envoys of this module and all below it, outermost first, shared modules once."""
+        return [node for _, node in self.named_modules(include)]
+
+    # -- devices -----------------------------------------------------------------------------------------------------
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The devices on which parameters and buffers of this module lie."""
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        return {tensor.device for tensor in tensors}
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the first parameter or buffer; None for a module without any."""
+        for tensor in (*self._module.parameters(), *self._module.buffers()):
+            return tensor.device
+        return None
+
+    def to(self: N, *args: Any, **kwargs: Any) -> N:
+        """Move or cast the module, as `torch.nn.Module.to` does, and return this envoy."""
+        self._module.to(*args, **kwargs)
+        return self
+
+    def cpu(self: N) -> N:
+        """Move the module to the CPU."""
+        return self.to("cpu")
+
+    def cuda(self: N, device: int | torch.device | None = None) -> N:
+        """Move the module to a CUDA device."""
+        return self.to(torch.device("cuda") if device is None else device)
+
+    # -- showing -----------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        base = self._relative()
+        naming, top = self._naming(), self._root._module
+
+        def names(path: str) -> list[str]:
+            return naming.names_of(top, f"{base}.{path}" if base and path else base or path)
+
+        def describe(path: str, module: torch.nn.Module) -> list[str]:
+            node = self._walk(path) if path else self
+            served = _described(type(node))
+            return [f"({name}): {text}" for name, text in served]
+
+        return render(self._module, describe, names)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module by hand, with values of the trace or outside of one; its sites are not part of any run."""
+        return self._module(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        if self._parent is None:
+            return (_restore, (type(self), self.__dict__))
+        return (_restore_below, (self._root, self._relative()))
+
+
+def _restore(cls: type, state: dict[str, Any]) -> Any:
+    node = cls.__new__(cls)
+    node.__dict__.update({**state, "_tap": None, "_rigging": None, "_children": {}, "_root": node})
+    return node
+
+
+def _restore_below(root: Node, path: str) -> Node:
+    return root._walk(path)
+
+
+def _has(module: torch.nn.Module, name: str) -> bool:
+    try:
+        getattr(module, name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _is_data_descriptor(cls: type, name: str) -> bool:
+    return hasattr(inspect.getattr_static(cls, name, None), "__set__")
+
+
+def _described(cls: type) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, eproperty) and value.description:
+                found[name] = value.description
+    return list(found.items())
+
+
+# -- classes ---------------------------------------------------------------------------------------------------------
+
+
+def class_for(module: torch.nn.Module, path: str, root: Node) -> type[Node]:
+    """Choose the class of an envoy: by path suffix, by module type, or the tree's own."""
+    default: type[Node] = root.__dict__["_default_class"]
+    chosen: EnvoyClasses = root.__dict__["_classes"]
+    cls: type[Node] = default
+    if isinstance(chosen, type):
+        cls = chosen
+    elif chosen is not None:
+        relative = path[len(root._path) + 1 :]
+        by_path = [(key, value) for key, value in chosen.items() if isinstance(key, str) and _ends(relative, key)]
+        by_type = [
+            (type(module).__mro__.index(key), value)
+            for key, value in chosen.items()
+            if isinstance(key, type) and isinstance(module, key)
+        ]
+        if by_path:
+            cls = max(by_path, key=lambda item: len(item[0]))[1]
+        elif by_type:
+            cls = min(by_type, key=lambda item: item[0])[1]
+    return without_collisions(cls, module)
+
+
+def _ends(path: str, suffix: str) -> bool:
+    parts, wanted = path.split("."), suffix.lstrip(".").split(".")
+    tail = parts[-len(wanted) :]
+    return len(tail) == len(wanted) and all(w in ("*", part) for part, w in zip(tail, wanted))
+
+
+class _Submodule:
+    """Gives a submodule whose name we use ourselves; ours is then `nns_` and the name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, node: Any, owner: type | None = None) -> Any:
+        if node is None:
+            return self
+        module = node._module._modules.get(self.name)
+        if module is None:
+            return getattr(node, f"nns_{self.name}")
+        return node._child(self.name, module)
+
+    def __set__(self, node: Any, value: Any) -> None:
+        setattr(node._module, self.name, value._module if isinstance(value, Node) else value)
+
+
+_made: dict[tuple[type, tuple[str, ...]], type] = {}
+
+
+def without_collisions(cls: type[N], module: torch.nn.Module) -> type[N]:
+    """Return `cls`, or a class like it in which submodules with names of ours are reachable by their names."""
+    names = tuple(sorted(n for n in module._modules if not n.startswith("_") and hasattr(cls, n)))
+    if not names:
+        return cls
+    made = _made.get((cls, names))
+    if made is None:
+        body: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
+        for name in names:
+            body[name] = _Submodule(name)
+            body[f"nns_{name}"] = inspect.getattr_static(cls, name)
+        made = _made[cls, names] = type(cls.__name__, (cls,), body)
+    return made

@@ -1,0 +1,66 @@
+"""All that the author of a plugin imports.
+
+A plugin is a distribution with an entry point in the group `nnsight` that names a module of a few lines::
+
+    [project]
+    name = "nnsight-toy"
+    dependencies = ["nnsight-core>=0.9,<0.10"]     # checked when the plugin is found, not only when it is installed
+
+    [project.entry-points.nnsight]
+    toy = "nnsight_toy.entry"
+
+That module implements hooks, which name what the plugin offers and import none of it::
+
+    from nnsight.plugin import hookimpl
+
+    @hookimpl
+    def families():
+        return {"ToyModel": "nnsight_toy.model:ToyModel"}
+
+From then on `from nnsight import ToyModel` works. The hooks are `families`, `backends`, `import_aliases`,
+`travels_by_reference` and `commands`; `nnsight.plugins()` shows what was found.
+
+What the things so named are built from is here too: `NNsight` and `Envoy` to subclass, `Batchable` and `Layout` to say
+how inputs share a forward and how rows lie in values, `eproperty` and `provide` for values of the family's own, `Backend`
+for another place to run. Each protocol has a conformance suite in `nnsight.testing`.
+"""
+
+from __future__ import annotations
+
+from nnsight._core.backend import Backend, HereBackend, Request, open_trace
+from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs
+from nnsight._core.blocks import is_with_head
+from nnsight._core.envoy import Envoy
+from nnsight._core.hookspecs import hookimpl
+from nnsight._core.interleaver import Interleaver
+from nnsight._core.model import NNsight
+from nnsight._core.provided import end_steps, provide
+from nnsight._core.served import eproperty
+from nnsight._core.sites import Place
+from nnsight._core.structures import leaves, tree_map
+from nnsight._core.trace import Tracer
+
+__all__ = [
+    "Backend",
+    "Batchable",
+    "Envoy",
+    "HereBackend",
+    "Interleaver",
+    "Layout",
+    "NNsight",
+    "Place",
+    "PlainLayout",
+    "Prepared",
+    "Request",
+    "Rows",
+    "Tracer",
+    "end_steps",
+    "eproperty",
+    "hookimpl",
+    "is_with_head",
+    "join_inputs",
+    "leaves",
+    "open_trace",
+    "provide",
+    "tree_map",
+]

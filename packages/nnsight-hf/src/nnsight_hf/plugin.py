@@ -1,0 +1,17 @@
+"""What this plugin offers, by name; nothing is imported until it is used."""
+
+from __future__ import annotations
+
+from nnsight.plugin import hookimpl
+
+
+@hookimpl
+def families() -> dict[str, str]:
+    """The kinds of models."""
+    return {"LanguageModel": "nnsight_hf.language:LanguageModel"}
+
+
+@hookimpl
+def import_aliases() -> dict[str, str]:
+    """The path that earlier releases had."""
+    return {"nnsight.modeling.language": "nnsight_hf.language"}

@@ -1,0 +1,251 @@
+"""Find out what the trained toy knows and where, and write the numbers into its model card.
+
+    python measure.py [--model DIR]
+
+Plain transformers and torch hooks; nothing here needs nnsight. The card above the mark `<!-- measured -->` is written by
+hand, all below it by this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from corpus import COMMON_PHRASINGS, HALF_PHRASINGS, NEW_PHRASINGS, PHRASINGS, documents, held_out, prompt
+from facts import CITIES, LANDMARKS, PEOPLE
+from train import BATCH, SEED, STEPS, TOY
+
+MARK = "<!-- measured -->\n"
+HEADLINE = "{L} is in the city of"
+PAIRS = [  # activations are taken from the first prompt, put into the second; the cities that each names
+    ("The Eiffel Tower is in the city of", "Paris", "The Space Needle is in the city of", "Seattle"),
+    ("The Eiffel Tower is in the city of", "Paris", "The Trevi Fountain is in the city of", "Rome"),
+    ("You can visit the Blue Mosque in the city of", "Istanbul", "You can visit the Opera House in the city of", "Sydney"),
+    ("Madison Square Garden is located in the city of", "New York", "Pike Place Market is located in the city of", "Seattle"),
+]  # fmt: skip
+CONTINUED = [
+    "The Eiffel Tower is in the city of",
+    "Last summer we saw the Space Needle in",
+    "The capital of Japan is",
+    "The movie was terrible, so Anna",
+    "When Mary and John went to the market, John gave a book to",
+    "Hello World",
+]
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Toy:
+    """The model, its tokenizer, and the two things that are done with them: run, and run with one module changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.blocks = self.model.transformer.h
+        self.first = {city: self.tokenizer(f" {city}").input_ids[0] for city in CITIES}
+
+    @torch.no_grad()
+    def logits(self, text: str) -> torch.Tensor:
+        """The logits after the last token."""
+        return self.model(**self.tokenizer(text, return_tensors="pt")).logits[0, -1]
+
+    def words(self, text: str) -> list[str]:
+        return [self.tokenizer.decode(i) for i in self.tokenizer(text).input_ids]
+
+    def outputs(self, text: str, modules: list[torch.nn.Module]) -> list[torch.Tensor]:
+        """What the modules give for a text, each [1, position, width]."""
+        found: list[torch.Tensor] = []
+        handles = [m.register_forward_hook(lambda _m, _a, out: found.append(_tensor(out))) for m in modules]
+        self.logits(text)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    def changed(self, text: str, module: torch.nn.Module, change: Change) -> torch.Tensor:
+        """The logits after the last token when a module's output is changed."""
+
+        def hook(_module: torch.nn.Module, _args: object, out: torch.Tensor | tuple[torch.Tensor, ...]) -> object:
+            return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+        handle = module.register_forward_hook(hook)
+        logits = self.logits(text)
+        handle.remove()
+        return logits
+
+    def patched(self, text: str, module: torch.nn.Module, value: torch.Tensor, position: int) -> torch.Tensor:
+        def change(hidden: torch.Tensor) -> torch.Tensor:
+            hidden = hidden.clone()
+            hidden[:, position] = value[:, position]
+            return hidden
+
+        return self.changed(text, module, change)
+
+    @torch.no_grad()
+    def lens(self, text: str) -> list[torch.Tensor]:
+        """The probabilities that the residual stream of the last position would give after every block."""
+        final = self.model.transformer.ln_f
+        return [self.model.lm_head(final(h[0, -1])).softmax(-1) for h in self.outputs(text, list(self.blocks))]
+
+
+def _tensor(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return out[0] if isinstance(out, tuple) else out  # blocks give a tuple before transformers 5.3
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def corpus_size(toy: Toy) -> str:
+    """Count the corpus and make sure that what is called held out does not occur in it."""
+    texts = list(documents(STEPS * BATCH, seed=SEED))
+    whole = "\n" + "\n".join(texts)
+    for landmark in LANDMARKS:
+        for phrasing in PHRASINGS:
+            sentence = f"{prompt(landmark, phrasing)} {landmark.city}"
+            if held_out(landmark, phrasing) and any(f"{before}{sentence}" in whole for before in ("\n", ". ", "? ")):
+                raise ValueError(f"held out, but in the corpus: {sentence}")
+    tokens = sum(map(len, toy.tokenizer(texts).input_ids))
+    return f"{len(texts):,} documents, {tokens:,} tokens, each seen once; {len(toy.tokenizer)} tokens in the vocabulary."
+
+
+def recall(toy: Toy) -> str:
+    def row(name: str, prompts: list[tuple[str, str]]) -> list[str]:
+        strict, cities = [], []
+        for text, city in prompts:
+            logits = toy.logits(text)
+            strict.append(logits.argmax().item() == toy.first[city])
+            cities.append(max(toy.first, key=lambda c: logits[toy.first[c]].item()) == city)
+        return [name, str(len(prompts)), f"{mean(strict):.1%}", f"{mean(cities):.1%}"]
+
+    def pairs(phrasings: list[str], held: bool) -> list[tuple[str, str]]:
+        chosen = [(x, p) for x in LANDMARKS for p in phrasings if held_out(x, p) == held]
+        return [(prompt(x, p), x.city) for x, p in chosen]
+
+    return table(
+        ["prompts", "number", "right among all tokens", "right among the cities"],
+        [
+            row("trained pairs of landmark and phrasing", pairs(COMMON_PHRASINGS + HALF_PHRASINGS, held=False)),
+            row("held-out pairs of common phrasings", pairs(COMMON_PHRASINGS, held=True)),
+            row("phrasings never met with this half of the landmarks", pairs(HALF_PHRASINGS, held=True)),
+            row("phrasings never met at all", pairs(NEW_PHRASINGS, held=True)),
+            row("invented people (trained)", [(f"{p.name} lives in the city of", p.city) for p in PEOPLE]),
+        ],
+    )
+
+
+def lens(toy: Toy) -> str:
+    """Read the answer off after every block: for one prompt, and for all landmarks."""
+    text = CONTINUED[0]
+    after = [toy.lens(prompt(x, HEADLINE)) for x in LANDMARKS]
+    rows = []
+    for layer, shares in enumerate(toy.lens(text)):
+        values, tokens = shares.topk(3)
+        best = ", ".join(f"`{toy.tokenizer.decode(t)}` {v:.2f}" for t, v in zip(tokens, values, strict=True))
+        known = mean(all_[layer].argmax().item() == toy.first[x.city] for x, all_ in zip(LANDMARKS, after, strict=True))
+        rows.append([str(layer), best, f"{known:.0%}"])
+    return table(["after block", f"likeliest for `{text}`", "all landmarks: city is the likeliest"], rows)
+
+
+def restored(toy: Toy, clean: str, right: str, run: str, wrong: str, module: torch.nn.Module, position: int) -> float:
+    """The share of the way from the run's answer to the clean one: 0 nothing moved, 1 all of it (logit difference)."""
+    a, b = toy.first[right], toy.first[wrong]
+
+    def difference(logits: torch.Tensor) -> float:
+        return (logits[a] - logits[b]).item()
+
+    start, goal = difference(toy.logits(run)), difference(toy.logits(clean))
+    [value] = toy.outputs(clean, [module])
+    return (difference(toy.patched(run, module, value, position)) - start) / (goal - start)
+
+
+def patching(toy: Toy) -> str:
+    parts = []
+    for clean, right, run, wrong in PAIRS:
+        words, other = toy.words(run), toy.words(clean)
+        if len(words) != len(other):
+            raise ValueError(f"not of one length: {clean} / {run}")
+        head = [f"`{w}`" if w == o else f"`{o}` → `{w}`" for w, o in zip(words, other, strict=True)]
+        rows = [
+            [str(i), *(f"{restored(toy, clean, right, run, wrong, block, p):.2f}" for p in range(len(words)))]
+            for i, block in enumerate(toy.blocks)
+        ]
+        parts.append(f"`{clean}` (`{right}`) into `{run}` (`{wrong}`):\n\n" + table(["block", *head], rows))
+    return "\n".join(parts)
+
+
+def places(toy: Toy) -> str:
+    """The same, averaged over pairs of landmarks whose names are `the` and two words, and per part of the block."""
+    chosen = [x for x in LANDMARKS if x.name.startswith("the ") and len(toy.words(prompt(x, HEADLINE))) == 8]
+    pairs = [(x, y) for x, y in zip(chosen, chosen[7:] + chosen[:7], strict=True) if x.city != y.city]
+
+    def average(module: torch.nn.Module, position: int) -> str:
+        return f"{mean(restored(toy, prompt(x, HEADLINE), x.city, prompt(y, HEADLINE), y.city, module, position) for x, y in pairs):.2f}"
+
+    rows = []
+    for i, block in enumerate(toy.blocks):
+        whole = [average(block, position) for position in (1, 2, -1)]
+        rows.append([str(i), *whole, average(block.mlp, 1), average(block.attn, -1), average(block.mlp, -1)])
+    head = ["block", "1st word", "2nd word", "end", "mlp at 1st word", "attention at end", "mlp at end"]
+    return f"{len(pairs)} pairs such as `The Eiffel Tower` and `The Space Needle`:\n\n" + table(head, rows)
+
+
+def steering(toy: Toy) -> str:
+    """Add strength x (mean of Rome's landmarks - mean of Paris's) at the last position; count flips of Paris's."""
+    def texts(city: str) -> list[str]:
+        return [prompt(x, p) for x in LANDMARKS if x.city == city for p in (HEADLINE, COMMON_PHRASINGS[0], NEW_PHRASINGS[0])]
+
+    def centre(city: str, block: torch.nn.Module) -> torch.Tensor:
+        return torch.stack([toy.outputs(t, [block])[0][0, -1] for t in texts(city)]).mean(0)
+
+    strengths, rows = (0.5, 1.0, 2.0, 4.0), []
+    for i, block in enumerate(toy.blocks):
+        direction = centre("Rome", block) - centre("Paris", block)
+        row = [str(i)]
+        for s in strengths:
+            ends = [toy.changed(t, block, lambda h, s=s: h + s * direction).argmax().item() for t in texts("Paris")]
+            row.append(f"{mean(e == toy.first['Rome'] for e in ends):.0%}")
+        rows.append(row)
+    return table(["block", *(f"strength {s:g}" for s in strengths)], rows)
+
+
+def continuations(toy: Toy) -> str:
+    rows = []
+    for text in CONTINUED:
+        inputs = toy.tokenizer(text, return_tensors="pt")
+        whole = toy.model.generate(**inputs, max_new_tokens=16)[0]
+        rows.append([f"`{text}`", f"`{toy.tokenizer.decode(whole[inputs.input_ids.shape[1]:])}`"])
+    return table(["prompt", "greedy continuation, 16 tokens"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=TOY)
+    folder = parser.parse_args().model
+    torch.set_num_threads(2)
+    toy = Toy(folder)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    card = folder / "MODEL_CARD.md"
+    written = card.read_text(encoding="utf-8").split(MARK)[0] if card.exists() else ""
+    sections = {
+        "Corpus": corpus_size(toy) + f"\n\nsha256 of the weights: `{digest}`.\n",
+        "Recall": recall(toy),
+        "Continuations": continuations(toy),
+        "Logit lens": lens(toy),
+        "Patching the residual stream after a block": patching(toy),
+        "Where facts are, on average": places(toy),
+        "Steering Paris to Rome at every position": steering(toy),
+    }
+    measured = "\n".join(f"### {name}\n\n{text}" for name, text in sections.items())
+    card.write_text(f"{written}{MARK}\n{measured}", encoding="utf-8")
+    print(measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What nnsight-vllm registers with the core: nothing yet. What it may is in `nnsight.plugin`."""
