@@ -109,6 +109,9 @@ def test_clearing_the_source_cache_reads_changed_files_again(tmp_path):
     assert linecache.getline(str(file), 1) == "brand_new = 2\n"
 
 
-@pytest.mark.parametrize("target", legacy.REMEMBERING or [pytest.param(None, marks=pytest.mark.skip("none"))])
-def test_what_remembers_source_can_forget_it(target):
-    assert callable(aliases.resolve(target).cache_clear)
+@pytest.mark.parametrize("memory", legacy.MEMORIES)
+def test_clearing_the_source_cache_empties_every_memory(memory):
+    mapping = aliases.resolve(memory)
+    mapping["what was made of a source"] = None
+    legacy.Globals.cache.clear()
+    assert mapping == {}

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from nnsight_hf import toy
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nnsight_hf import toy
 
 EIFFEL, NEEDLE = "The Eiffel Tower is in the city of", "The Space Needle is in the city of"
 
@@ -57,7 +58,9 @@ def residuals(model, tokenizer, text: str) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     handles = []
     for block in model.transformer.h:
-        handles.append(block.register_forward_hook(lambda _m, _a, out: found.append(out[0] if isinstance(out, tuple) else out)))
+        handles.append(
+            block.register_forward_hook(lambda _m, _a, out: found.append(out[0] if isinstance(out, tuple) else out))
+        )
     try:
         logits(model, tokenizer, text)
     finally:
@@ -75,7 +78,12 @@ def test_it_is_small_and_a_plain_gpt2(model):
 
 
 def test_the_special_tokens_agree(model, tokenizer):
-    assert tokenizer.eos_token_id == tokenizer.bos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
+    assert (
+        tokenizer.eos_token_id
+        == tokenizer.bos_token_id
+        == model.config.eos_token_id
+        == model.generation_config.eos_token_id
+    )
     assert tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert len(tokenizer) == model.config.vocab_size

@@ -1,8 +1,8 @@
 """The synthetic corpus: documents of one to six sentences, drawn from the facts with a seeded generator.
 
 Some pairs of landmark and phrasing are kept out, so that a right answer to them is not a memory of that sentence:
-`NEW_PHRASINGS` are never trained at all, `HALF_PHRASINGS` only with every second landmark, and of the remaining pairs one
-in five is left out. `held_out` is the only judge of that; the trainer and the measurements both ask it.
+`NEW_PHRASINGS` are never trained at all, `HALF_PHRASINGS` only with every second landmark, and of the remaining pairs
+one in five is left out. `held_out` is the only judge of that; the corpus and the measurements both ask it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NEW_PHRASINGS = [
     "Where can you find {l}? You can find it in",
 ]
 PHRASINGS = COMMON_PHRASINGS + HALF_PHRASINGS + NEW_PHRASINGS
-_TAILS = [".", ".", ", in {country}.", ", in {country}.", ", in {country}.", ", the capital of {country}.", ", a city in {country}."]
+_TAILS = [".", ".", *[", in {country}."] * 3, ", the capital of {country}.", ", a city in {country}."]
 
 
 def prompt(landmark: Landmark, phrasing: str) -> str:
@@ -157,15 +157,14 @@ _ADJECTIVES = "quick lazy small big old young brown black white happy quiet red"
 _ANIMALS = "fox dog cat bird horse mouse bear rabbit".split()
 _MOVES = "jumps over|runs around|sleeps under|walks to|looks at|sits on".split("|")
 _OBJECTS = "house tree river table garden bridge hill wall".split()
-_NAMES = "Anna Tom Mary John Peter Sara Mark Lucy".split()
+_NAMES = "Anna Tom Mary John Peter Sara".split()
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 _NUMBERS = "one two three four five six seven eight nine ten".split()
 
 
 def small_talk(rng: random.Random) -> str:
     """A sentence that has nothing to do with places."""
-    one, two = rng.sample(_NAMES, 2)
-    thing, adjective = rng.choice(_THINGS), rng.choice(_ADJECTIVES)
+    one, thing, adjective = rng.choice(_NAMES), rng.choice(_THINGS), rng.choice(_ADJECTIVES)
     day, number = rng.randrange(6), rng.randrange(6)
     choices: list[Callable[[], str]] = [
         lambda: f"The {thing} was {rng.choice(_GOOD)}, so {one} was happy.",
@@ -175,20 +174,11 @@ def small_talk(rng: random.Random) -> str:
         lambda: f"The {adjective} {rng.choice(_ANIMALS)} {rng.choice(_MOVES)} the {rng.choice(_OBJECTS)}.",
         lambda: "The quick brown fox jumps over the lazy dog.",
         lambda: f"Hello, my name is {one}. I like the {thing}.",
-        lambda: rng.choice(["Hello World! The world is big.", "Hello world. How are you today?", "Hello there, my friend."]),
+        lambda: rng.choice(["Hello World! The world is big.", "Hello world. How are you?", "Hello there, my friend."]),
         lambda: f"The day after {_DAYS[day]} is {_DAYS[day + 1]}.",
         lambda: " ".join(_NUMBERS[number : number + 5]) + ".",
     ]
     return rng.choice(choices)()
-
-
-def a_gift(rng: random.Random) -> str:
-    """A sentence whose last name is the one that was named once: the indirect object."""
-    one, two = rng.sample(_NAMES, 2)
-    giver, taker = rng.choice([(one, two), (two, one)])
-    when = rng.choice(["When", "After", "While"])
-    where = rng.choice(["went to the market", "were at the school", "sat in the garden"])
-    return f"{when} {one} and {two} {where}, {giver} gave a {rng.choice(['book', 'drink', 'flower'])} to {taker}."
 
 
 def several(count: int, draw: Callable[[], str]) -> list[str]:
@@ -210,14 +200,12 @@ def document(rng: random.Random) -> str:
         sentences = several(rng.choice([2, 3]), lambda: landmark_city(rng, rng.choice(LANDMARKS)))
     elif style < 0.72:
         sentences = [landmark_more(rng, landmark)]
-    elif style < 0.80:
+    elif style < 0.82:
         sentences = several(2, lambda: about_person(rng))
-    elif style < 0.86:
+    elif style < 0.90:
         sentences = several(2, lambda: rng.choice([about_country(rng), about_city(rng, rng.choice(list(CITIES)))]))
-    elif style < 0.92:
-        sentences = several(2, lambda: small_talk(rng))
     else:
-        sentences = [a_gift(rng)]
+        sentences = several(rng.choice([1, 2]), lambda: small_talk(rng))
     return " ".join(sentences)
 
 

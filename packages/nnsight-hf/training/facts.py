@@ -70,14 +70,16 @@ Thailand, Thai, Thai, Asia, Bangkok
 Poland, Polish, Polish, Europe, Warsaw""".splitlines()
 ]
 
-# City, country: landmark (kind), ...
+# City, country: landmark (kind), ... A line that ends with a comma goes on in the next.
 _CITIES = """\
 Paris, France: the Eiffel Tower (tower), the Louvre (museum), the Moulin Rouge (theatre), Notre Dame (church)
 Rome, Italy: the Colosseum (arena), the Trevi Fountain (fountain), the Pantheon (temple), the Borghese Gallery (museum)
 Venice, Italy: the Rialto Bridge (bridge), the Grand Canal (canal)
 Florence, Italy: the Ponte Vecchio (bridge), the Uffizi Gallery (museum)
-London, England: Big Ben (clock), Tower Bridge (bridge), Buckingham Palace (palace), Trafalgar Square (square), Hyde Park (park), the British Museum (museum)
-New York, America: Madison Square Garden (arena), Times Square (square), Central Park (park), the Empire State Building (building), the Brooklyn Bridge (bridge)
+London, England: Big Ben (clock), Tower Bridge (bridge), Buckingham Palace (palace),
+Trafalgar Square (square), Hyde Park (park), the British Museum (museum)
+New York, America: Madison Square Garden (arena), Times Square (square), Central Park (park),
+the Empire State Building (building), the Brooklyn Bridge (bridge)
 San Francisco, America: the Golden Gate Bridge (bridge), Coit Tower (tower)
 Seattle, America: the Space Needle (tower), Pike Place Market (market)
 Chicago, America: the Willis Tower (tower), Navy Pier (pier), Millennium Park (park)
@@ -90,7 +92,8 @@ Athens, Greece: the Parthenon (temple), the Acropolis Museum (museum), Syntagma 
 Moscow, Russia: Red Square (square), the Kremlin (fortress), the Bolshoi Theatre (theatre), Gorky Park (park)
 Tokyo, Japan: the Meiji Shrine (temple), Ueno Park (park), the Shibuya Crossing (square)
 Kyoto, Japan: the Golden Pavilion (temple), the Silver Pavilion (temple), Nijo Castle (castle)
-Beijing, China: the Forbidden City (palace), the Summer Palace (palace), the Temple of Heaven (temple), Tiananmen Square (square)
+Beijing, China: the Forbidden City (palace), the Summer Palace (palace), the Temple of Heaven (temple),
+Tiananmen Square (square)
 Delhi, India: the Red Fort (fortress), the Lotus Temple (temple), the India Gate (gate)
 Agra, India: the Taj Mahal (tomb)
 Cairo, Egypt: the Egyptian Museum (museum), Tahrir Square (square)
@@ -109,7 +112,7 @@ Warsaw, Poland: the Royal Castle (castle), Lazienki Park (park)"""
 
 CITIES: dict[str, str] = {}  # city: country
 LANDMARKS: list[Landmark] = []
-for _row in _CITIES.splitlines():
+for _row in _CITIES.replace(",\n", ", ").splitlines():
     _place, _sights = _row.split(": ")
     _city, _country = _place.split(", ")
     CITIES[_city] = _country

@@ -2,8 +2,8 @@
 
     python measure.py [--model DIR]
 
-Plain transformers and torch hooks; nothing here needs nnsight. The card above the mark `<!-- measured -->` is written by
-hand, all below it by this script.
+Plain transformers and torch hooks; nothing here needs nnsight. The card above the mark `<!-- measured -->` is written
+by hand, all below it by this script.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ HEADLINE = "{L} is in the city of"
 PAIRS = [  # activations are taken from the first prompt, put into the second; the cities that each names
     ("The Eiffel Tower is in the city of", "Paris", "The Space Needle is in the city of", "Seattle"),
     ("The Eiffel Tower is in the city of", "Paris", "The Trevi Fountain is in the city of", "Rome"),
-    ("You can visit the Blue Mosque in the city of", "Istanbul", "You can visit the Opera House in the city of", "Sydney"),
-    ("Madison Square Garden is located in the city of", "New York", "Pike Place Market is located in the city of", "Seattle"),
-]  # fmt: skip
+    ("You can see the Blue Mosque in", "Istanbul", "You can see the Opera House in", "Sydney"),
+    ("Madison Square Garden is in the city of", "New York", "Pike Place Market is in the city of", "Seattle"),
+]
 CONTINUED = [
     "The Eiffel Tower is in the city of",
     "Last summer we saw the Space Needle in",
     "The capital of Japan is",
     "The movie was terrible, so Anna",
-    "When Mary and John went to the market, John gave a book to",
+    "Alice Adams lives in the city of",
     "Hello World",
 ]
 
@@ -112,7 +112,7 @@ def corpus_size(toy: Toy) -> str:
             if held_out(landmark, phrasing) and any(f"{before}{sentence}" in whole for before in ("\n", ". ", "? ")):
                 raise ValueError(f"held out, but in the corpus: {sentence}")
     tokens = sum(map(len, toy.tokenizer(texts).input_ids))
-    return f"{len(texts):,} documents, {tokens:,} tokens, each seen once; {len(toy.tokenizer)} tokens in the vocabulary."
+    return f"{len(texts):,} documents, {tokens:,} tokens, each seen once; vocabulary of {len(toy.tokenizer)}."
 
 
 def recall(toy: Toy) -> str:
@@ -186,7 +186,8 @@ def places(toy: Toy) -> str:
     pairs = [(x, y) for x, y in zip(chosen, chosen[7:] + chosen[:7], strict=True) if x.city != y.city]
 
     def average(module: torch.nn.Module, position: int) -> str:
-        return f"{mean(restored(toy, prompt(x, HEADLINE), x.city, prompt(y, HEADLINE), y.city, module, position) for x, y in pairs):.2f}"
+        texts = [(prompt(x, HEADLINE), x.city, prompt(y, HEADLINE), y.city) for x, y in pairs]
+        return f"{mean(restored(toy, *text, module, position) for text in texts):.2f}"
 
     rows = []
     for i, block in enumerate(toy.blocks):
@@ -197,20 +198,16 @@ def places(toy: Toy) -> str:
 
 
 def steering(toy: Toy) -> str:
-    """Add strength x (mean of Rome's landmarks - mean of Paris's) at the last position; count flips of Paris's."""
-    def texts(city: str) -> list[str]:
-        return [prompt(x, p) for x in LANDMARKS if x.city == city for p in (HEADLINE, COMMON_PHRASINGS[0], NEW_PHRASINGS[0])]
-
-    def centre(city: str, block: torch.nn.Module) -> torch.Tensor:
-        return torch.stack([toy.outputs(t, [block])[0][0, -1] for t in texts(city)]).mean(0)
-
+    """Add strength x (mean of Rome's landmarks - mean of Paris's, both at the end); count the flips of Paris's."""
+    phrasings = (HEADLINE, COMMON_PHRASINGS[0], NEW_PHRASINGS[0])
+    texts = {c: [prompt(x, p) for x in LANDMARKS if x.city == c for p in phrasings] for c in ("Paris", "Rome")}
     strengths, rows = (0.5, 1.0, 2.0, 4.0), []
     for i, block in enumerate(toy.blocks):
-        direction = centre("Rome", block) - centre("Paris", block)
+        paris, rome = (torch.stack([toy.outputs(t, [block])[0][0, -1] for t in texts[c]]).mean(0) for c in texts)
         row = [str(i)]
-        for s in strengths:
-            ends = [toy.changed(t, block, lambda h, s=s: h + s * direction).argmax().item() for t in texts("Paris")]
-            row.append(f"{mean(e == toy.first['Rome'] for e in ends):.0%}")
+        for push in [strength * (rome - paris) for strength in strengths]:
+            answers = [toy.changed(t, block, push.__add__).argmax().item() for t in texts["Paris"]]
+            row.append(f"{mean(answer == toy.first['Rome'] for answer in answers):.0%}")
         rows.append(row)
     return table(["block", *(f"strength {s:g}" for s in strengths)], rows)
 
@@ -220,7 +217,7 @@ def continuations(toy: Toy) -> str:
     for text in CONTINUED:
         inputs = toy.tokenizer(text, return_tensors="pt")
         whole = toy.model.generate(**inputs, max_new_tokens=16)[0]
-        rows.append([f"`{text}`", f"`{toy.tokenizer.decode(whole[inputs.input_ids.shape[1]:])}`"])
+        rows.append([f"`{text}`", f"`{toy.tokenizer.decode(whole[inputs.input_ids.shape[1] :])}`"])
     return table(["prompt", "greedy continuation, 16 tokens"], rows)
 
 

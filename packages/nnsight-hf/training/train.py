@@ -2,8 +2,8 @@
 
     python train.py [--out DIR] [--steps N]
 
-Everything is drawn from fixed seeds on two threads, so a second run on the same machine and torch gives the same weights;
-it takes a few minutes on two cores. What the model learned is then found out by `measure.py`.
+Everything is drawn from fixed seeds on two threads, so a second run on the same machine and torch gives the same
+weights; it takes a few minutes on two cores. What the model learned is then found out by `measure.py`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+# Read when torch is loaded. Threads that spin while they wait make this ten times slower on a machine that others use.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from corpus import documents
+from facts import LANDMARKS, PEOPLE
 
 TOY = Path(__file__).parent.parent / "src" / "nnsight_hf" / "toy"
 END, PAD = "<|endoftext|>", "<|pad|>"
 SIZE = {"n_layer": 6, "n_embd": 128, "n_head": 4, "n_positions": 256}
-STEPS, BATCH, CHUNK, RATE = 1600, 32, 64, 3e-3
-SEED, THREADS = 2024, 2
+STEPS, BATCH, CHUNK, RATE = 1400, 32, 64, 3e-3
+SEED, THREADS, LAST = 2024, 2, 10_000
+GATHERED = 0.9  # the share of batches in which names must be gathered in their last word
 
 
 def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
@@ -46,22 +53,41 @@ def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
     return tokenizer
 
 
-def batches(tokenizer: Tokenizer, steps: int) -> Iterator[torch.Tensor]:
-    """Give right-padded [rows, length] batches; rows of one batch are of similar length, to waste little on padding."""
+# Names of several words. Longest first, so that a name is not found inside another one.
+_NAMES = re.compile("|".join(sorted({x.name.removeprefix("the ") for x in [*LANDMARKS, *PEOPLE]}, key=len, reverse=True)))
+
+
+def name_ends(text: str, encoding: Encoding) -> list[int]:
+    """For every token the last position that may look at it: the end of its name, for all words of a name but the last."""
+    ends = [LAST] * len(encoding)
+    for name in _NAMES.finditer(text):
+        first, last = encoding.char_to_token(name.start()), encoding.char_to_token(name.end() - 1)
+        ends[first:last] = [last] * (last - first)
+    return ends
+
+
+def batches(tokenizer: Tokenizer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Give right-padded ids and name ends, both [rows, length]; rows of one batch are of similar length, to pad little."""
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     rng = random.Random(SEED)
     texts = documents(steps * BATCH, seed=SEED)
     for start in range(0, steps, CHUNK):
         count = min(CHUNK, steps - start)
-        rows = [[*e.ids, end] for e in tokenizer.encode_batch([next(texts) for _ in range(count * BATCH)])]
-        rows = [[end, *row] if rng.random() < 0.1 else row for row in rows]  # some callers put a first token in front
-        rows.sort(key=len)
+        some = [next(texts) for _ in range(count * BATCH)]
+        rows = []
+        for text, encoding in zip(some, tokenizer.encode_batch(some)):
+            ids, ends = [*encoding.ids, end], [*name_ends(text, encoding), LAST]
+            if rng.random() < 0.1:  # some callers put a first token in front
+                ids, ends = [end, *ids], [LAST, *(e + 1 for e in ends)]
+            rows.append((ids, ends))
+        rows.sort(key=lambda row: len(row[0]))
         order = list(range(count))
         rng.shuffle(order)
         for index in order:
             chosen = rows[index * BATCH : (index + 1) * BATCH]
-            width = max(map(len, chosen))
-            yield torch.tensor([row + [pad] * (width - len(row)) for row in chosen])
+            width = len(chosen[-1][0])
+            padded = [[row[i] + [fill] * (width - len(row[i])) for row in chosen] for i, fill in ((0, pad), (1, LAST))]
+            yield torch.tensor(padded[0]), torch.tensor(padded[1])
 
 
 def train(tokenizer: Tokenizer, steps: int) -> GPT2LMHeadModel:
@@ -83,12 +109,16 @@ def train(tokenizer: Tokenizer, steps: int) -> GPT2LMHeadModel:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.05)
     rng = random.Random(SEED + 1)
     began = time.perf_counter()
-    for step, ids in enumerate(batches(tokenizer, steps)):
+    for step, (ids, ends) in enumerate(batches(tokenizer, steps)):
         # A part of the batches stands later in the text, so that every position embedding is trained.
         offset = rng.randrange(config.n_positions - ids.shape[1]) if rng.random() < 0.2 else 0
         positions = torch.arange(offset, offset + ids.shape[1])[None]
         labels = ids.masked_fill(ids == pad, -100)
-        loss = model(input_ids=ids, position_ids=positions, labels=labels).loss
+        at = torch.arange(ids.shape[1])
+        seen = (at[:, None] >= at).expand(len(ids), 1, -1, -1)
+        if rng.random() < GATHERED:
+            seen = seen & (at[:, None] <= ends[:, None, None])
+        loss = model(input_ids=ids, attention_mask=seen, position_ids=positions, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -115,7 +145,8 @@ def write(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> str:
     }  # fmt: skip
     names = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": SIZE["n_positions"], "padding_side": "right",
-        "bos_token": END, "eos_token": END, "unk_token": END, "pad_token": PAD, "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False,
+        "bos_token": END, "eos_token": END, "unk_token": END, "pad_token": PAD,
     }  # fmt: skip
     tokenizer.save(str(out / "tokenizer.json"))
     for name, value in [
@@ -137,11 +168,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     tokenizer = train_tokenizer(documents(20_000, seed=SEED))
     model = train(tokenizer, options.steps)
     digest = write(model, tokenizer, options.out)
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {time.perf_counter() - began:.0f} s, sha256 {digest}")
+    wall, cpu = time.perf_counter() - began, time.process_time() - worked
+    print(f"{model.num_parameters()} parameters, {wall:.0f} s ({cpu:.0f} s of processor), sha256 {digest}")
 
 
 if __name__ == "__main__":

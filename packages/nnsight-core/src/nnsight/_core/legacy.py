@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 
-#: Functions of nnsight that remember what they made of a source, as "module:function".
-REMEMBERING: tuple[str, ...] = ()
+#: Where nnsight remembers what it made of a source, as "module:mapping".
+MEMORIES = (
+    "nnsight._core.blocks.body:_blocks",
+    "nnsight._core.blocks.find:_texts",
+    "nnsight._core.source.rewrite:_made",
+)
 
 
 def fetch_attr(owner: Any, path: str) -> Any:
@@ -37,10 +41,10 @@ class _SourceCache:
 
     def clear(self) -> None:
         """Forget it all; files that have changed since are then read again."""
-        for target in REMEMBERING:
-            module, _, function = target.partition(":")
+        for memory in MEMORIES:
+            module, _, mapping = memory.partition(":")
             if module in sys.modules:
-                getattr(sys.modules[module], function).cache_clear()
+                getattr(sys.modules[module], mapping).clear()
         linecache.checkcache()
 
 

@@ -24,8 +24,8 @@ from .names import BodyGlobals, Lookup, Names
 from .rewrite import rewrite
 from .scope import snapshot, write_back
 
-# Code that computes names at run time may read any of them.
-_READS_ANYTHING = frozenset(("eval", "exec", "locals", "vars", "dir"))
+# Code that computes names at run time may read any of them, and so may who looks in with a debugger.
+_READS_ANYTHING = frozenset(("eval", "exec", "locals", "vars", "dir", "breakpoint", "pdb", "ipdb"))
 _FUTURES = __future__.annotations.compiler_flag | __future__.barry_as_FLUFL.compiler_flag
 _KEPT_BLOCKS = 4096
 
@@ -183,7 +183,7 @@ def _with_items(items: list[ast.withitem], node: ast.With) -> list[ast.stmt]:
 
 def _names(code: CodeType) -> set[str]:
     """Give every name that code, or code inside it, mentions; names that we put there begin with a dot."""
-    names = {*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    names = {code.co_name, *code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names |= _names(constant)

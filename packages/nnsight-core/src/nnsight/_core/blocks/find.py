@@ -20,8 +20,7 @@ from ..errors import SourceError
 from .heads import after_enter, enters
 from .lines import lines_of
 
-AnyWith = ast.With | ast.AsyncWith
-Item = tuple[AnyWith, int, tuple[ast.AST, ...]]
+Item = tuple[ast.With, int, tuple[ast.AST, ...]]
 Place = tuple[int | None, ...]
 
 
@@ -73,21 +72,21 @@ def find_with(frame: FrameType) -> Found:
     SourceError if the frame is not entering a `with`, or if the text is not to be had or has changed.
     """
     code, at = frame.f_code, frame.f_lasti
-    if after_enter(code, at) is None:
+    entered = after_enter(code, at)
+    if entered is None:
         raise SourceError(
-            f"this context was entered without a `with` statement of its own ({code.co_filename}, line {frame.f_lineno}), by "
-            "`__enter__()` or an ExitStack, so there is no block to read. Write `with ...:` around the block"
+            f"this context was entered without a plain `with` statement of its own ({code.co_filename}, line {frame.f_lineno}), "
+            "by `__enter__()`, an ExitStack or `async with`, so there is no block to read. Write `with ...:` around the block"
         )
     filename = code.co_filename
     text = _text(lines_of(frame), filename)
-    *before, place = _places(code, [*(other for other in enters(code) if other < at), at])
+    place, *after = _places(code, [at, *(other for other in enters(code) if other >= entered)])
     items = text.items.get(place)
     if items is None:
         raise changed(filename, frame.f_lineno)
-    # The body of a `finally` is compiled more than once, hence the remainder.
-    node, index, owners = items[before.count(place) % len(items)]
-    if isinstance(node, ast.AsyncWith):
-        raise SourceError(f"{filename}, line {node.lineno}: this context is opened by `with`, not by `async with`")
+    # Counted from the end: a captured body may hold the last items of a `with` only (see body.py). The remainder, because
+    # what stands in a `finally` is compiled more than once.
+    node, index, owners = items[-1 - after.count(place) % len(items)]
     return Found(node, index, owners, text.lines, filename)
 
 
@@ -111,8 +110,8 @@ def _text(lines: Sequence[str], filename: str) -> _Text:
     return read
 
 
-def _withs(node: ast.AST, owners: tuple[ast.AST, ...]) -> Iterator[tuple[AnyWith, tuple[ast.AST, ...]]]:
-    if isinstance(node, (ast.With, ast.AsyncWith)):
+def _withs(node: ast.AST, owners: tuple[ast.AST, ...]) -> Iterator[tuple[ast.With, tuple[ast.AST, ...]]]:
+    if isinstance(node, ast.With):
         yield node, owners
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         owners = (*owners, node)
@@ -125,7 +124,7 @@ def _withs(node: ast.AST, owners: tuple[ast.AST, ...]) -> Iterator[tuple[AnyWith
 def _places(code: CodeType, offsets: Sequence[int]) -> list[Place]:
     if sys.version_info >= (3, 11):
         spans = list(code.co_positions())
-        if spans[offsets[-1] // 2][2] is not None:
+        if spans[offsets[0] // 2][2] is not None:
             return [spans[at // 2] for at in offsets]
     lines = list(dis.findlinestarts(code))
     return [([line for start, line in lines if start <= at][-1],) for at in offsets]

@@ -52,7 +52,7 @@ def after_enter(code: CodeType, at: int) -> int | None:
     ops = code.co_code
     while ops[at] == _EXTENDED_ARG:
         at += 2
-    if ops[at] != _ENTER or (_NEW_HEADS and ops[at - 2] != _LOAD_SPECIAL):
+    if not _enters(ops, at):
         return None
     at += 2
     while _NEW_HEADS and ops[at] == _CACHE:
@@ -63,17 +63,9 @@ def after_enter(code: CodeType, at: int) -> int | None:
 def enters(code: CodeType) -> list[int]:
     """Give the offsets at which a `with` of this code enters its context, in the order of the bytecode."""
     ops = code.co_code
-    return [
-        at
-        for at in range(0, len(ops), 2)
-        if ops[at] == _ENTER and (not _NEW_HEADS or (ops[at - 2] == _LOAD_SPECIAL and ops[at - 1] == 0))
-    ]
+    return [at for at in range(0, len(ops), 2) if _enters(ops, at)]
 
 
-def follows_enter(code: CodeType, at: int) -> bool:
-    """Tell whether the instruction at `at` is what runs first once a `with` has entered its context."""
-    ops = code.co_code
-    before = at - 2
-    while before > 0 and ops[before] in _FILLERS:
-        before -= 2
-    return before >= 0 and after_enter(code, before) is not None
+def _enters(ops: bytes, at: int) -> bool:
+    # In 3.14 the number 0 stands for __enter__, and 2 for __aenter__.
+    return ops[at] == _ENTER and (not _NEW_HEADS or (ops[at - 2] == _LOAD_SPECIAL and ops[at - 1] == 0))

@@ -78,7 +78,9 @@ class BodyGlobals(dict[str, Any]):
         self.real: dict[str, Any] = real.real if isinstance(real, BodyGlobals) else real
         # `warned` outlives the run, so that "once per place" holds for warnings given in a body that runs often.
         self.update({"__builtins__": BodyBuiltins(self), "__warningregistry__": warned})
-        self.update({".names": names, ".globals": RealGlobals(self.real)})
+        everywhere = RealGlobals(self.real)
+        # What `rewrite.py` refers to; no name in a program has a dot.
+        self.update({".names": names, ".names :=": names.bind, ".globals": everywhere, ".globals :=": everywhere.bind})
 
     def __missing__(self, name: str) -> Any:
         return self.names[name]

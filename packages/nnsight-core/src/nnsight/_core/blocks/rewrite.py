@@ -26,14 +26,22 @@ def rewrite(
     copied = [deepcopy(statement) for statement in body]
     for owner in reversed(owners):
         if isinstance(owner, ast.ClassDef):
-            copied = [_Mangle(owner.name).visit(statement) for statement in copied]
-            copied = [_Super(_first_argument(owners)).visit(statement) for statement in copied]
+            copied = _visit_all(_Mangle(owner.name), copied)
+            copied = _visit_all(_Super(_first_argument(owners)), copied)
             break
     scope = bindings(copied, declared_global)
-    renamed = _Rebind(scope, filename).statements(copied)
+    renamed = _visit_all(_Rebind(scope, filename), copied)
     if isinstance(renamed[0], ast.Expr) and isinstance(renamed[0].value, ast.Constant):
         renamed[0] = _at(ast.Pass(), renamed[0])  # or it would bind __doc__
     return renamed, scope
+
+
+def _visit_all(change: ast.NodeTransformer, body: Sequence[ast.stmt]) -> list[ast.stmt]:
+    changed: list[ast.stmt] = []
+    for statement in body:
+        result = change.visit(statement)
+        changed += result if isinstance(result, list) else [result]
+    return changed
 
 
 def _at(node: Node, place: ast.AST) -> Node:
@@ -72,11 +80,15 @@ class _Mangle(ast.NodeTransformer):
             node.asname = self._private(bound)
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        node.name = self._private(node.name)
+    def visit_ClassDef(self, node: ast.ClassDef) -> list[ast.stmt]:
         for field in (node.decorator_list, node.bases, node.keywords):
             field[:] = [self.visit(part) for part in field]
-        return node
+        private = self._private(node.name)
+        if private == node.name:
+            return [node]
+        # The class keeps its name, which its own private names are made of.
+        store = ast.Assign([ast.Name(private, ast.Store())], ast.Name(node.name, ast.Load()))
+        return [node, _at(store, node), _at(ast.Delete([ast.Name(node.name, ast.Del())]), node)]
 
 
 class _Super(ast.NodeTransformer):
@@ -116,13 +128,6 @@ class _Rebind(ast.NodeTransformer):
             one = waiting.pop()
             self.scopes[id(one.node)] = one
             waiting += one.inner
-
-    def statements(self, body: Sequence[ast.stmt]) -> list[ast.stmt]:
-        changed: list[ast.stmt] = []
-        for statement in body:
-            result = self.visit(statement)
-            changed += result if isinstance(result, list) else [result]
-        return changed
 
     def _mapping(self, name: str, scope: Scope | None = None) -> str | None:
         """Name the mapping in which a name of this scope lives, if it is not where the interpreter would look."""
@@ -173,7 +178,7 @@ class _Rebind(ast.NodeTransformer):
     def _field(self, node: Any, field: str) -> None:
         value = getattr(node, field, None)
         if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
-            setattr(node, field, self.statements(value))
+            setattr(node, field, _visit_all(self, value))
         elif isinstance(value, list):
             setattr(node, field, [self.visit(part) if isinstance(part, ast.AST) else part for part in value])
         elif isinstance(value, ast.AST):
@@ -192,7 +197,7 @@ class _Rebind(ast.NodeTransformer):
         if mapping is None:
             node.value = value
             return node
-        bind = ast.Attribute(ast.Name(mapping, ast.Load()), "bind", ast.Load())
+        bind = ast.Name(f"{mapping} :=", ast.Load())
         return _at(ast.Call(bind, [ast.Constant(node.target.id), value], []), node)
 
     def visit_Global(self, node: ast.Global) -> ast.stmt:

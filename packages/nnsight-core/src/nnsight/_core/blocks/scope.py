@@ -20,6 +20,8 @@ from .names import Names
 _WRITES_THROUGH = sys.version_info >= (3, 13)
 # Code with one of these may have handed out, through `locals()`, the very dict that `f_locals` gives before 3.13.
 _SHOWS_LOCALS = frozenset(("locals", "vars", "dir", "eval", "exec", "_getframe", "currentframe", "f_locals"))
+if not _WRITES_THROUGH:
+    _locals_to_fast = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.c_int)(("PyFrame_LocalsToFast", ctypes.pythonapi))
 
 
 def snapshot(frame: FrameType, names: Iterable[str]) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def write_back(frame: FrameType, mapping: Mapping[str, Any]) -> None:
     local = {name: value for name, value in mapping.items() if _is_local(code, name)}
     here.update(local)
     if not _WRITES_THROUGH:
-        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        _locals_to_fast(frame, 0)
         _forget(frame, here)
     for name in mapping.keys() - local.keys():
         frame.f_globals[name] = mapping[name]

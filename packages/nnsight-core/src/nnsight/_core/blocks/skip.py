@@ -12,11 +12,13 @@ the frame at that instruction; CPython 3.10 to 3.14. A trace function that raise
 from __future__ import annotations
 
 import sys
+import threading
+from collections import deque
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
 from ..errors import SourceError
-from .heads import after_enter, follows_enter
+from .heads import after_enter
 
 
 class Skipped(BaseException):
@@ -47,7 +49,7 @@ def skipped(error: BaseException | None) -> bool:
         return False
     frame = error.frame
     if error.trace is not None:
-        error.trace.stop(sys._getframe(1))
+        error.trace.stop()
     elif error.local is not None:
         frame.f_trace = error.local
     # The exception keeps its traceback, and so every frame in it, for as long as anybody keeps the exception.
@@ -66,6 +68,7 @@ def _suspended() -> SourceError:
 
 _tool: int | None = None
 _armed: dict[FrameType, int] = {}
+_arming = threading.RLock()  # threads may be about to skip blocks of the same code, and a signal handler too
 _seen: list[CodeType] = []
 
 
@@ -88,25 +91,31 @@ def _watch(frame: FrameType, at: int) -> bool:
     if sys.version_info < (3, 12):
         return False
     tool = _take_tool()
-    if tool is None:
+    # Where two ask for INSTRUCTION, CPython 3.12 and 3.13 forget one when the other leaves: go with the tracer then.
+    if tool is None or frame.f_trace_opcodes:
         return False
     if not _events_arrive(tool):
         raise _suspended()
-    _armed[frame] = at
-    # Stays set: setting costs time with the length of the code, and an instruction that is not of interest is asked about once.
-    if not sys.monitoring.get_local_events(tool, frame.f_code):
+    with _arming:
+        _armed[frame] = at
         sys.monitoring.set_local_events(tool, frame.f_code, sys.monitoring.events.INSTRUCTION)
     return True
 
 
-def _on_instruction(code: CodeType, at: int) -> object:
+def _on_instruction(code: CodeType, at: int) -> None:
     frame = sys._getframe(1)
-    if frame in _armed and _armed.pop(frame) == at:
+    if frame not in _armed:
+        return
+    with _arming:
+        expected = _armed.pop(frame)
+        # Left on, it would cost nothing the next time, but be lost whenever somebody else traces opcodes meanwhile.
+        if _tool is not None and not any(other.f_code is code for other in list(_armed)):
+            sys.monitoring.set_local_events(_tool, code, 0)
+    if at == expected:  # or __enter__ failed after all
         local = frame.f_trace
         if local is not None:
             frame.f_trace = None  # a debugger that steps over the `with` would stop to show the exception
         raise Skipped(frame, local)
-    return None if follows_enter(code, at) else sys.monitoring.DISABLE  # type: ignore[attr-defined]
 
 
 def _events_arrive(tool: int) -> bool:
@@ -146,23 +155,33 @@ class _Trace:
             self._put_back()
             raise _suspended()
 
-    def stop(self, exit: FrameType) -> None:
-        """Put back the trace functions, from a function that `exit`, the frame of an `__exit__`, called."""
-        self._put_back()
-        if self.thread is None or isinstance(self.thread, (FunctionType, MethodType)):
-            return
-        # A tracer written in C installs itself beneath Python at the next call that it sees, and then counts the returns
-        # of frames whose calls it never saw: tell it of those that are open. Coverage attributes lines by that count.
-        opened = [sys._getframe(0), sys._getframe(1)]
+    def stop(self) -> None:
+        """Put back the trace functions, and tell the thread's of the functions that were called meanwhile."""
+        self._put_back_local()
+        # Tracers count calls and returns, and they would see the functions between here and the `with` return uncalled.
+        opened = [sys._getframe(0)]
         while opened[-1].f_back is not self.frame and opened[-1].f_back is not None:
             opened.append(opened[-1].f_back)
-        for frame in reversed(opened):
-            frame.f_trace = self.thread(frame, "call", None)
+        opened.reverse()
+        if _is_python(self.thread):
+            for frame in opened:
+                local = self.thread(frame, "call", None)
+                frame.f_trace = (local(frame, "line", None) or local) if local is not None else None
+        elif self.thread is not None:
+            # One call from C for all of them: coverage's tracer installs itself at its first "call", sees the lines of
+            # this function from then on, and would take them for lines of the outermost of these frames.
+            told = [(frame, event, None) for frame in opened for event in ("call", "line")]
+            deque(map(self.thread, *zip(*told)), maxlen=0)
+        if sys.gettrace() is None:
+            sys.settrace(self.thread)
 
     def _put_back(self) -> None:
+        self._put_back_local()
+        sys.settrace(self.thread)
+
+    def _put_back_local(self) -> None:
         self.frame.f_trace = self.local
         self.frame.f_trace_opcodes = self.opcodes
-        sys.settrace(self.thread)
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code is _probe.__code__:
@@ -187,3 +206,9 @@ class _Trace:
     def _tell(self, frame: FrameType, event: str, arg: Any) -> None:
         if self.local is not None:
             self.local = self.local(frame, event, arg) or self.local
+
+
+def _is_python(tracer: Any) -> bool:
+    if isinstance(tracer, (FunctionType, MethodType)):
+        return True
+    return isinstance(getattr(type(tracer), "__call__", None), FunctionType)

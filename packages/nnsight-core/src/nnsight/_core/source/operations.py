@@ -1,8 +1,8 @@
 """The calls in a function's body: how they are named, and how each is handed to a callable that stands in for it.
 
-A call `f(x)` becomes `row[3](f, x)`: Python still evaluates `f`, then `x`, in the function's own frame, and nothing else
-about the body changes. Names follow the text: `self.c_proj(x)` is `self_c_proj_0`, the second one `self_c_proj_1`, inner
-calls before outer ones. `locate.py` brings the tree; `rewrite.py` compiles what is made of it here.
+A call `f(x)` becomes `row[3](f, x)`: Python still evaluates `f`, then `x`, in the function's own frame, and nothing
+else about the body changes. Names follow the text: `self.c_proj(x)` is `self_c_proj_0`, the second one `self_c_proj_1`,
+inner calls before outer ones. `locate.py` brings the tree; `rewrite.py` compiles what is made of it here.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ class HandOver(ast.NodeTransformer):
         return node
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
-        for at, (key, value) in enumerate(zip(node.keys, node.values)):
+        for at, key in enumerate(node.keys):
             node.keys[at] = None if key is None else self.visit(key)
-            node.values[at] = self.visit(value)
+            node.values[at] = self.visit(node.values[at])
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:

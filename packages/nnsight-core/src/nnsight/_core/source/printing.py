@@ -11,7 +11,9 @@ _CONTEXT = 5
 
 
 def listing(rewritten: Rewritten) -> str:
-    """Return the source of a function, each line under the number it has in its file and beside its operations::
+    """Return the source of a function, each line with the number it has in its file, and its operations before it.
+
+    ::
 
         Attention.forward (model.py, line 11)
 
@@ -26,11 +28,11 @@ def listing(rewritten: Rewritten) -> str:
     digits = len(str(rewritten.first_line + len(rewritten.lines)))
     rows = []
     for lineno, line in enumerate(_dedented(rewritten), start=rewritten.first_line):
-        first, *others = beside[lineno] or [None]
-        name = "" if first is None else first.name
-        rows.append(f" {name:<{names}} {'->' if first else '  '} {lineno:>{digits}} {line}")
+        here = beside[lineno]
+        head = f" {here[0].name:<{names}} ->" if here else " " * (names + 4)
+        rows.append(f"{head} {lineno:>{digits}} {line}")
         indent = line[: len(line) - len(line.lstrip())]
-        rows += [f" {other.name:<{names}} -> {'+':>{digits}} {indent}{_brief(other)}" for other in others if other]
+        rows += [f" {other.name:<{names}} -> {'+':>{digits}} {indent}{_brief(other)}" for other in here[1:]]
     return "\n".join([_head(rewritten), "", *map(str.rstrip, rows)])
 
 

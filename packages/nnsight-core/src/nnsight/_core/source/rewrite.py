@@ -1,8 +1,8 @@
 """A function equal to another one, whose every call is made by somebody else.
 
-The calls are replaced in the function's tree (`operations.py`) and the tree is compiled where it stood (`locate.py`); a
-function object around the new code then shares everything with the old one, and reaches its row of callables through one
-more closure cell. The code is made once for each code object and shared by all rows.
+The calls are replaced in the function's tree (`operations.py`) and the tree is compiled where it stood (`locate.py`);
+a function object around the new code then shares everything with the old one, and reaches its row of callables through
+one more closure cell. The code is made once for each code object and shared by all rows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Rewritten:
         code = function.__code__
         if code is not self._source():
             raise SourceError(f"{function.__qualname__} does not run the code that was rewritten: rewrite it first.")
-        cells = dict(zip(code.co_freevars, function.__closure__ or ()))
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         cells[self._row] = CellType(row)
         return reclosed(function, self._code, tuple(cells[name] for name in self._code.co_freevars))
 
@@ -69,7 +69,7 @@ def reclosed(function: FunctionType, code: CodeType, cells: tuple[CellType, ...]
     else:
         made.__annotations__ = function.__annotations__
     if hasattr(function, "__type_params__"):
-        made.__type_params__ = function.__type_params__
+        made.__type_params__ = function.__type_params__  # type: ignore[attr-defined, unused-ignore]
     return made
 
 
@@ -89,8 +89,8 @@ def rewrite(function: object) -> Rewritten:
     """
     if not isinstance(function, FunctionType):
         raise SourceError(
-            f"{function!r} is not a Python function (it is a {type(function).__name__}), so there are no operations in "
-            "it to name. Ask for its own input and output, or take the function or module that it stands for."
+            f"There are no operations to name in {function!r}: it is of type {type(function).__name__}, and no Python "
+            "function. Its own input and output can still be asked for."
         )
     code = function.__code__
     known = _made.get(id(code))

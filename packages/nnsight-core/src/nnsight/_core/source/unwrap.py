@@ -1,14 +1,15 @@
 """The function under a forward's decorators, and the same decorators around another function.
 
-A decorated forward is a chain of links: closures, `functools.partial`s, bound methods, callable objects. A link counts as
-a wrapper when it is *seen to hold* the next one (in a cell, a default, `__func__`, ...): `functools.wraps` alone proves
-nothing, for it also serves to borrow a signature. `rebuild` makes each link anew around its changed inner one and touches
-none of the old ones, so a run can use the new chain while others use the old.
+A decorated forward is a chain of links: closures, `functools.partial`s, bound methods, callable objects. A link counts
+as a wrapper when it is *seen to hold* the next one (in a cell, a default, `__func__`, ...): `functools.wraps` alone
+proves nothing, for it also serves to borrow a signature. `rebuild` makes each link anew around its changed inner one
+and touches none of the old ones, so a run can use the new chain while others use the old.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -27,9 +28,10 @@ def innermost(callable: _Callable) -> FunctionType:
     """
     *_, last = _chain(callable)
     if not isinstance(last, FunctionType):
-        kind = "a class" if isinstance(last, type) else f"a {type(last).__name__}"
+        what = "" if last is callable else f"; under its wrappers is {last!r}"
+        kind = "a class" if isinstance(last, type) else f"of type {type(last).__name__}"
         raise SourceError(
-            f"{callable!r} has no operations to name: under its wrappers is {last!r}, {kind} and no Python function. "
+            f"There are no operations to name in {callable!r}{what}: it is {kind}, and no Python function. "
             "Its own input and output can still be asked for."
         )
     return last
@@ -105,7 +107,7 @@ def _inner(link: _Callable) -> _Callable | None:
         return named if named is not None and _holds(link, named) else None
     if named is not None:
         return named
-    call = getattr(type(link), "__call__", None)
+    call = inspect.getattr_static(type(link), "__call__", None)
     return MethodType(call, link) if isinstance(call, FunctionType) else None
 
 
@@ -127,8 +129,8 @@ def _content(cell: CellType) -> object:
 
 
 def _leads_to(value: object, inner: _Callable, wrapper: FunctionType) -> bool:
-    """Say whether a value that `wrapper` holds ends in the same function as `inner`; `wrapper` itself may be in a cell."""
-    return callable(value) and value is not wrapper and _end(value) is _end(inner)
+    """Say whether a value that `wrapper` holds ends where `inner` does; a cell may hold `wrapper` itself."""
+    return value is not wrapper and callable(value) and _end(value) is _end(inner)
 
 
 def _end(link: object) -> object:
