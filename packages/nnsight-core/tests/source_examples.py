@@ -3,7 +3,7 @@
 They are kept out of the test module because pytest compiles that one from changed source. Odd on purpose: no linter has
 anything to say here.
 """
-# ruff: noqa
+# ruff: noqa: B008, C408, F821, PIE804, UP008, UP018
 
 from __future__ import annotations
 

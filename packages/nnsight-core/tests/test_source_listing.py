@@ -15,7 +15,7 @@ class Attention:
         Less indented than the rest.
         """
         q, k = self.c_attn(x).split(self.width, dim=2)
-        x = self.c_proj(q @ k); x = self.drop(x)  # fmt: skip
+        x = self.c_proj(q @ k); x = self.drop(x)  # noqa: E702  # fmt: skip
         return self.attend(
             x,
             *[self.norm(x)],

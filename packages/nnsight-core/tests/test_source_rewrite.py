@@ -15,7 +15,7 @@ from itertools import count
 
 import pytest
 import source_examples
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from source_examples import Child
 
@@ -64,28 +64,26 @@ def outcome(call):
 
 
 EXAMPLES = [
-    *[(function, (x,)) for function in (Child.run, Child.inner_super) for x in (Child(),) for x in ((x, 3), (x, -2))],
-    *[(function, (rows,)) for function in (source_examples.comprehensions,) for rows in ([], [[1, 2], [0, -7]])],
+    *[(method, (Child(), x)) for method in (Child.run, Child.inner_super) for x in (3, -2)],
+    *[(source_examples.comprehensions, (rows,)) for rows in ([], [[1, 2], [0, -7]])],
+    *[(source_examples.matched, (x,)) for x in range(5)],
+    *[(function, (x,)) for function in (source_examples.shadowed, source_examples.decorated_inside) for x in (-5, 2)],
     *[
         (getattr(source_examples, name), (x,))
         for name in ("walrus", "managers", "conditional", "targets", "own_variables", "rescaled", "recursive")
         for x in (0, 1, 4)
     ],
-    *[(getattr(source_examples, name), (x,)) for name in ("shadowed", "decorated_inside") for x in (-5, 2)],
-    *[(source_examples.matched, (x,)) for x in (0, 1, 2, 3, 4)],
 ]
 
 
-@pytest.mark.parametrize(
-    ("function", "args"), [(f, a if isinstance(a[0], tuple) is False else a[0]) for f, a in EXAMPLES]
-)
-def test_results_and_errors_are_the_same(function, args):
-    scale = source_examples.SCALE
+@pytest.mark.parametrize(("function", "args"), EXAMPLES)
+def test_results_and_errors_are_the_same(function, args, monkeypatch):
+    monkeypatch.setattr(source_examples, "SCALE", 2)
     expected = outcome(lambda: function(*args))
-    source_examples.SCALE = scale
+    monkeypatch.setattr(source_examples, "SCALE", 2)
     record = []
     assert outcome(lambda: passing(function, record)(*args)) == expected
-    assert record
+    assert record or function is source_examples.recursive
 
 
 def test_methods_of_every_kind():
@@ -101,7 +99,7 @@ def test_methods_of_every_kind():
 
 def test_private_names_are_mangled_as_in_their_class():
     hidden = Child._Child__hidden
-    assert names(hidden) == ["max_0", "float_0", "type_0", "shift_0"] or "__shift_0" in names(hidden)
+    assert names(hidden) == ["max_0", "float_0", "type_0", "__shift_0"]
     assert passing(hidden)(Child(), -4) == Child()._Child__hidden(-4) == 1.0
 
 
@@ -119,11 +117,9 @@ def test_unpacking():
     function = source_examples.unpacked
     assert passing(function)(-3, 2, q=1, p=0) == function(-3, 2, q=1, p=0)
     for keywords in ({"z": 1}, {"a": 1}):
-        assert (
-            outcome(lambda k=keywords: passing(function)(1, **k))[1]
-            is outcome(lambda k=keywords: function(1, **k))[1]
-            is TypeError
-        )
+        for called in (function, passing(function)):
+            with pytest.raises(TypeError, match="multiple values for keyword argument"):
+                called(1, **keywords)
 
 
 def test_generators_take_and_give_values(capsys):
@@ -137,9 +133,10 @@ def test_generators_take_and_give_values(capsys):
             return heard
 
     assert conversation(passing(source_examples.generator)) == conversation(source_examples.generator)
-    abandoned = passing(source_examples.generator)(2)
-    next(abandoned)
-    assert abandoned.close() is None
+    abandoned = [passing(source_examples.generator)(2), source_examples.generator(2)]
+    assert [next(talk) for talk in abandoned] == [0, 0]
+    one, other = (outcome(talk.close) for talk in abandoned)
+    assert one == other and one[1] is RuntimeError  # for it yields once more when it is closed
 
 
 def test_coroutines():
@@ -147,7 +144,7 @@ def test_coroutines():
 
 
 def test_the_function_object_is_equal():
-    def function(a, b=[1], /, c=2, *d, e: int = 3, f, **g) -> str:
+    def function(a, b=(1, []), /, c=2, *d, e: int = 3, f, **g) -> str:
         """What it says."""
         return str(a)
 
@@ -166,7 +163,12 @@ def test_the_function_object_is_equal():
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="type parameters came with Python 3.12")
 def test_type_parameters():
-    text = "class C[T]:\n    def f[U: (int, str)](self, x: U) -> T:\n        type V = list[U]\n        return str(T), str(U), x, str(V)\n"
+    text = """
+class C[T]:
+    def f[U: (int, str)](self, x: U) -> T:
+        type V = list[U]
+        return str(T), str(U), x, str(V)
+"""
     method = define(text, "C").f
     assert passing(method)(None, 1) == method(None, 1) == ("T", "U", 1, "V")
     assert passing(method).__type_params__ == method.__type_params__
@@ -197,7 +199,8 @@ class Note:
         self.log.append(f"{self.name}.{name} = {value.name}")
 
     def __getitem__(self, key):
-        self.log.append(f"{self.name}[{getattr(key, 'name', key)}]")
+        key = (key.start.name, key.stop.name) if isinstance(key, slice) else getattr(key, "name", key)
+        self.log.append(f"{self.name}[{key}]")
         return Note(self.log, f"{self.name}[]")
 
     def __bool__(self):
@@ -213,8 +216,12 @@ class Note:
         return ["key"]
 
     def __format__(self, spec):
-        self.log.append(f"format {self.name}")
+        self.log.append(f"format {self.name} {spec}")
         return self.name
+
+    def __lt__(self, other):
+        self.log.append(f"{self.name} < {other.name}")
+        return self
 
 
 def order(function):
@@ -229,47 +236,46 @@ def test_every_part_is_evaluated_in_its_old_order():
     assert log.index("f") < log.index("a") < log.index("b") < log.index("c") < log.index("d") < log.index("key")
 
 
-def _expressions():
-    """Expressions that call, in every nesting; `v("name")` makes a value that notes what is done to it."""
-    fresh = st.integers(0, 9).map(lambda n: f"v('n{n}')")
+# `v("name")` makes a value that notes what is done to it; 0, 1 and 2 are such expressions again.
+TEMPLATES = [
+    *("{0}({1}, {2})", "{0}.m({1}, {2})", "{0}.m(\n {1},\n *{2})\n", "{0}({1}, k={2}, **{1})", "{0}.a.b[{1}]({2})"),
+    *(
+        "({0} if {1} else {2})",
+        "({0} and {1} or {2})",
+        "(not {0}, {1} < {2})[0]",
+        "(u := {0})({1}, u)",
+        "{0}({1})({2})",
+    ),
+    *("v(str(len([{0} for w in {1} if w({2})])))", "v(str(len({{{0}: {1} for w in {2}}})))", "[*{0}][0]({1}, {2})"),
+    *("(lambda x, y={0}: x({1}, y))({2})", "(lambda *a, **k: a[0](*a, **k))({0}, *{1}, **{2})", "{0}[{1}:{2}]()"),
+    *(
+        'v(f\'{{v("f"):>{{len("ab")}}}}\')({0}, {1}, {2})',
+        "next(({0}({1}) for w in {2}))",
+        "v({{**{0}, 1: {1}}}[1].name)",
+    ),
+]
+EXPRESSIONS = st.recursive(
+    st.integers(0, 9).map(lambda n: f"v('n{n}')"),
+    lambda inner: st.tuples(st.sampled_from(TEMPLATES), inner, inner, inner).map(
+        lambda parts: parts[0].format(*parts[1:])
+    ),
+    max_leaves=9,
+)
 
-    def larger(inner):
-        call = st.lists(inner, min_size=0, max_size=3).map(", ".join)
-        return st.one_of(
-            st.builds("{}({})".format, inner, call),
-            st.builds("{}.m({})".format, inner, call),
-            st.builds("{}.m(\n {},\n *{})\n".format, inner, inner, inner),
-            st.builds("{}({}, k={}, **{})".format, inner, inner, inner, inner),
-            st.builds("{}.a.b[{}]({})".format, inner, inner, inner),
-            st.builds("({} if {} else {})".format, inner, inner, inner),
-            st.builds("({} and {} or {})".format, inner, inner, inner),
-            st.builds("v([{} for w in {} if w({})].__len__())".format, inner, inner, inner),
-            st.builds("v(str({{{}: {} for w in {}}}.__len__()))".format, inner, inner, inner),
-            st.builds("v(len({{{}: {}, **{{}}}}))".format, inner, inner),
-            st.builds("(lambda x, y={}: x({}, y))({})".format, inner, inner, inner),
-            st.builds("(w := {})({}, w)".format, inner, inner),
-            st.builds(
-                'v(f\'{{{}}} {{v("in")!s:>{{len("ab")}}}}\')'.format,
-                inner.filter(lambda e: "'" not in e and "\n" not in e) | st.just("v"),
-            ),
-        )
 
-    return st.recursive(fresh, larger, max_leaves=12).map(lambda expression: f"({expression})")
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(_expressions(), min_size=1, max_size=3))
+@settings(max_examples=100, deadline=None)
+@given(st.lists(EXPRESSIONS, min_size=1, max_size=2))
 def test_any_expression_is_evaluated_in_its_old_order(expressions):
-    function = define("def f(v):\n" + "".join(f"    w{at} = {text}\n" for at, text in enumerate(expressions)))
+    text = "def f(v):\n" + "".join(f"    s{at} = ({text})\n" for at, text in enumerate(expressions))
+    try:
+        calls = [node for node in ast.walk(compile(text, "", "exec", ast.PyCF_ONLY_AST)) if isinstance(node, ast.Call)]
+        function = define(text)
+    except SyntaxError:
+        reject()  # `:=` is forbidden in some parts of a comprehension
     record = []
     assert order(passing(function, record)) == order(function)
-    assert {*record} <= {*names(function)}
-    calls = [
-        node
-        for node in ast.walk(ast.parse("".join(linecache.getlines(function.__code__.co_filename))))
-        if isinstance(node, ast.Call)
-    ]
-    assert len(names(function)) == len(calls) == len(set(names(function)))
+    assert set(record) <= set(names(function))
+    assert len(names(function)) == len(set(names(function))) == len(calls)
 
 
 def lines_of(call):
@@ -422,7 +428,7 @@ def test_equal_code_from_two_files_is_kept_apart():
 def test_nothing_is_kept_of_code_that_is_gone():
     function = define("def f(x):\n    return abs(x), [str(y) for y in range(x)]\n")
     bound, rewritten, code = passing(function), weakref.ref(rewrite(function)), weakref.ref(function.__code__)
-    del function
+    del bound.__globals__["f"], function
     gc.collect()
     assert code() is None and rewritten() is None
     assert bound(1) == (1, ["0"])

@@ -6,8 +6,11 @@ Only transformers and plain hooks are used here, so that a failure is the toy's 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +180,15 @@ def test_the_files_do_not_name_a_machine():
         text = (toy.path() / name).read_text(encoding="utf-8")
         assert "/" not in text
         assert json.loads(text)
+
+
+def test_what_is_called_held_out_is_not_in_the_corpus(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "training")
+    corpus, facts = import_module("corpus"), import_module("facts")
+    sentences = {s for text in corpus.documents(3000, seed=1) for s in re.split(r"(?<=[.?]) ", text)}
+    assert corpus.held_out(facts.LANDMARKS[0], "{L} is in the city of")
+    for landmark in facts.LANDMARKS:
+        begun = {p: f"{corpus.prompt(landmark, p)} {landmark.city}" for p in corpus.PHRASINGS}
+        for phrasing, begin in begun.items():
+            if corpus.held_out(landmark, phrasing) and "?" not in begin:
+                assert not any(sentence.startswith(begin) for sentence in sentences), begin

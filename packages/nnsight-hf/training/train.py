@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from corpus import documents
-from facts import LANDMARKS, PEOPLE
 
 TOY = Path(__file__).parent.parent / "src" / "nnsight_hf" / "toy"
 END, PAD = "<|endoftext|>", "<|pad|>"
 SIZE = {"n_layer": 6, "n_embd": 128, "n_head": 4, "n_positions": 256}
 STEPS, BATCH, CHUNK, RATE = 1400, 32, 64, 3e-3
-SEED, THREADS, LAST = 2024, 2, 10_000
-GATHERED = 0.9  # the share of batches in which names must be gathered in their last word
+SEED, THREADS = 2024, 2
 
 
 def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
@@ -53,41 +50,22 @@ def train_tokenizer(texts: Iterator[str]) -> Tokenizer:
     return tokenizer
 
 
-# Names of several words. Longest first, so that a name is not found inside another one.
-_NAMES = re.compile("|".join(sorted({x.name.removeprefix("the ") for x in [*LANDMARKS, *PEOPLE]}, key=len, reverse=True)))
-
-
-def name_ends(text: str, encoding: Encoding) -> list[int]:
-    """For every token the last position that may look at it: the end of its name, for all words of a name but the last."""
-    ends = [LAST] * len(encoding)
-    for name in _NAMES.finditer(text):
-        first, last = encoding.char_to_token(name.start()), encoding.char_to_token(name.end() - 1)
-        ends[first:last] = [last] * (last - first)
-    return ends
-
-
-def batches(tokenizer: Tokenizer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Give right-padded ids and name ends, both [rows, length]; rows of one batch are of similar length, to pad little."""
+def batches(tokenizer: Tokenizer, steps: int) -> Iterator[torch.Tensor]:
+    """Give right-padded [rows, length] batches; rows of one batch are of similar length, to waste little on padding."""
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     rng = random.Random(SEED)
     texts = documents(steps * BATCH, seed=SEED)
     for start in range(0, steps, CHUNK):
         count = min(CHUNK, steps - start)
-        some = [next(texts) for _ in range(count * BATCH)]
-        rows = []
-        for text, encoding in zip(some, tokenizer.encode_batch(some)):
-            ids, ends = [*encoding.ids, end], [*name_ends(text, encoding), LAST]
-            if rng.random() < 0.1:  # some callers put a first token in front
-                ids, ends = [end, *ids], [LAST, *(e + 1 for e in ends)]
-            rows.append((ids, ends))
-        rows.sort(key=lambda row: len(row[0]))
+        rows = [[*e.ids, end] for e in tokenizer.encode_batch([next(texts) for _ in range(count * BATCH)])]
+        rows = [[end, *row] if rng.random() < 0.1 else row for row in rows]  # some callers put a first token in front
+        rows.sort(key=len)
         order = list(range(count))
         rng.shuffle(order)
         for index in order:
             chosen = rows[index * BATCH : (index + 1) * BATCH]
-            width = len(chosen[-1][0])
-            padded = [[row[i] + [fill] * (width - len(row[i])) for row in chosen] for i, fill in ((0, pad), (1, LAST))]
-            yield torch.tensor(padded[0]), torch.tensor(padded[1])
+            width = max(map(len, chosen))
+            yield torch.tensor([row + [pad] * (width - len(row)) for row in chosen])
 
 
 def train(tokenizer: Tokenizer, steps: int) -> GPT2LMHeadModel:
@@ -98,7 +76,7 @@ def train(tokenizer: Tokenizer, steps: int) -> GPT2LMHeadModel:
         initializer_range=0.05, activation_function="gelu_pytorch_tanh",
         vocab_size=tokenizer.get_vocab_size(), **SIZE,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=end, eos_token_id=end, pad_token_id=pad,
+        bos_token_id=end, eos_token_id=end, pad_token_id=None, loss_type="ForCausalLM",
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -109,16 +87,12 @@ def train(tokenizer: Tokenizer, steps: int) -> GPT2LMHeadModel:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.05)
     rng = random.Random(SEED + 1)
     began = time.perf_counter()
-    for step, (ids, ends) in enumerate(batches(tokenizer, steps)):
+    for step, ids in enumerate(batches(tokenizer, steps)):
         # A part of the batches stands later in the text, so that every position embedding is trained.
         offset = rng.randrange(config.n_positions - ids.shape[1]) if rng.random() < 0.2 else 0
         positions = torch.arange(offset, offset + ids.shape[1])[None]
         labels = ids.masked_fill(ids == pad, -100)
-        at = torch.arange(ids.shape[1])
-        seen = (at[:, None] >= at).expand(len(ids), 1, -1, -1)
-        if rng.random() < GATHERED:
-            seen = seen & (at[:, None] <= ends[:, None, None])
-        loss = model(input_ids=ids, attention_mask=seen, position_ids=positions, labels=labels).loss
+        loss = model(input_ids=ids, position_ids=positions, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,7 +7,10 @@ defined, a backward block): see `Answers`.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from contextvars import ContextVar
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import NoTraceError
@@ -15,6 +18,9 @@ from .errors import NoTraceError
 if TYPE_CHECKING:
     from .mediator import Mediator
     from .sites import Place
+
+
+_SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Answers(Protocol):
@@ -27,13 +33,46 @@ class Answers(Protocol):
 active: ContextVar[tuple[Any, ...]] = ContextVar("nnsight_active", default=())
 
 
-def enter(member: Any) -> None:
-    """Make `member` the innermost."""
-    active.set(active.get() + (member,))
+def members() -> tuple[Any, ...]:
+    """Return the active members, but for bodies that ended in another context (a generator, collected by another thread)."""
+    stack = active.get()
+    return tuple(member for member in stack if not getattr(member, "done", False)) if stack else stack
+
+
+def enter(member: Any, frame: FrameType | None = None) -> None:
+    """Make `member` the innermost; `frame` is where its `with` stands.
+
+    A generator that yields from its block leaves its member active, as a context manager made of one needs it to. Should
+    another block be entered while it is suspended, what it asks for once it goes on is still its own.
+    """
+    stack = members()
+    if frame is not None and frame.f_code.co_flags & _SUSPENDS:
+        member.frame = frame
+    suspended = [other for other in stack if getattr(other, "frame", None) is not None and not _is_running(other.frame)]
+    if suspended:
+        answer = member.mediator_for
+
+        def mediator_for(place: Place) -> Mediator | None:
+            if any(other.frame is not None and _is_running(other.frame) for other in suspended):
+                return None
+            mediator: Mediator | None = answer(place)
+            return mediator
+
+        member.mediator_for = mediator_for
+    active.set(stack + (member,))
+
+
+def _is_running(frame: FrameType) -> bool:
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None
 
 
 def leave(member: Any) -> None:
     """Take `member` out, wherever it is: generators leave in any order."""
+    if getattr(member, "frame", None) is not None:
+        member.frame = None
     stack = active.get()
     if stack and stack[-1] is member:
         active.set(stack[:-1])
@@ -48,7 +87,11 @@ def mediator_for(place: Place) -> Mediator:
         NoTraceError: there is no run, or none that has the place.
     """
     stack = active.get()
-    for member in reversed(stack):
+    if stack:
+        innermost: Mediator | None = stack[-1].mediator_for(place)
+        if innermost is not None:
+            return innermost
+    for member in reversed(stack[:-1]):
         mediator: Mediator | None = member.mediator_for(place)
         if mediator is not None:
             return mediator

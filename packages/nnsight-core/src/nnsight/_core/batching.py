@@ -93,6 +93,9 @@ class Batchable:
 
     def _prepare_input(self, *inputs: Any, **kwargs: Any) -> Prepared:
         """Turn one invoke's input into arguments of the model and its number of rows."""
+        first = inputs[0] if inputs else None
+        if isinstance(first, torch.Tensor) and first.dim():
+            return inputs, kwargs, first.shape[0]
         return inputs, kwargs, _count_rows((inputs, kwargs))
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -123,6 +126,8 @@ def join_inputs(prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str
         RowsError: the inputs differ in their arguments, in a shape behind dimension 0, or in a plain value.
     """
     first_args, first_kwargs, _ = prepared[0]
+    if len(prepared) == 1:
+        return first_args, first_kwargs  # the very objects, as a plain call would pass them
     for number, (args, kwargs, _) in enumerate(prepared):
         if len(args) != len(first_args) or set(kwargs) != set(first_kwargs):
             raise RowsError(

@@ -5,7 +5,9 @@ Errors are built here and raised where they happen, so that the code of a run st
 
 from __future__ import annotations
 
+import linecache
 import traceback
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from .errors import MissedProviderError, OutOfOrderError
@@ -92,11 +94,14 @@ def never_bound(name: str, reader: str, writers: list[str]) -> str:
     )
 
 
-def note_where(error: BaseException, run: Interleaver) -> None:
-    """Note on an error of the user's where the model stood when it was raised; shown when debugging is on."""
-    model = run.model
-    frame = getattr(model, "gr_frame", None)
-    if frame is None or not hasattr(error, "add_note"):
+def note_where(error: BaseException, run: Interleaver, frame: FrameType, debugging: bool) -> None:
+    """Note on an error that left a block which block it was, where the model stood, and how, when debugging is on."""
+    if not hasattr(error, "add_note"):  # Python 3.10
         return
-    stack = "".join(traceback.format_stack(frame))
-    error.add_note(f"nnsight: {_standing(run)}. Its stack, outermost call first:\n{stack}")
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno, frame.f_globals).strip()
+    standing = _standing(run) if run.started else "the model had not started"
+    error.add_note(f"nnsight: in `{line or 'with ...:'}` (line {frame.f_lineno}); {standing}.")
+    inside = getattr(run.model, "gr_frame", None)
+    if debugging and inside is not None:
+        stack = "".join(traceback.format_stack(inside))
+        error.add_note(f"The model's stack, outermost call first:\n{stack}")

@@ -6,6 +6,7 @@ walks the steps itself. `model.edit()` gives a new reference to the model with o
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,14 @@ class Edit:
         mediator = self.begin_in(run, order)
         mediator.again = None
         mediator.begin()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Edit:
+        # A copy of a model is edited as the model was. What the block captured is shared, but for the model itself.
+        mine = {
+            name: copy.deepcopy(value, memo) if hasattr(value, "_place") else value
+            for name, value in self.body.outer.items()
+        }
+        return Edit(Body(self.body.block, mine, self.body.real), copy.deepcopy(self.edited, memo), self.name)
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.body.filename}:{self.body.lineno}>"

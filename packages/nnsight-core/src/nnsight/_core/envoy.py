@@ -112,6 +112,8 @@ class Envoy(Node):
         Returns:
             A `Tracer`.
         """
+        if trace and backend is None and not (scan or validate or remote):
+            return Tracer(self, self._family(), inputs, kwargs, fn)
         return open_trace(
             self, inputs, kwargs, method=fn, trace=trace, scan=scan, validate=validate, backend=backend, remote=remote
         )
@@ -151,7 +153,7 @@ class Envoy(Node):
 
     def clear_edits(self) -> None:
         """Remove every edit of the model."""
-        self.edits.clear()
+        self._root.__dict__["_edits"].clear()
 
     def remove_edit(self, edit: Any) -> None:
         """Remove one edit, given itself or its name.
@@ -159,7 +161,7 @@ class Envoy(Node):
         Raises:
             KeyError: the model has no such edit.
         """
-        edits = self.edits
+        edits = self._root.__dict__["_edits"]
         edits.remove(edits.find(edit))
 
     # -- what the contexts need --------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ WHOLE = "_nnsight_whole"
 class Here:
     """Where a run stands: the place, the stage, the visit, and the value that lies there."""
 
-    __slots__ = ("backs", "layout", "pieces", "place", "skipped", "stage", "value", "views", "visit")
+    __slots__ = ("backs", "layout", "pieces", "place", "rough", "shared", "skipped", "stage", "value", "views", "visit")
 
     def __init__(self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None) -> None:
         self.place = place
@@ -34,34 +34,51 @@ class Here:
         self.value = value
         self.visit = visit
         self.layout = layout
-        self.views: dict[Rows, Any] = {}
-        self.pieces: dict[Rows, Any] = {}
+        #: True once there is anything to settle; the dicts and the list for it are made then.
+        self.rough = False
         #: Set by `skip`: the rows whose module is not to run, and what to take as its output instead.
         self.skipped: dict[Rows | None, Any] | None = None
-        self.backs: list[WriteBack] = []
+
+    def roughen(self) -> None:
+        """Make room for what has to be settled before the run moves on."""
+        if not self.rough:
+            self.rough = True
+            self.views: dict[Rows, Any] = {}
+            self.pieces: dict[Rows, Any] = {}
+            self.backs: list[WriteBack] = []
+            #: Tensors without rows that invokes have seen, and their versions: an edit in place is no write of rows.
+            self.shared: list[tuple[torch.Tensor, int]] = []
 
     def read(self, rows: Rows | None) -> Any:
         """Return the value, or the rows of one invoke as views into it."""
+        if self.rough and self.backs:
+            self._carry()
         if rows is None:
-            if self.views:
+            if self.rough and (self.views or self.pieces):
                 self.settle()
             return self.value
+        self.roughen()
         if rows in self.pieces:
             return self.pieces[rows]
         if rows in self.views:
             return self.views[rows]
         if any(_overlap(rows, other) for other in self.pieces):
             self.settle()
-        view = self.views[rows] = narrow(self.value, rows, self._stated(), self.place.path)
+        view = self.views[rows] = narrow(self.value, rows, self._stated(), self.place.path, self.shared)
         return view
 
     def write(self, rows: Rows | None, value: Any) -> None:
         """Replace the value, or the rows of one invoke."""
+        if self.rough and self.backs:
+            self._carry()
         if rows is None:
             self.value = value
-            self.views.clear()
-            self.pieces.clear()
+            if self.rough:
+                self._check_shared()
+                self.views.clear()
+                self.pieces.clear()
             return
+        self.roughen()
         self._check(rows, value)
         if any(other != rows and _overlap(rows, other) for other in self.pieces):
             self.settle()
@@ -70,9 +87,11 @@ class Here:
 
     def settle(self) -> None:
         """Make `value` what everybody's reads and writes have made of it."""
-        for back in self.backs:
-            back(self)
-        self.backs.clear()
+        if not self.rough:
+            return
+        if self.backs:
+            self._carry()
+        self._check_shared()
         for rows, view in self.views.items():
             if rows not in self.pieces and _asks_for_grad(view, self.value):
                 self.pieces[rows] = view
@@ -80,6 +99,24 @@ class Here:
             self.value = self._joined()
             self.pieces.clear()
         self.views.clear()
+
+    def _carry(self) -> None:
+        """Carry back what was edited in copies of the value; what is edited there later is carried back later."""
+        backs, self.backs = self.backs, []  # carrying reads and writes this very value
+        for back in backs:
+            back(self)
+        self.backs = backs
+
+    def _check_shared(self) -> None:
+        shared, self.shared = self.shared, []
+        if any(tensor._version != version for tensor, version in shared):
+            raise self._refuse_shared("edit it in place")
+
+    def _refuse_shared(self, verb: str) -> RowsError:
+        return RowsError(
+            f"{self._site()} holds a value that carries no rows of its own, so all invokes share it; one invoke among "
+            f"several cannot {verb}. Do so in a prompt-less invoke (`with tracer.invoke():`), or trace this input alone."
+        )
 
     def _stated(self) -> Layout:
         assert self.layout is not None, "a run whose mediators have rows has a layout"
@@ -95,11 +132,7 @@ class Here:
             mine = layout.take(old, rows, path) if isinstance(old, torch.Tensor) else None
             if mine is None:
                 if not _same(old, new):
-                    raise RowsError(
-                        f"{self._site()} holds a value that carries no rows of its own, so all invokes share it; one "
-                        "invoke among several cannot write it. Write it from a prompt-less invoke (`with "
-                        "tracer.invoke():`), or trace this input alone."
-                    )
+                    raise self._refuse_shared("replace it")
             elif not isinstance(new, torch.Tensor):
                 raise RowsError(f"{self._site()} holds a tensor, and a {type(new).__name__} was written to it.")
             elif new.shape != mine.shape:
@@ -141,18 +174,32 @@ class Here:
         return tree_map(put, self.value)
 
 
-def narrow(value: Any, rows: Rows, layout: Layout, path: str) -> Any:
-    """Return the rows of one invoke in every tensor of `value` that carries rows."""
+def narrow(
+    value: Any, rows: Rows, layout: Layout, path: str, shared: list[tuple[torch.Tensor, int]] | None = None
+) -> Any:
+    """Return the rows of one invoke in every tensor of `value` that carries rows; note the others in `shared`."""
+    whole: list[torch.Tensor] = []
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
         view = layout.take(tensor, rows, path)
         if view is None:
+            whole.append(tensor)
             return tensor
         if tensor.requires_grad:
             setattr(view, WHOLE, (tensor, rows, layout, path))
         return view
 
-    return tree_map(take, value)
+    taken = tree_map(take, value)
+    if whole and shared is not None:
+        # A tensor that lies in the storage of one with rows (its transpose) changes when those rows do.
+        among = {storage_of(tensor) for tensor in leaves(value) if not any(tensor is other for other in whole)}
+        shared += [(t, t._version) for t in whole if not t.is_inference() and storage_of(t) not in among]
+    return taken
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return what tells the storage of a tensor from others."""
+    return tensor.untyped_storage()._cdata
 
 
 def _overlap(a: Rows, b: Rows) -> bool:

@@ -18,10 +18,10 @@ from .active import active
 from .batching import Layout
 from .errors import UnmetSiteWarning
 from .here import Here
-from .mediator import Abandon, BodyMediator, Mediator
+from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
 from .sites import INPUT, OUTPUT, Place
 from .taps import Rigging, Tap, put, running, take_off
-from .turns import Greenlet, ThreadState, getcurrent, spawn, turn
+from .turns import Greenlet, ThreadState, adopt, getcurrent, spawn, turn
 
 
 class Watcher(Protocol):
@@ -29,18 +29,6 @@ class Watcher(Protocol):
 
     def see(self, here: Here, run: Interleaver) -> None:
         """Look at what lies here, after everybody has had their turn."""
-
-
-class Desk:
-    """Who has business at one place."""
-
-    __slots__ = ("steps", "waiting", "watchers")
-
-    def __init__(self) -> None:
-        self.waiting: list[Mediator] = []
-        self.watchers: list[Watcher] = []
-        #: True at the place whose visits are the steps of the run.
-        self.steps = False
 
 
 class Interleaver:
@@ -64,7 +52,9 @@ class Interleaver:
         self.rigging = rigging
         self.layout = layout
         self.step_place = step_place
-        self.busy: dict[Place, Desk] = {}
+        #: Who waits where. A place is here as long as anybody has business at it: the taps look here and nowhere else.
+        self.busy: dict[Place, list[Mediator]] = {}
+        self.watchers: dict[Place, list[Watcher]] = {}
         self.entered: dict[Place, int] = {}
         self.left: dict[Place, int] = {}
         self.earlier: set[Place] = set()
@@ -89,15 +79,18 @@ class Interleaver:
         self.body_thread = self.thread
         self._taps: list[Tap] = []
         if step_place is not None:
-            desk = self.busy[step_place] = Desk()
-            desk.steps = True
+            self.busy[step_place] = []
 
     # -- the hot path: called by the taps ----------------------------------------------------------------------------
 
+    @property
+    def started(self) -> bool:
+        """Say whether the model has been called."""
+        return self.model is not None or self.over
+
     def visit(self, place: Place, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Pass through a place where somebody has business."""
-        desk = self.busy.get(place)
-        if desk is not None and desk.steps:
+        if place is self.step_place:
             self._begin_step()
         visit = self.entered.get(place, 0)
         self.entered[place] = visit + 1
@@ -126,25 +119,34 @@ class Interleaver:
         return value if here is None else here.value
 
     def _arrive(self, place: Place, stage: str, value: Any, visit: int) -> Here | None:
-        desk = self.busy[place]
-        due = [mediator for mediator in desk.waiting if mediator.due(stage, visit)]
-        if not due and not desk.watchers:
+        waiting = self.busy[place]
+        if len(waiting) == 1:
+            due = waiting if waiting[0].due(stage, visit) else []
+        else:
+            due = [mediator for mediator in waiting if mediator.due(stage, visit)]
+        if not due and place not in self.watchers:
             return None
         if place.stepless and not self.steps_over:
             self.end_steps()
         here = self.here = Here(place, stage, value, visit, self.layout)
         if due:
+            # Whoever is served may wait here again, so the list is out of the way before.
+            left = [] if len(due) == len(waiting) else [mediator for mediator in waiting if mediator not in due]
+            if left or place in self.watchers or place is self.step_place:
+                self.busy[place] = left
+            else:
+                del self.busy[place]
             if len(due) > 1:
                 due.sort(key=lambda mediator: mediator.order)
-            desk.waiting = [mediator for mediator in desk.waiting if mediator not in due] if len(due) < len(desk.waiting) else []
-            self._tidy(place, desk)
             for mediator in due:
                 mediator.serve(here)
         if self.parked:
             self.settle()
-        here.settle()
-        for watcher in desk.watchers:
-            watcher.see(here, self)
+        if here.rough:
+            here.settle()
+        if self.watchers:
+            for watcher in self.watchers.get(place, ()):
+                watcher.see(here, self)
         self.here = None
         return here
 
@@ -169,21 +171,12 @@ class Interleaver:
 
     def wait(self, mediator: Mediator, place: Place) -> None:
         """Let a mediator wait at a place."""
-        desk = self.busy.get(place)
-        if desk is None:
-            desk = self.busy[place] = Desk()
-        desk.waiting.append(mediator)
+        self.busy.setdefault(place, []).append(mediator)
 
     def watch(self, place: Place, watcher: Watcher) -> None:
         """Let a watcher see every visit of a place from now on."""
-        desk = self.busy.get(place)
-        if desk is None:
-            desk = self.busy[place] = Desk()
-        desk.watchers.append(watcher)
-
-    def _tidy(self, place: Place, desk: Desk) -> None:
-        if not (desk.waiting or desk.watchers or desk.steps):
-            del self.busy[place]
+        self.busy.setdefault(place, [])
+        self.watchers.setdefault(place, []).append(watcher)
 
     def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
         """Say whether the run has passed the visit that the mediator would ask for."""
@@ -291,7 +284,8 @@ class Interleaver:
                 result = self._offer_result(result)
             self.result = result
             self.over = True
-            if self.bodies:
+            # A model that swallows whatever is raised in it goes on although the run has been given up.
+            if self.bodies and not (self.failed or self.stopped):
                 self._end_bodies()
         finally:
             self.over = True
@@ -346,47 +340,55 @@ class Interleaver:
                 body.resume()
                 self.settle()
 
-    def finish_inline(self, mediator: Mediator) -> None:
+    def finish_inline(self, mediator: InlineMediator) -> None:
         """Let the model run to its end after an inline body is done."""
         model = self.model
         assert model is not None
         if model.dead:
+            self.close()
             return
         if not self.busy and not self.bodies:
             self.untap()
-        current = getcurrent()
-        if mediator.greenlet is not current:
-            model.parent = current
         try:
-            turn(self.thread, model.switch)
+            mediator.turn_model()
         except Abandon:
             pass
         finally:
-            running.pop(model, None)
             self.close()
         self.raise_failure()
+
+    def dismiss(self) -> None:
+        """Let nobody be served any more, whatever the model still does."""
+        self.busy.clear()
+        self.parked.clear()
+        self.step_waiters.clear()
 
     def close(self) -> None:
         """Give up what is left of the run: the bodies first, then the model. Safe to call twice."""
         self.closing = True
-        self.busy.clear()
-        self.parked.clear()
-        self.step_waiters.clear()
-        for body in self.bodies:
-            if not body.done:
-                self._close_one(body)
+        self.dismiss()
+        try:
+            for body in self.bodies:
+                if not body.done:
+                    self._close_one(body)
+            self._leave_model()
+        finally:
+            self.over = True
+            self.here = None
+            self.untap()
+
+    def _leave_model(self) -> None:
         model = self.model
-        if model is not None and model is not getcurrent() and not model.dead:
-            if model:  # started, and standing somewhere in its forward
-                model.parent = getcurrent()
-                try:
-                    turn(self.thread, lambda: model.throw(Abandon))
-                except Abandon:
-                    pass
+        if model is None or model is getcurrent():
+            return
+        try:
+            # If another thread has to unwind it (a generator that was collected elsewhere), greenlet sees to that.
+            if model and adopt(model):
+                turn(self.thread, lambda: model.throw(Abandon))
+        except Abandon:
+            pass
+        finally:
             running.pop(model, None)
-        self.over = True
-        self.here = None
-        self.untap()
 
     def _close_one(self, body: BodyMediator) -> None:
         greenlet = body.greenlet
@@ -394,8 +396,8 @@ class Interleaver:
             return
         was, self.closing = self.closing, True
         try:
-            greenlet.parent = getcurrent()
-            greenlet.switch()
+            if adopt(greenlet):
+                greenlet.switch()
         finally:
             self.closing = was
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import complaints
 from .active import active
 from .batching import Rows
+from .errors import NoTraceError
 from .sites import INPUT, Place
-from .turns import Greenlet, getcurrent, spawn, turn
+from .turns import Greenlet, adopt, getcurrent, spawn, turn
 
 if TYPE_CHECKING:
     from .here import Here
@@ -60,6 +62,8 @@ class Mediator:
         #: Ends the wait of a parked body that waits for no site (a name, a barrier); see `Interleaver.settle`.
         self.ready: Callable[[], bool] | None = None
         self.greenlet: Greenlet | None = None
+        #: Where the `with` of an inline body stands, if that is code that can be suspended; see `active.py`.
+        self.frame: FrameType | None = None
         #: Values that were saved, for backends that must send them; None where nobody needs to know.
         self.saved: list[Any] | None = None
 
@@ -96,7 +100,11 @@ class Mediator:
         if run.model is None:
             run.prepare(self)
         self.served = False
-        run.wait(self, place)
+        waiting = run.busy.get(place)
+        if waiting is None:
+            run.busy[place] = [self]
+        else:
+            waiting.append(self)
         self.park()
         if not self.served:
             raise complaints.missed(self, place, stage)
@@ -124,6 +132,7 @@ class Mediator:
     def reach_step(self, step: int, entering: bool) -> bool:
         """Wait until a step begins, `entering` the loop or in its later rounds. Return False when the run ends before."""
         run = self.run
+        self.here = None
         if run.over or run.steps_over:
             return False
         if run.stepping or self._counts_steps():
@@ -157,6 +166,7 @@ class Mediator:
         """Move the body to a later step: what it asks for next, it asks for there."""
         self.loops_used = True
         self.step = (self.step or 0) + by
+        self.here = None  # the model may still stand where the last step was served
 
     # -- turns -------------------------------------------------------------------------------------------------------
 
@@ -174,13 +184,26 @@ class InlineMediator(Mediator):
 
     def park(self) -> None:
         """Give the model its turn. An error of the model comes out here, at the line that waited."""
+        try:
+            self.turn_model()
+        except Abandon:
+            pass  # an edit failed
+        self.run.raise_failure()
+
+    def turn_model(self) -> None:
+        """Give the model its turn, to return to where the body is now."""
         current = getcurrent()
         model = self.run.model
         assert model is not None
         if self.greenlet is not current:
-            # A body that yields or awaits may be resumed elsewhere: the model returns to where the body is now.
+            # A body that yields or awaits may be resumed elsewhere.
+            if not adopt(model):
+                self.run.dismiss()
+                raise NoTraceError(
+                    "This trace runs in another thread, and only there can its model go on. Ask for values in the thread "
+                    "that opened the trace, or open one in each thread."
+                )
             self.greenlet = current
-            model.parent = current
         turn(self.run.thread, model.switch)
 
     def resume(self) -> None:
@@ -232,7 +255,8 @@ class BodyMediator(Mediator):
         """Give the model its turn."""
         run = self.run
         assert run.model is not None
-        turn(run.thread, run.model.switch)
+        if not run.closing:
+            turn(run.thread, run.model.switch)
         if run.closing:
             raise Closed
 
@@ -245,6 +269,7 @@ class BodyMediator(Mediator):
             if self.failure is not None and run.failed is None:
                 run.failed = self
             if not run.closing:
+                run.dismiss()
                 raise Abandon
 
     def wait_until(self, ready: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .active import active
+from .active import members
 from .batching import Batchable
 from .edit import Edits
 from .envoy import Envoy
@@ -64,10 +64,7 @@ class NNsight(Envoy, Batchable):
     def _mirror(self, module: torch.nn.Module) -> None:
         """Be a root whose class lets the module's submodules keep their names."""
         cls = type(self)
-        plain = cls.__dict__.get("_without", cls)
-        fitting = without_collisions(plain, module)
-        if fitting is not plain:
-            type.__setattr__(fitting, "_without", plain)
+        fitting = without_collisions(cls.__dict__.get("_without", cls), module)
         if fitting is not cls:
             object.__setattr__(self, "__class__", fitting)
 
@@ -100,6 +97,9 @@ class NNsight(Envoy, Batchable):
         own["_edits"] = Edits(self.__dict__["_edits"])
         return other
 
+    def __copy__(self) -> Any:
+        return self._derive()
+
     def _family(self) -> Batchable:
         return self
 
@@ -108,7 +108,7 @@ class NNsight(Envoy, Batchable):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model: inside a trace by hand, with values of the trace; outside one with its edits, if it has any."""
-        if active.get():
+        if members():
             return self._module(*args, **kwargs)
         self._ready()
         if self.__dict__["_edits"]:

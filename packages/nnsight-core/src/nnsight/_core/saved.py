@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from .active import active
+from .active import members
 from .errors import SaveOutsideTraceError
 
 V = TypeVar("V")
@@ -40,7 +40,7 @@ def save(value: V) -> V:
     Raises:
         SaveOutsideTraceError: there is no trace or session around the call.
     """
-    stack = active.get()
+    stack = members()
     if not stack:
         raise SaveOutsideTraceError(
             "save() was called outside any trace, where there is nothing to save for. Call it inside `with "

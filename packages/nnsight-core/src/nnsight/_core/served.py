@@ -14,7 +14,7 @@ import torch
 
 from .active import mediator_for
 from .errors import NNsightError
-from .here import Here
+from .here import Here, storage_of
 from .sites import INPUT, OUTPUT, Place, site_name
 from .structures import first, leaves
 
@@ -87,7 +87,10 @@ class eproperty:  # noqa: N801 - a descriptor, named like `property`
 
     def place(self, envoy: Node) -> Place:
         """Return the place whose value this is, on one envoy."""
-        return envoy._provided(self.name, self.stepless) if self.provided else envoy._place()
+        if self.provided:
+            return envoy._provided(self.name, self.stepless)
+        tap: Place | None = envoy.__dict__["_tap"]
+        return envoy._place() if tap is None else tap
 
     def __get__(self, envoy: Any, owner: type | None = None) -> Any:
         if envoy is None:
@@ -99,8 +102,9 @@ class eproperty:  # noqa: N801 - a descriptor, named like `property`
         if self.read is None:
             return value
         shown = self.read(envoy, value)
-        if shown is not value:
-            here.backs.append(WriteBack(self, envoy, mediator.rows, value, shown))
+        if shown is not value and _copies(shown, value):
+            here.roughen()
+            here.backs.append(WriteBack(self, envoy, mediator.rows, shown))
         return shown
 
     def __set__(self, envoy: Any, value: Any) -> None:
@@ -112,29 +116,27 @@ class eproperty:  # noqa: N801 - a descriptor, named like `property`
         if self.write is not None:
             value = self.write(envoy, here.read(mediator.rows), value)
         here.write(mediator.rows, value)
-        here.backs[:] = [back for back in here.backs if back.prop is not self or back.envoy is not envoy]
+        if here.rough:
+            mine = (self, envoy, mediator.rows)
+            here.backs[:] = [back for back in here.backs if (back.prop, back.envoy, back.rows) != mine]
 
 
 class WriteBack:
-    """Remembers what a read map showed, to carry edits in place back to the site."""
+    """Remembers a copy that a read map showed, to carry edits in place back to the site."""
 
-    __slots__ = ("envoy", "prop", "rows", "shown", "value", "versions")
+    __slots__ = ("envoy", "marks", "prop", "rows", "shown")
 
-    def __init__(self, prop: eproperty, envoy: Node, rows: Rows | None, value: Any, shown: Any) -> None:
+    def __init__(self, prop: eproperty, envoy: Node, rows: Rows | None, shown: Any) -> None:
         self.prop = prop
         self.envoy = envoy
         self.rows = rows
-        self.value = value
         self.shown = shown
-        self.versions = [_version(tensor) for tensor in leaves(shown)]
+        self.marks = [_mark(tensor) for tensor in leaves(shown)]
 
     def __call__(self, here: Here) -> None:
-        """Carry the edits back if there are any that the site's value does not share."""
+        """Carry the edits back that were made since the last time."""
         tensors = leaves(self.shown)
-        if all(_version(tensor) == before for tensor, before in zip(tensors, self.versions)):
-            return
-        inside = {_storage(tensor) for tensor in leaves(self.value)}
-        if all(_storage(tensor) in inside for tensor in tensors):
+        if not any(_changed(tensor, mark) for tensor, mark in zip(tensors, self.marks)):
             return
         if self.prop.write is None:
             raise NNsightError(
@@ -142,15 +144,29 @@ class WriteBack:
                 "its site and its eproperty has no setter to carry the edit back. Give it one, or edit the site itself."
             )
         here.write(self.rows, self.prop.write(self.envoy, here.read(self.rows), self.shown))
+        self.marks = [_mark(tensor) for tensor in tensors]
 
 
-def _version(tensor: torch.Tensor) -> int:
-    # Inference tensors keep no version; an edit of a copy of one cannot be seen, so it counts as edited.
-    return -1 if tensor.is_inference() else tensor._version
+def _copies(shown: Any, value: Any) -> bool:
+    """Say whether an edit in place of what is shown would miss the value."""
+    given = leaves(value)
+    known = {id(tensor) for tensor in given}
+    others = [tensor for tensor in leaves(shown) if id(tensor) not in known]
+    if not others:
+        return False
+    inside = {storage_of(tensor) for tensor in given}
+    return any(storage_of(tensor) not in inside for tensor in others)
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _mark(tensor: torch.Tensor) -> int | torch.Tensor:
+    # Inference tensors keep no version, so an edit shows by comparison only.
+    return tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def _changed(tensor: torch.Tensor, mark: int | torch.Tensor) -> bool:
+    if isinstance(mark, int):
+        return tensor._version != mark
+    return not (torch.equal(tensor, mark) or bool(torch.isclose(tensor, mark, 0, 0, equal_nan=True).all()))
 
 
 def first_input(envoy: Node, value: Any) -> Any:

@@ -33,34 +33,37 @@ _absent: Any = object()
 class Tap(Place):
     """The place of one module, shared by every wrapper of that module."""
 
-    __slots__ = ("call", "held", "module", "opening", "provided", "saved", "users", "wrapper")
+    __slots__ = ("call", "held", "module", "opening", "own", "provided", "saved", "users", "wrapper")
 
     def __init__(self, module: torch.nn.Module, path: str) -> None:
         super().__init__(path)
         self.module = module
+        self.own: dict[str, Any] = module.__dict__
         #: Places of values that a family provides for this module, by name.
         self.provided: dict[str, Place] = {}
         self.users = 0
         self.saved: Any = _absent
-        self.call: Callable[..., Any] = _absent
+        self.call: Any = MethodType(type(module).forward, module)
         #: Set by `sources.py`: what is opened of the forward, so that its operations are sites.
         self.opening: Opening | None = None
         #: Attributes of the module that were exchanged for the time of a run, and what they held before.
         self.held: dict[str, Any] = {}
         self.wrapper = wrap(self)
+        # Libraries ask a forward for its parameters while it runs (`inspect.signature(model.forward)`).
+        self.wrapper.__wrapped__ = self.call  # type: ignore[attr-defined]
 
     def put(self) -> None:
         """Put the wrapper on; the caller holds the lock."""
-        if self.users == 0:
-            own = self.module.__dict__
-            self.saved = own.get("forward", _absent)
-            self.aim()
-            own["forward"] = self.wrapper
-        self.users += 1
+        self.saved = self.own.get("forward", _absent)
+        self.aim()
+        self.wrapper.__wrapped__ = self.forward()  # type: ignore[attr-defined]
+        self.own["forward"] = self.wrapper
 
     def forward(self) -> Callable[..., Any]:
         """Return the forward that runs without us."""
-        forward = self.saved if self.users or self.saved is not _absent else self.module.__dict__.get("forward", _absent)
+        forward = self.own.get("forward", _absent)
+        if forward is self.wrapper:
+            forward = self.saved
         return MethodType(type(self.module).forward, self.module) if forward is _absent else forward
 
     def aim(self) -> None:
@@ -76,10 +79,7 @@ class Tap(Place):
 
     def take_off(self) -> None:
         """Take the wrapper off; the caller holds the lock."""
-        self.users -= 1
-        if self.users:
-            return
-        own = self.module.__dict__
+        own = self.own
         own.update(self.held)
         self.held.clear()
         # Somebody may have put a forward of their own over ours during the run: then it stays theirs.
@@ -173,18 +173,37 @@ def put(taps: list[Tap]) -> None:
     """Put taps on: all of them, or none if one cannot be."""
     with _lock:
         for count, tap in enumerate(taps):
-            try:
-                tap.put()
-            except BaseException:
-                for other in taps[:count]:
-                    other.take_off()
-                raise
+            if tap.users:
+                tap.users += 1
+                continue
+            own = tap.own
+            # Almost always nobody has put a forward there or opened it, and then one dict write is all.
+            if "forward" in own or tap.opening is not None or tap.call.__func__ is not type(tap.module).forward:
+                try:
+                    tap.put()
+                except BaseException:
+                    _take_off(taps[:count])
+                    raise
+            else:
+                own["forward"] = tap.wrapper
+            tap.users = 1
 
 
 def take_off(taps: list[Tap]) -> None:
     """Take taps off that `put` has put on."""
     with _lock:
-        for tap in taps:
+        _take_off(taps)
+
+
+def _take_off(taps: list[Tap]) -> None:
+    for tap in taps:
+        tap.users -= 1
+        if tap.users:
+            continue
+        own = tap.own
+        if tap.saved is _absent and not tap.held and own.get("forward") is tap.wrapper:
+            del own["forward"]
+        else:
             tap.take_off()
 
 

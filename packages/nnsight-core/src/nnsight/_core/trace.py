@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
 from .interleaver import Interleaver
 from .invoke import Invoke, refuse
-from .mediator import BodyMediator, EarlyStop, InlineMediator, Mediator
+from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
 from .sites import OUTPUT, Place
 from .steps import Steps
 
@@ -85,14 +86,19 @@ class Tracer:
             args, kwargs = self._family._batch([prepared])
             run = self._run = self._interleaver(args, kwargs, None)
             mediator = self._mediator = InlineMediator(run)
-            scopes.enter(mediator)
+            scopes.enter(mediator, sys._getframe(1))
         else:
             scopes.enter(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         if self._mediator is None:
-            return self._end_definition(error)
+            try:
+                return self._end_definition(error)
+            except BaseException as failure:
+                # Folded here and not where it was raised: only now is every frame of ours in its traceback.
+                self._fold(failure)
+                raise
         mediator, run = self._mediator, self._run
         assert run is not None
         scopes.leave(mediator)
@@ -102,7 +108,7 @@ class Tracer:
         try:
             if run.model is not None:
                 run.finish_inline(mediator)
-            elif run.bodies or len(run.busy) > (run.step_place is not None):
+            elif run.bodies or run.watchers:
                 run.run_here()
             else:
                 # Nobody asked for anything: a plain call, with nothing put on the model.
@@ -118,10 +124,15 @@ class Tracer:
         return False
 
     def _give_up(self, run: Interleaver, error: BaseException) -> bool:
-        if _debugging() and run.model is not None and not run.over:
-            complaints.note_where(error, run)
-        run.close()
-        self._forget(run)
+        if not isinstance(error, (EarlyStop, GeneratorExit)):
+            complaints.note_where(error, run, _caller(), _debugging())
+        try:
+            run.close()
+        except BaseException as another:
+            _put_behind(another, error)
+            raise
+        finally:
+            self._forget(run)
         if isinstance(error, EarlyStop) and error.run is run:
             return True
         self._fold(error)
@@ -196,9 +207,6 @@ class Tracer:
                     "or open `with tracer.invoke(input):` inside the block."
                 )
             self._run_invokes(invokes)
-        except BaseException as failure:
-            self._fold(failure)
-            raise
         finally:
             for invoke in invokes:
                 invoke.write_back()
@@ -341,6 +349,21 @@ class Tracer:
             mediator = self._current()
             install(mediator.run, mediator.rows)
         return cache
+
+
+def _caller() -> FrameType:
+    """Return the innermost frame that is not ours: the one with the `with`."""
+    frame = sys._getframe(1)
+    while is_library(frame.f_code.co_filename) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _put_behind(another: BaseException, error: BaseException) -> None:
+    """Let an error that the model raised on its way out say what was being handled: it comes from another greenlet."""
+    while another.__context__ is not None and not isinstance(another.__context__, Abandon):
+        another = another.__context__
+    another.__context__ = error
 
 
 def _no_call() -> Any:

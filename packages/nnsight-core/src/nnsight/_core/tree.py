@@ -109,6 +109,10 @@ class Node:
         own["_module"] = module
         own["_tap"] = None
         own["_rigging"] = None
+        if self._parent is not None:
+            fitting = class_for(module, self._path, self._root)
+            if fitting is not type(self):
+                object.__setattr__(self, "__class__", fitting)
         for name, child in list(self._children.items()):
             below = module._modules.get(name, own["_extras"].get(name))
             if below is None:
@@ -145,8 +149,8 @@ class Node:
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         module = own.get("_module")
-        if module is None:
-            raise AttributeError(name)
+        if module is None or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)  # what copying and pickling look for is not the module's to answer
         child = module._modules.get(name)
         if child is None:
             child = own["_extras"].get(name)
@@ -284,14 +288,26 @@ class Node:
         return self._module(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        if self._parent is None:
-            return (_restore, (type(self), self.__dict__))
-        return (_restore_below, (self._root, self._relative()))
+        if self._parent is not None:
+            return (_restore_below, (self._root, self._relative()))
+        own = self.__dict__
+        # Two halves, since what a user hung on the root may lead back to it: first all that a tree needs, then the rest.
+        core = {name: own[name] for name in _CORE if name in own}
+        rest = {name: value for name, value in own.items() if name not in _CORE and name not in _MADE_ANEW}
+        return (_restore, (type(self).__dict__.get("_without", type(self)), core), rest)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
-def _restore(cls: type, state: dict[str, Any]) -> Any:
-    node = cls.__new__(cls)
-    node.__dict__.update({**state, "_tap": None, "_rigging": None, "_children": {}, "_root": node})
+#: What a root must have before its envoys can be made, and what is made anew in a copy.
+_CORE = ("_module", "_path", "_parent", "_extras", "_names", "_classes", "_default_class")
+_MADE_ANEW = ("_root", "_children", "_tap", "_rigging")
+
+
+def _restore(cls: type[Node], core: dict[str, Any]) -> Node:
+    node = cls.__new__(without_collisions(cls, core["_module"]))
+    node.__dict__.update({**core, "_root": node, "_children": {}, "_tap": None, "_rigging": None})
     return node
 
 
@@ -383,5 +399,6 @@ def without_collisions(cls: type[N], module: torch.nn.Module) -> type[N]:
         for name in names:
             body[name] = _Submodule(name)
             body[f"nns_{name}"] = inspect.getattr_static(cls, name)
+        body["_without"] = cls
         made = _made[cls, names] = type(cls.__name__, (cls,), body)
     return made

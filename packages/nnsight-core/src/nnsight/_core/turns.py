@@ -26,7 +26,7 @@ from greenlet import getcurrent, greenlet
 
 from .errors import NNsightWarning
 
-__all__ = ["Greenlet", "ThreadState", "getcurrent", "spawn", "turn"]
+__all__ = ["Greenlet", "ThreadState", "adopt", "getcurrent", "spawn", "turn"]
 
 Greenlet = greenlet
 
@@ -93,6 +93,15 @@ def spawn(function: Callable[[], Any], parent: greenlet, context: contextvars.Co
         side = greenlet(functools.partial(_first_frame, function), parent)
     side.gr_context = context
     return side
+
+
+def adopt(side: greenlet) -> bool:
+    """Let `side` return to the current greenlet when it ends. False if only another thread can resume it."""
+    try:
+        side.parent = getcurrent()
+    except ValueError:  # greenlet's word for a parent on a different thread
+        return False
+    return True
 
 
 _grad_enabled = torch.is_grad_enabled

@@ -1,8 +1,9 @@
 """Blocks that cannot run where they stand: found, skipped, compiled, run later, and their names put back.
 
-Most blocks run inline and need nothing of this. Read in this order: `heads` (is this call a `with` head?), `find` and `lines` (its
-text), `bindings`, `escapes` and `rewrite` (what it means elsewhere), `body` (compiled and run), `names` (what it sees),
-`scope` (the caller's frame), `skip` (leaving it out where it stands), `tracebacks` (showing the user's lines only).
+Most blocks run inline and need nothing of this. Read in this order: `heads` (is this call a `with` head?), `find` and
+`lines` (its text), `bindings`, `escapes` and `rewrite` (what it means elsewhere), `body` (compiled and run), `names`
+(what it sees), `scope` (the caller's frame), `skip` (leaving it out where it stands), `tracebacks` (showing the
+user's lines only).
 
     class Captured:
         def __enter__(self):

@@ -7,7 +7,7 @@ reference's rules of naming and binding (section 4.2). Changing the tree accordi
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -156,11 +156,12 @@ class _Walk(ast.NodeVisitor):
         self.visit(node.name)
         self._parametrized(node, lambda: self._inside("function", node.value, [node.value]))
 
-    def _parametrized(self, node: Any, inside: Any) -> None:
+    def _parametrized(self, node: Any, inside: Callable[[], None]) -> None:
         """Go inside a definition, through the scope of its type parameters (3.12) if it has any."""
         parameters = getattr(node, "type_params", [])
         if not parameters:
-            return inside()
+            inside()
+            return
         around, self.scope = self.scope, Scope("function", parameters[0], self.scope)
         self.scope.bound.update(parameter.name for parameter in parameters)
         self._all(parameters)

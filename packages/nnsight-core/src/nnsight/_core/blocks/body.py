@@ -1,17 +1,15 @@
 """A block that was captured: found, checked, compiled once per place, and run as often as wanted.
 
-The one idea: the statements are compiled as a module's would be, with their own file name and line numbers, and run in a
-mapping of names. What the text alone decides is a `Block`, kept per instruction of the code that the `with` belongs to; what
-the moment decides, the values around it, is a `Body`. Skipping the block where it stands is left to `skip.py`, binding its
-names there to `scope.py`.
+The one idea: the statements are compiled as a module's would be, with their own file name and line numbers, and run
+in a mapping of names. What the text alone decides is a `Block`, kept per instruction of the code that the `with`
+belongs to; what the moment decides, the values around it, is a `Body`. Skipping the block where it stands is left to
+`skip.py`, binding its names there to `scope.py`.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
-import sys
 from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Any
@@ -55,9 +53,8 @@ class Block:
         flags = around.co_flags & _FUTURES
         code: CodeType = compile(module, self.filename, "exec", flags=flags, dont_inherit=True)
         # Tracebacks say where the block stands.
-        if sys.version_info >= (3, 11):
-            return code.replace(co_name=around.co_name, co_qualname=around.co_qualname)
-        return code.replace(co_name=around.co_name)
+        called = {name: getattr(around, name) for name in ("co_name", "co_qualname") if hasattr(around, name)}
+        return code.replace(**called)
 
     def _target(self, found: Found, outside: set[str], around: CodeType) -> tuple[str | None, CodeType | None]:
         """Give the plain name after `as`, and code that binds whatever else may stand there."""
@@ -123,14 +120,14 @@ class Body:
 
     def run(self, names: Names) -> None:
         """Run the block; what it binds is in `names` afterwards, and also when it raises."""
-        exec(self.block.code, BodyGlobals(names, self.block.found.lines, self.block.warned), names)
+        exec(self.block.code, self._globals(names), names)
 
     def assign(self, names: Names, value: Any) -> None:
         """Bind what stands after `as` to `value`, for one run."""
         store = self.block.store
         if store is None:
             return
-        around = BodyGlobals(names, self.block.found.lines, self.block.warned)
+        around = self._globals(names)
         dict.__setitem__(around, ".given", value)
         exec(store, around, names)
 
@@ -139,6 +136,9 @@ class Body:
         names = self.names()
         self.assign(names, value)
         write_back(frame, names)
+
+    def _globals(self, names: Names) -> BodyGlobals:
+        return BodyGlobals(names, self.block.code, self.block.found.lines, self.block.warned)
 
     def __repr__(self) -> str:
         return f"<Body {self.filename}:{self.lineno}>"

@@ -1,7 +1,7 @@
 """What a captured body cannot do: leave the function or the loop that it stands in, or pause it.
 
-The one idea: such a statement speaks to a frame that has gone on by the time the body runs, so it is refused when the body
-is captured, with what to write instead. A block that runs where it stands may do all of these.
+The one idea: such a statement speaks to a frame that has gone on by the time the body runs, so it is refused when the
+body is captured, with what to write instead. A block that runs where it stands may do all of these.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def _escape(node: ast.AST, in_loop: bool) -> tuple[str, str]:
         return ("break" if isinstance(node, ast.Break) else "continue"), _LOOP
     if isinstance(node, (ast.Yield, ast.YieldFrom)):
         return "yield", _YIELD
-    if isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)) or (isinstance(node, ast.comprehension) and node.is_async):
+    if isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)) or (
+        isinstance(node, ast.comprehension) and node.is_async
+    ):
         return ("await" if isinstance(node, ast.Await) else "async"), _AWAIT
     return "", ""

@@ -1,8 +1,8 @@
 """The syntax tree of the `with` that a frame is entering.
 
-The one idea: an instruction knows the stretch of text that it was made from (its line only, on 3.10 and under
-`-X no_debug_ranges`), and where several `with` items share a stretch, their entering instructions come in the order of the
-text. What the block needs and binds is left to `bindings.py`.
+The one idea: an instruction knows the stretch of text that it was made from (its line only, on 3.10 and under `-X
+no_debug_ranges`), and where several `with` items share a stretch, their entering instructions come in the order of
+the text. What the block needs and binds is left to `bindings.py`.
 
 relies on: the place of the entering instruction is the statement's up to 3.12, the context expression's from 3.13 on.
 """
@@ -75,8 +75,8 @@ def find_with(frame: FrameType) -> Found:
     entered = after_enter(code, at)
     if entered is None:
         raise SourceError(
-            f"this context was entered without a plain `with` statement of its own ({code.co_filename}, line {frame.f_lineno}), "
-            "by `__enter__()`, an ExitStack or `async with`, so there is no block to read. Write `with ...:` around the block"
+            f"{code.co_filename}, line {frame.f_lineno}: this context was entered by `__enter__()`, an ExitStack or "
+            "`async with`, so there is no block of its own to read. Write `with ...:` around the block"
         )
     filename = code.co_filename
     text = _text(lines_of(frame), filename)
@@ -84,8 +84,8 @@ def find_with(frame: FrameType) -> Found:
     items = text.items.get(place)
     if items is None:
         raise changed(filename, frame.f_lineno)
-    # Counted from the end: a captured body may hold the last items of a `with` only (see body.py). The remainder, because
-    # what stands in a `finally` is compiled more than once.
+    # Counted from the end: a captured body may hold the last items of a `with` only (see body.py). The remainder,
+    # because what stands in a `finally` is compiled more than once.
     node, index, owners = items[-1 - after.count(place) % len(items)]
     return Found(node, index, owners, text.lines, filename)
 
@@ -93,8 +93,8 @@ def find_with(frame: FrameType) -> Found:
 def changed(filename: str, line: int) -> SourceError:
     """Give the error for text that is not what the running code was compiled from."""
     return SourceError(
-        f"the text of {filename!r} is not what is running: there is no such `with` at line {line} any more. The file changed "
-        "since it was imported, or the code was rewritten. Import it again, or restart the interpreter"
+        f"the text of {filename!r} is not what is running: there is no such `with` at line {line} any more. The file "
+        "changed since it was imported, or the code was rewritten. Import it again, or restart the interpreter"
     )
 
 

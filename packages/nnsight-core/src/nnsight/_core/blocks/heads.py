@@ -7,7 +7,7 @@ relies on: the opcodes of a `with` head, CPython 3.10 to 3.14:
 
     3.10          <expression> SETUP_WITH <store or POP_TOP>
     3.11 to 3.13  <expression> BEFORE_WITH <store or POP_TOP>
-    3.14          <expression> COPY 1, LOAD_SPECIAL __exit__, SWAP, SWAP, LOAD_SPECIAL __enter__, CALL 0 <store or POP_TOP>
+    3.14          <expression> COPY, LOAD_SPECIAL __exit__, SWAP, SWAP, LOAD_SPECIAL __enter__, CALL <store or POP_TOP>
 
 and that `co_code` shows plain opcodes (0 for inline caches) while the code is specialized or instrumented.
 """

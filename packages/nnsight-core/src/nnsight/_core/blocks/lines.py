@@ -1,8 +1,8 @@
 """The text that a frame's code was compiled from.
 
-The one idea: `linecache` knows files, notebook cells, doctests and whatever a tool registered there; text that it does not
-know is offered by whoever started the code (the command line, IPython) and believed only if it fits the code. Finding a
-`with` in the text is left to `find.py`.
+The one idea: `linecache` knows files, notebook cells, doctests and whatever a tool registered there; text that it
+does not know is offered by whoever started the code (the command line, IPython) and believed only if it fits the
+code. Finding a `with` in the text is left to `find.py`.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def lines_of(frame: FrameType) -> Sequence[str]:
     if lines:
         return lines
     raise SourceError(
-        f"this block has to be read before it runs, but the text of {filename!r} (line {frame.f_lineno}) is kept nowhere: "
-        "code typed into a plain prompt, piped into the interpreter or passed to exec() is forgotten once compiled. Put it "
-        "into a file, a notebook cell or `python -c`, or write a form that runs where it stands: `with model.trace(input):` "
-        "for one input, and `for step in tracer.iter[...]:` for steps"
+        f"this block has to be read before it runs, but the text of {filename!r} (line {frame.f_lineno}) is kept "
+        "nowhere: code typed into a plain prompt, piped into the interpreter or passed to exec() is forgotten once "
+        "compiled. Put it into a file, a notebook cell or `python -c`, or write a form that runs where it stands: "
+        "`with model.trace(input):` for one input, and `for step in tracer.iter[...]:` for steps"
     )
 
 

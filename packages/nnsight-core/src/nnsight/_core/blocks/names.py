@@ -1,9 +1,9 @@
 """The names that a captured body sees: its own, its siblings', those around it when it was captured, and globals.
 
-The one idea: code that is not a function looks a name up in a mapping, and a mapping may be asked by `__missing__`. The
-body's own level reads and writes `Names`. Functions, classes and comprehensions inside the body look past their own names in
-globals and builtins; `BodyGlobals` and `BodyBuiltins` stand there and ask `Names`. What a write to a `global` name means
-is settled before, in `rewrite.py`, which uses `RealGlobals`.
+The one idea: code that is not a function looks a name up in a mapping, and a mapping may be asked by `__missing__`.
+The body's own level reads and writes `Names`. Functions, classes and comprehensions inside the body look past their
+own names in globals and builtins; `BodyGlobals` and `BodyBuiltins` stand there and ask `Names`. What a write to a
+`global` name means is settled before, in `rewrite.py`, which uses `RealGlobals`.
 
 relies on: LOAD_NAME and LOAD_GLOBAL honour `__missing__` of dict subclasses as locals, globals and builtins; in a
 class body LOAD_NAME asks the globals without it, and then the builtins with it. CPython 3.10 to 3.14.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 # What the interpreter, the import system, warnings and linecache read from a frame's globals without asking.
@@ -25,9 +25,9 @@ Lookup = Callable[[str], Any]
 class Names(dict[str, Any]):
     """The bindings of one run of a body: `dict(names)` is what the body itself bound.
 
-    A name that the body did not bind is looked for in `elsewhere(name)` if that is set (it returns the value, waits for it,
-    or raises KeyError), then in `outer` (what the frame held when the body was captured), then in the real globals
-    and builtins.
+    A name that the body did not bind is looked for in `elsewhere(name)` if that is set (it returns the value, waits
+    for it, or raises KeyError), then in `outer` (what the frame held when the body was captured), then in the real
+    globals and builtins.
     """
 
     __slots__ = ("elsewhere", "outer", "real")
@@ -62,18 +62,23 @@ class Names(dict[str, Any]):
 
     def known(self, names: Iterable[str]) -> dict[str, Any]:
         """Give those of `names` that are bound here or were around the body, waiting for none."""
-        return {name: self[name] if name in self else self.outer[name] for name in names if name in self or name in self.outer}
+        return {
+            name: self[name] if name in self else self.outer[name]
+            for name in names
+            if name in self or name in self.outer
+        }
 
 
 class BodyGlobals(dict[str, Any]):
     """The globals of a body: nearly empty, asking the body's `Names` for everything; writes reach the real globals."""
 
-    __slots__ = ("lines", "names", "real")
+    __slots__ = ("code", "lines", "names", "real")
 
-    def __init__(self, names: Names, lines: Sequence[str], warned: dict[Any, Any]) -> None:
+    def __init__(self, names: Names, code: CodeType, lines: Sequence[str], warned: dict[Any, Any]) -> None:
         real = names.real
         super().__init__({name: real[name] for name in _PHYSICAL if name in real})
         self.names = names
+        self.code = code
         self.lines = lines
         self.real: dict[str, Any] = real.real if isinstance(real, BodyGlobals) else real
         # `warned` outlives the run, so that "once per place" holds for warnings given in a body that runs often.
@@ -88,7 +93,7 @@ class BodyGlobals(dict[str, Any]):
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or name in self.names or name in self.names.outer or name in self.names.real
 
-    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self else default
 
     def __setitem__(self, name: str, value: Any) -> None:

@@ -1,8 +1,9 @@
 """A body's statements, changed so that they mean outside their function what they meant inside it.
 
 The one idea: the body is compiled as the text of a module, whose names live in a mapping, so only what a module would
-understand differently is changed: names that are private to a class, `super()`, `global` and `nonlocal`, annotations, a first
-string. Every change keeps its place in the text, so tracebacks, debuggers and captures inside the body find their lines.
+understand differently is changed: names that are private to a class, `super()`, `global` and `nonlocal`, annotations,
+a first string. Every change keeps its place in the text, so tracebacks, debuggers and captures inside the body find
+their lines.
 """
 
 from __future__ import annotations
@@ -216,7 +217,11 @@ class _Rebind(ast.NodeTransformer):
         return _at(ast.Assign([self.visit(node.target)], self.visit(node.value)), node)
 
     def _defining(self, node: Any) -> ast.AST | list[ast.AST]:
-        names = [node.name] if isinstance(node, _DEFINITIONS) else [a.asname or a.name.partition(".")[0] for a in node.names]
+        names = (
+            [node.name]
+            if isinstance(node, _DEFINITIONS)
+            else [a.asname or a.name.partition(".")[0] for a in node.names]
+        )
         after: list[ast.AST] = []
         for name in names:
             mapping = self._mapping(name)
@@ -234,8 +239,9 @@ class _Rebind(ast.NodeTransformer):
         if name is not None and self._mapping(name) is not None:
             line = getattr(node, "lineno", 0)
             raise SourceError(
-                f"{self.filename}, line {line}: {name!r} is declared global or nonlocal and bound here by `except`, `match` "
-                f"or `type`, which a block that runs later cannot do. Bind another name, and write `{name} = ...`"
+                f"{self.filename}, line {line}: {name!r} is declared global or nonlocal and bound here by `except`, "
+                "`match` or `type`, which a block that runs later cannot do. Bind another name, and write "
+                f"`{name} = ...`"
             )
         return self.generic_visit(node)
 

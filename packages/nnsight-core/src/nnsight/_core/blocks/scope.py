@@ -1,9 +1,10 @@
 """Reading names from the caller's frame, and binding names in it.
 
-The one idea: `f_locals` is the namespace itself at module level, in a class and under exec(), and a view that writes through
-in functions since 3.13. Before that it is a copy for functions, which the interpreter offers to copy back.
+The one idea: `f_locals` is the namespace itself at module level, in a class and under exec(), and a view that writes
+through in functions since 3.13. Before that it is a copy for functions, which the interpreter offers to copy back.
 
-relies on: PyFrame_LocalsToFast(frame, 0), which binds the names present in `f_locals` and leaves others; CPython 3.10 to 3.12.
+relies on: PyFrame_LocalsToFast(frame, 0), which binds the names present in `f_locals` and leaves others; CPython 3.10
+to 3.12.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from types import CodeType, FrameType
 from typing import Any
 
-from .names import Names
+from ..errors import SourceError
+from .names import BodyGlobals, Names
 
 _WRITES_THROUGH = sys.version_info >= (3, 13)
 # Code with one of these may have handed out, through `locals()`, the very dict that `f_locals` gives before 3.13.
 _SHOWS_LOCALS = frozenset(("locals", "vars", "dir", "eval", "exec", "_getframe", "currentframe", "f_locals"))
 if not _WRITES_THROUGH:
-    _locals_to_fast = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.c_int)(("PyFrame_LocalsToFast", ctypes.pythonapi))
+    _locals_to_fast = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.c_int)(
+        ("PyFrame_LocalsToFast", ctypes.pythonapi)
+    )
 
 
 def snapshot(frame: FrameType, names: Iterable[str]) -> dict[str, Any]:
-    """Give the values that `names` have in a frame just now; names that are unbound there, or only global, are left out."""
-    here: Mapping[str, Any] = frame.f_locals
+    """Give the values that `names` have in a frame just now; those unbound there, or only global, are left out."""
+    here = _namespace(frame)
     if isinstance(here, Names):
         return here.known(names)
     found = {name: here[name] for name in names if name in here}
@@ -37,8 +41,8 @@ def snapshot(frame: FrameType, names: Iterable[str]) -> dict[str, Any]:
 
 
 def write_back(frame: FrameType, mapping: Mapping[str, Any]) -> None:
-    """Bind names in a frame as code in it would have: local and closed-over ones there, others of a function globally."""
-    here: MutableMapping[str, Any] = frame.f_locals  # type: ignore[assignment]
+    """Bind names in a frame as code in it would: its own and closed-over ones there, a function's others globally."""
+    here = _namespace(frame)
     if not _in_function(frame):
         here.update(mapping)
         return
@@ -50,6 +54,24 @@ def write_back(frame: FrameType, mapping: Mapping[str, Any]) -> None:
         _forget(frame, here)
     for name in mapping.keys() - local.keys():
         frame.f_globals[name] = mapping[name]
+
+
+def _namespace(frame: FrameType) -> MutableMapping[str, Any]:
+    """Give the mapping in which the names of a frame live, or the view or copy that stands for it in a function."""
+    here: MutableMapping[str, Any] = frame.f_locals
+    if _WRITES_THROUGH or _in_function(frame) or here is frame.f_locals:
+        return here
+    # 3.12 gives a stale copy of a module's names once a trace function has run in it, if the variable of a
+    # comprehension is called like one of them.
+    around = frame.f_globals
+    if isinstance(around, BodyGlobals) and frame.f_code is around.code:
+        return around.names
+    if here.keys() - set(frame.f_code.co_varnames) <= around.keys():
+        return around
+    raise SourceError(
+        f"{frame.f_code.co_filename}, line {frame.f_lineno}: under a debugger or a coverage tool, Python 3.12 hides "
+        "the names of code that exec() runs with locals of its own. Run it without, or give exec() one dict for both"
+    )
 
 
 def _in_function(frame: FrameType) -> bool:

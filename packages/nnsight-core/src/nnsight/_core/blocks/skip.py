@@ -1,12 +1,13 @@
 """Making the interpreter skip the body of a `with`.
 
-The one idea: an exception raised at the first opcode after the context is entered, where the value for `as` is stored or
-dropped, is already inside the `with`, so `__exit__` receives it and swallows it; nothing of the body has run. Since 3.12
-`sys.monitoring` raises it, beside whatever else watches; before that it is a trace function in place of the one that is
-there, which is told everything meanwhile and put back when the exception arrives.
+The one idea: an exception raised at the first opcode after the context is entered, where the value for `as` is stored
+or dropped, is already inside the `with`, so `__exit__` receives it and swallows it; nothing of the body has run.
+Since 3.12 `sys.monitoring` raises it, beside whatever else watches; before that it is a trace function in place of
+the one that is there, which is told everything meanwhile and put back when the exception arrives.
 
-relies on: an exception from a monitoring callback for INSTRUCTION, or from a trace function at an "opcode" event, is raised in
-the frame at that instruction; CPython 3.10 to 3.14. A trace function that raises is taken off by the interpreter.
+relies on: an exception from a monitoring callback for INSTRUCTION, or from a trace function at an "opcode" event, is
+raised in the frame at that instruction; CPython 3.10 to 3.14. A trace function that raises is taken off by the
+interpreter.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def skip(frame: FrameType) -> None:
     """
     at = after_enter(frame.f_code, frame.f_lasti)
     if at is None:
-        raise SourceError(f"{frame.f_code.co_filename}, line {frame.f_lineno}: no `with` statement is being entered here")
+        raise SourceError(
+            f"{frame.f_code.co_filename}, line {frame.f_lineno}: no `with` statement is being entered here"
+        )
     if not _watch(frame, at):
         _Trace(frame, at).start()
 
@@ -59,46 +62,45 @@ def skipped(error: BaseException | None) -> bool:
 
 def _suspended() -> SourceError:
     return SourceError(
-        "this block cannot be skipped while a debugger's prompt, or another trace function, is running the code around it: tracing "
-        "is off there. Let the program continue to this line instead"
+        "this block cannot be skipped while a debugger's prompt, or another trace function, is running the code around "
+        "it: tracing is off there. Let the program continue to this line instead"
     )
 
 
 # 3.12 and later: sys.monitoring
 
+_monitoring: Any = getattr(sys, "monitoring", None)
 _tool: int | None = None
 _armed: dict[FrameType, int] = {}
 _arming = threading.RLock()  # threads may be about to skip blocks of the same code, and a signal handler too
-_seen: list[CodeType] = []
+_seen: set[int] = set()  # threads in which the probe's event arrived
 
 
 def _take_tool() -> int | None:
     global _tool
-    if _tool is None:
-        events = sys.monitoring.events
+    if _tool is None and _monitoring is not None:
+        events = _monitoring.events
         for number in (4, 3, 5, 2, 1, 0):  # those without a customary owner first
-            if sys.monitoring.get_tool(number) is None:
-                sys.monitoring.use_tool_id(number, "nnsight blocks")
-                sys.monitoring.register_callback(number, events.INSTRUCTION, _on_instruction)
-                sys.monitoring.register_callback(number, events.PY_START, lambda code, at: _seen.append(code))
-                sys.monitoring.set_local_events(number, _probe.__code__, events.PY_START)
+            if _monitoring.get_tool(number) is None:
+                _monitoring.use_tool_id(number, "nnsight blocks")
+                _monitoring.register_callback(number, events.INSTRUCTION, _on_instruction)
+                _monitoring.register_callback(number, events.PY_START, lambda code, at: _seen.add(threading.get_ident()))
+                _monitoring.set_local_events(number, _probe.__code__, events.PY_START)
                 _tool = number
                 break
     return _tool
 
 
 def _watch(frame: FrameType, at: int) -> bool:
-    if sys.version_info < (3, 12):
-        return False
-    tool = _take_tool()
     # Where two ask for INSTRUCTION, CPython 3.12 and 3.13 forget one when the other leaves: go with the tracer then.
-    if tool is None or frame.f_trace_opcodes:
+    tool = _take_tool() if not frame.f_trace_opcodes else None
+    if tool is None:
         return False
     if not _events_arrive(tool):
         raise _suspended()
     with _arming:
         _armed[frame] = at
-        sys.monitoring.set_local_events(tool, frame.f_code, sys.monitoring.events.INSTRUCTION)
+        _monitoring.set_local_events(tool, frame.f_code, _monitoring.events.INSTRUCTION)
     return True
 
 
@@ -110,7 +112,7 @@ def _on_instruction(code: CodeType, at: int) -> None:
         expected = _armed.pop(frame)
         # Left on, it would cost nothing the next time, but be lost whenever somebody else traces opcodes meanwhile.
         if _tool is not None and not any(other.f_code is code for other in list(_armed)):
-            sys.monitoring.set_local_events(_tool, code, 0)
+            _monitoring.set_local_events(_tool, code, 0)
     if at == expected:  # or __enter__ failed after all
         local = frame.f_trace
         if local is not None:
@@ -121,11 +123,12 @@ def _on_instruction(code: CodeType, at: int) -> None:
 def _events_arrive(tool: int) -> bool:
     """Tell whether the interpreter reports events: not while it runs a trace function or another tool's callback."""
     others = (number for number in range(6) if number != tool)
-    if sys.gettrace() is None and sys.getprofile() is None and not any(map(sys.monitoring.get_tool, others)):
+    if sys.gettrace() is None and sys.getprofile() is None and not any(map(_monitoring.get_tool, others)):
         return True
-    _seen.clear()
+    thread = threading.get_ident()
+    _seen.discard(thread)
     _probe()
-    return bool(_seen)
+    return thread in _seen
 
 
 def _probe() -> None:
@@ -211,4 +214,4 @@ class _Trace:
 def _is_python(tracer: Any) -> bool:
     if isinstance(tracer, (FunctionType, MethodType)):
         return True
-    return isinstance(getattr(type(tracer), "__call__", None), FunctionType)
+    return isinstance(type(tracer).__call__, FunctionType)

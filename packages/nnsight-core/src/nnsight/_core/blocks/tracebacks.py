@@ -1,8 +1,8 @@
 """Tracebacks that show the user's lines only.
 
-The one idea: a traceback is a linked list whose links can be written, so frames of the library are unlinked where they
-are. Because the list itself changes, a re-raise on 3.10, which goes back to the list that the interpreter remembers
-instead of the exception's own, shows the folded one too.
+The one idea: a traceback is a linked list whose links can be written, so frames of the library are unlinked where
+they are. Because the list itself changes, a re-raise on 3.10, which goes back to the list that the interpreter
+remembers instead of the exception's own, shows the folded one too.
 """
 
 from __future__ import annotations
@@ -65,4 +65,6 @@ def _related(error: BaseException) -> Iterator[BaseException]:
         waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
         # An exception group (3.11), or any exception that carries others the same way.
         members = getattr(one, "exceptions", ())
-        waiting += [other for other in members if isinstance(other, BaseException)] if isinstance(members, tuple) else []
+        waiting += (
+            [other for other in members if isinstance(other, BaseException)] if isinstance(members, tuple) else []
+        )

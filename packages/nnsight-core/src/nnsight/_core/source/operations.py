@@ -71,6 +71,8 @@ def stem(callee: ast.expr) -> str:
 class HandOver(ast.NodeTransformer):
     """Replace every call of a body by a call of the callable that stands in for it, and keep what was found.
 
+    One thing does change: where Python itself refuses the arguments (`f(**3)`), its message names the stand-in.
+
     `row` is the variable that holds the callables; `taken` are the variables that the function binds itself, behind
     which a builtin of that name is hidden.
     """

@@ -1,0 +1,58 @@
+"""A contender as the table sees it: a process of its own, asked over a pipe."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rows import Row
+
+
+class ContenderError(Exception):
+    """A contender failed at a row; the message is its traceback."""
+
+
+class Contender:
+    """One process that times one contender.
+
+    Args:
+        name: "ours", "peer", "pyvene" or "TransformerLens".
+        python: the interpreter that has it installed.
+    """
+
+    def __init__(self, name: str, python: str) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("worker.py")), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _ask(self, **request: Any) -> dict[str, float]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise ContenderError(f"{self.name} ended with status {self.process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ContenderError(answer["error"])
+        times: dict[str, float] = answer["times"]
+        return times
+
+    def prepare(self, row: Row, checked: bool = True) -> dict[str, float]:
+        """Build a row's cases and return how long each takes, roughly; empty if this contender cannot do it."""
+        return self._ask(do="prepare", work=row.work, model=row.model, count=row.count, checked=checked)
+
+    def measure(self, repetitions: int) -> dict[str, float]:
+        """Time one round of the row that was prepared: the median of each case, in microseconds."""
+        return self._ask(do="measure", repetitions=repetitions)
+
+    def close(self) -> None:
+        """Let the process end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()

@@ -1,0 +1,102 @@
+"""The rows of the table: what is timed on which model, and what must be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: Times of one row by contender, "bare" among them, in microseconds.
+Times = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a figure that is computed from a row's times.
+
+    Args:
+        text: how the table spells it.
+        over: the contender to compare with; "bare" stands for the plain forward, "" for nothing.
+        at_most: the bound on the ratio of our overhead to theirs; with "bare" on the ratio of the whole times; with ""
+            on our overhead in microseconds.
+    """
+
+    text: str
+    over: str
+    at_most: float
+
+    def figure(self, times: Times) -> float | None:
+        """Return the figure that is bounded, or None if the contender has not run."""
+        ours = times["ours"] - times["bare"]
+        if not self.over:
+            return ours
+        if self.over not in times:
+            return None
+        if self.over == "bare":
+            return times["ours"] / times["bare"]
+        if self.over == "in place":
+            return times["ours"] / times["in place"]
+        theirs = times[self.over] - times["bare"]
+        return ours / theirs if theirs > 0 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a piece of work on a model.
+
+    Args:
+        work: the work, by its name in `cases.py`.
+        model: the model, by its name in `models.py`.
+        count: how many reads, invokes or steps it has.
+        targets: what must be reached.
+        fresh: build the model anew in each round: the place of a model in memory shows where nothing else differs.
+    """
+
+    work: str
+    model: str
+    count: int = 0
+    targets: list[Target] = field(default_factory=list)
+    fresh: bool = False
+
+    @property
+    def name(self) -> str:
+        """How the table and `--only` call it."""
+        return f"{self.work} {self.count}" if self.count else self.work
+
+
+def _peer(at_most: float) -> Target:
+    return Target(f"at most {at_most:g} of the peer", "peer", at_most)
+
+
+def _hooks(at_most: float) -> Target:
+    return Target(f"at most {at_most:g} of raw hooks", "hooks", at_most)
+
+
+def _within(microseconds: float) -> Target:
+    return Target(f"under {microseconds:g} us more", "", microseconds)
+
+
+_IDLE = Target("1, within noise (0.03)", "bare", 1.03)
+_IN_PLACE = Target("at most 1.5 of edits in place", "in place", 1.5)
+
+
+def _usual(model: str) -> list[Row]:
+    return [
+        Row("empty trace", model, targets=[_peer(0.1)]),
+        Row("read", model, 1, [_peer(0.25)]),
+        Row("read", model, 12, [_hooks(1.0), _peer(0.25)]),
+        Row("read and replace", model, 12, [_hooks(1.0), _peer(0.25)]),
+        Row("cache all", model, targets=[_hooks(1.0), _peer(0.25)]),
+        Row("wrapped, idle", model, targets=[_IDLE], fresh=True),
+    ]
+
+
+ROWS = [
+    *_usual("MLP"),
+    *[Row("invokes", "MLP", count, [_peer(0.5)]) for count in (1, 8, 32, 128)],
+    Row("assigning invokes", "3 identities", 64, [_IN_PLACE]),
+    Row("plain backward", "MLP", targets=[_within(2.0)]),
+    *_usual("96 identities"),
+    Row("read", "96 identities", 96, [_hooks(1.0), _peer(0.25)]),
+    *_usual("GPT-2-shaped"),
+    Row("generation, steps", "GPT-2-shaped", 8, [_peer(0.25)]),
+]

@@ -1,0 +1,62 @@
+"""Time ours, raw hooks and the peer in one run, and print what each adds to a forward.
+
+    python benchmarks/run.py --peer-python PATH [--others-python PATH] [--quick] [--only NAME] [--json FILE]
+
+What is timed is in `rows.py`, how in `rounds.py` and `worker.py`. This is no test: it ends with 0 unless something broke.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from contender import Contender
+from imports import time_imports
+from report import Report
+from rounds import Timing, time_row
+from rows import ROWS
+
+_IMPORT = "import"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Time ours, raw hooks and the peer in one run.")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has ours; this one if not given")
+    parser.add_argument("--peer-python", help="the interpreter that has nnsight 0.8.1")
+    parser.add_argument("--others-python", help="the interpreter that has pyvene and TransformerLens")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, and noisier")
+    parser.add_argument("--only", action="append", metavar="NAME", help="rows and models whose names contain this")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = _arguments()
+    timing = Timing(rounds=5, seconds=0.05) if options.quick else Timing(rounds=25, seconds=0.1)
+    pythons = {"ours": options.python} | ({"peer": options.peer_python} if options.peer_python else {})
+    everybody = dict(pythons)
+    if options.others_python:
+        everybody |= {"pyvene": options.others_python, "TransformerLens": options.others_python}
+    report = Report(everybody)
+    contenders = [Contender(name, python) for name, python in everybody.items()]
+    try:
+        for row in ROWS:
+            if _wanted(f"{row.name} {row.model}", options.only):
+                report.add(row, time_row(row, contenders, timing))
+    finally:
+        for contender in contenders:
+            contender.close()
+    if _wanted(_IMPORT, options.only):
+        report.imports = time_imports(pythons, 3 if options.quick else 9)
+    report.show()
+    if options.json:
+        report.write(options.json)
+
+
+def _wanted(name: str, only: list[str] | None) -> bool:
+    return not only or any(part.lower() in name.lower() for part in only)
+
+
+if __name__ == "__main__":
+    main()

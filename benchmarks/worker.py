@@ -1,0 +1,78 @@
+"""The process that times one contender: it answers requests on stdin, one line of JSON each, until stdin ends.
+
+The contenders share import names, so each lives in a Python of its own; they take turns round by round, so that a machine
+which grows slower grows slower for all of them. Within a round the cases of a process alternate call by call.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from cases import Case, agree, cases
+
+
+class Worker:
+    """Holds the cases of the current row."""
+
+    def __init__(self, contender: str) -> None:
+        self.contender = contender
+        self.made: dict[str, Case] = {}
+
+    def prepare(self, work: str, model: str, count: int, checked: bool) -> dict[str, float]:
+        """Build the cases of a row and warm them up; return how long each takes, roughly."""
+        if checked and self.contender in ("ours", "peer"):
+            agree(work, model, count, self.contender)
+        self.made = cases(work, model, count, self.contender)
+        self.measure(3)
+        return self.measure(3)
+
+    def measure(self, repetitions: int) -> dict[str, float]:
+        """Time the cases in turn and return the median of each, in microseconds."""
+        samples: dict[str, list[int]] = {name: [] for name in self.made}
+        order = list(self.made.items())
+        clock = time.perf_counter_ns
+        # Collections belong to no case in particular; they would hit whichever is running.
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(repetitions):
+                for name, case in order:
+                    begin = clock()
+                    case()
+                    samples[name].append(clock() - begin)
+                order.append(order.pop(0))
+        finally:
+            gc.enable()
+        return {name: statistics.median(times) / 1000 for name, times in samples.items()}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what a line asks for."""
+        action = request.pop("do")
+        try:
+            return {"times": getattr(self, action)(**request)}
+        except Exception:
+            return {"error": traceback.format_exc()}
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    # What libraries print must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+    worker = Worker(sys.argv[1])
+    for line in sys.stdin:
+        print(json.dumps(worker.answer(json.loads(line))), file=answers)
+
+
+if __name__ == "__main__":
+    main()
