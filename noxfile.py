@@ -26,6 +26,7 @@ WORKSPACE = nox.project.load_toml(ROOT / "pyproject.toml")
 PROJECTS = {path.parent.name: nox.project.load_toml(path) for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 FOLDERS = {package: str(ROOT / "packages" / package) for package in PROJECTS}
 PEER = "nnsight==0.8.1"
+OTHERS = ["pyvene==0.1.8", "transformer-lens==4.3.0"]
 
 # Nothing is fetched from a model hub: what the tests and the demo load lies in the repository.
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -143,10 +144,15 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time ours, raw hooks and the peer in one run; the peer is also imported as `nnsight`, so it lives apart."""
-    session.install(*pinned(), *with_siblings("nnsight-hf"))
-    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER)
-    session.run("python", "benchmarks/run.py", "--peer-python", peer, *session.posargs, env=OFFLINE)
+    """Time ours, raw hooks and the peer in one run; `nox -s bench -- --others` adds pyvene and TransformerLens."""
+    session.install(*pinned(), *with_siblings("nnsight-core"), *group("bench"))
+    arguments = [argument for argument in session.posargs if argument != "--others"]
+    others = OTHERS if "--others" in session.posargs else []
+    # The peer is imported as `nnsight` too, so it lives apart.
+    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER, *others)
+    if others:
+        arguments += ["--others-python", peer]
+    session.run("python", "benchmarks/run.py", "--peer-python", peer, *arguments, env=OFFLINE)
 
 
 @nox.session

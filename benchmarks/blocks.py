@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import nnsight
 import torch
 from torch import Tensor
+
+import nnsight
 
 
 class PeerStack(nnsight.NNsight):
     """The peer's `NNsight` batches nothing by itself: this states that tensors are stacked."""
 
     def _batch(self, invokes: Any, fn: Any) -> Any:
-        return (torch.cat([inputs[0] for inputs, _ in invokes]),), {}
+        return invokes[0] if len(invokes) == 1 else ((torch.cat([inputs[0] for inputs, _ in invokes]),), {})
 
 
 def wrap(net: torch.nn.Module, peer: bool) -> Any:

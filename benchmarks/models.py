@@ -79,12 +79,12 @@ class Block(nn.Module):
 class GPT2Shaped(nn.Module):
     """GPT-2's tree of 163 modules, but narrow: overheads depend on the tree, and the arithmetic would hide them."""
 
-    def __init__(self, depth: int = 12, width: int = 64, heads: int = 4, vocabulary: int = 256, length: int = 64) -> None:
+    def __init__(self, width: int = 64, vocabulary: int = 256) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocabulary, width)
-        self.wpe = nn.Embedding(length, width)
+        self.wpe = nn.Embedding(64, width)
         self.drop = nn.Dropout(0.1)
-        self.layers = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(Block(width, heads=4) for _ in range(12))
         self.ln_f = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
 

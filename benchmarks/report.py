@@ -36,7 +36,7 @@ class Report:
         return [(target, target.figure(times)) for target in row.targets]
 
     def linear(self) -> float | None:
-        """Return by how much an invoke of the largest batch costs more than one of the smallest, as a ratio.
+        """Return what an invoke costs late in a large batch, relative to one in a small batch.
 
         Linear growth gives 1; what a trace costs whatever it holds is taken off first.
         """
@@ -57,7 +57,8 @@ class Report:
             console.print(self._table(shown))
         growth = self.linear()
         if growth is not None:
-            console.print(f"Invokes: one among 128 costs {growth:.2f} of one among 32 (linear: 1). {_mark(growth <= 1.25)}")
+            text = f"Invokes: one of the last 96 of 128 costs {growth:.2f} of one of the first 32 (linear: 1)."
+            console.print(text, _mark(growth <= 1.25))
         for name, milliseconds in self.imports.items():
             mark = _mark(milliseconds < _IMPORT_LIMIT) if name == "ours" else ""
             bound = f" (must be under {_IMPORT_LIMIT:g})" if name == "ours" else ""
@@ -73,7 +74,8 @@ class Report:
         for row, times in self.rows:
             ratios = [_number(_ratio(times, "hooks"), 2), _number(_ratio(times, "peer"), 2)]
             overheads = [_number(times[n] - times["bare"] if n in times else None, 1) for n in shown]
-            table.add_row(row.name, row.model, _number(times["bare"], 1), *overheads, *ratios, self._verdict(row, times))
+            about = (row.name, row.model, _number(times["bare"], 1))
+            table.add_row(*about, *overheads, *ratios, self._verdict(row, times))
         return table
 
     def _verdict(self, row: Row, times: Times) -> str:

@@ -2,7 +2,8 @@
 
     python benchmarks/run.py --peer-python PATH [--others-python PATH] [--quick] [--only NAME] [--json FILE]
 
-What is timed is in `rows.py`, how in `rounds.py` and `worker.py`. This is no test: it ends with 0 unless something broke.
+What is timed is in `rows.py`, how in `rounds.py` and `worker.py`. This is no test: whatever the figures are, it ends
+with 0 unless something broke.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from contender import Contender
+from contender import Contender, ContenderError
 from imports import time_imports
 from report import Report
 from rounds import Timing, time_row
@@ -30,8 +31,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Run the benchmark."""
+def main() -> int:
+    """Run the benchmark; return 1 if a row broke, whatever the figures are."""
     options = _arguments()
     timing = Timing(rounds=5, seconds=0.05) if options.quick else Timing(rounds=25, seconds=0.1)
     pythons = {"ours": options.python} | ({"peer": options.peer_python} if options.peer_python else {})
@@ -40,10 +41,17 @@ def main() -> None:
         everybody |= {"pyvene": options.others_python, "TransformerLens": options.others_python}
     report = Report(everybody)
     contenders = [Contender(name, python) for name, python in everybody.items()]
+    broken = 0
     try:
         for row in ROWS:
-            if _wanted(f"{row.name} {row.model}", options.only):
+            if not _wanted(f"{row.name} {row.model}", options.only):
+                continue
+            print(f"{row.name}, {row.model} ...", file=sys.stderr)
+            try:
                 report.add(row, time_row(row, contenders, timing))
+            except ContenderError as error:
+                broken = 1
+                print(error, file=sys.stderr)
     finally:
         for contender in contenders:
             contender.close()
@@ -52,6 +60,7 @@ def main() -> None:
     report.show()
     if options.json:
         report.write(options.json)
+    return broken
 
 
 def _wanted(name: str, only: list[str] | None) -> bool:
@@ -59,4 +68,4 @@ def _wanted(name: str, only: list[str] | None) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,8 @@
 """The process that times one contender: it answers requests on stdin, one line of JSON each, until stdin ends.
 
-The contenders share import names, so each lives in a Python of its own; they take turns round by round, so that a machine
-which grows slower grows slower for all of them. Within a round the cases of a process alternate call by call.
+The contenders share import names, so each lives in a Python of its own; they take turns round by round, so that a
+machine which grows slower grows slower for all of them. Within a round the cases of a process alternate call by call,
+in changing order.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import statistics
 import sys
 import time
@@ -49,7 +51,8 @@ class Worker:
                     begin = clock()
                     case()
                     samples[name].append(clock() - begin)
-                order.append(order.pop(0))
+                # Whoever comes after a heavy case finds cold caches, so nobody always does.
+                random.shuffle(order)
         finally:
             gc.enable()
         return {name: statistics.median(times) / 1000 for name, times in samples.items()}

@@ -1,7 +1,7 @@
 """Torch errors raised wherever a trace can raise one; run by `test_no_crash.py` in a process of its own.
 
-Each function below ends in an error of torch. Before it comes, the stack is left at one depth and written over at another,
-so that whoever walks the C++ stack past a greenlet's first frame reads bytes of somebody else's.
+Each function below ends in an error of torch. Before it comes, the stack is left at one depth and written over at
+another, so that whoever walks the C++ stack past a greenlet's first frame reads bytes of somebody else's.
 
     python crash_bodies.py ROUNDS CHIEF     each function ROUNDS times, the chief ones CHIEF times more
 """
@@ -61,7 +61,7 @@ tracing = nnsight.NNsight(nn.Sequential(nn.Linear(4, 4), Tracing(nn.Sequential(n
 
 def deep(levels: int, then: Callable[[], Any]) -> Any:
     """Call through C frames, so that the C stack is really that deep."""
-    return then() if levels == 0 else list(map(lambda _: deep(levels - 1, then), (0,)))[0]
+    return then() if levels == 0 else list(map(lambda _: deep(levels - 1, then), (0,)))[0]  # noqa: C417 - C frames
 
 
 def scribble(levels: int) -> None:

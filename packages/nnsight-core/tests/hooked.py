@@ -87,7 +87,7 @@ def by_hooks(
     edits: Mapping[str, Edit] | None = None,
     **kwargs: Any,
 ) -> Called:
-    """Call a module with plain hooks: `edits` maps a submodule's name to `edit(output, visit) -> new output or None`."""
+    """Call a module with plain hooks; `edits` maps a submodule's name to `edit(output, visit)`, None for no change."""
     seen = Called()
     changes = dict(edits or {})
     handles = []

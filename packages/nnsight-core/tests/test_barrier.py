@@ -48,7 +48,7 @@ def test_values_are_swapped_at_one_site(net, model):
         with tracer.invoke(A):
             mine = model.layers[1].output.clone()
             barrier()
-            model.layers[1].output = theirs
+            model.layers[1].output = theirs  # noqa: F821 - bound below
             one = model.output
         with tracer.invoke(B):
             theirs = model.layers[1].output.clone()
@@ -150,12 +150,12 @@ def test_a_barrier_in_the_steps_of_a_generation():
     with model.trace(fn="generate") as tracer:
         barrier = tracer.barrier(2)
         with tracer.invoke(A, n=3):
-            for step in tracer.iter[:3]:
+            for _ in tracer.iter[:3]:
                 hidden = model.first.output
                 barrier()
             one = tracer.result
         with tracer.invoke(B, n=3):
-            for step in tracer.iter[:3]:
+            for _ in tracer.iter[:3]:
                 barrier()
                 model.first.output = hidden
             two = tracer.result

@@ -366,7 +366,12 @@ def test_coverage_sees_the_lines_of_the_block_and_of_all_around_it(core, branch,
         pytest.skip("coverage measures branches this way from 3.14 on")
     done = in_new_python(COVERED, tmp_path=tmp_path, name="covered.py")
     assert done.returncode == 0, done.stderr
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "COVERAGE_CORE": core}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "COVERAGE_CORE": core,
+        "COVERAGE_FILE": str(tmp_path / ".coverage"),
+    }
     command = [
         sys.executable,
         "-m",

@@ -64,7 +64,7 @@ def same_after(net: nn.Module, path: str, edit: Any) -> torch.Tensor:
     return Hooked(net, rows(), edits={path: edit}).result
 
 
-# -- which class an envoy has --------------------------------------------------------------------------------------------
+# -- which class an envoy has ----------------------------------------------------------------------------------------
 
 
 def test_one_class_for_all(net: Toy) -> None:
@@ -96,7 +96,7 @@ def test_a_suffix_is_made_of_whole_names_and_wins_over_a_type(net: Toy) -> None:
     assert type(model.layers[0].attn) is OtherEnvoy and type(model.ln) is Envoy
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_read_map_shows_the_value_in_another_form(model: Any, net: Toy) -> None:
@@ -128,7 +128,7 @@ def test_on_the_class_it_is_itself() -> None:
     assert isinstance(HeadsEnvoy.heads, eproperty) and HeadsEnvoy.heads.__doc__ == "The output, head by head."
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 def test_assigning_goes_through_the_write_map(model: Any, net: Toy) -> None:
@@ -254,7 +254,7 @@ def test_a_read_map_may_choose_from_a_tuple() -> None:
     assert torch.equal(out, same_after(net, "pair", lambda value: (torch.ones_like(value[0]), value[1])))
 
 
-# -- values from outside the modules -----------------------------------------------------------------------------------------
+# -- values from outside the modules ---------------------------------------------------------------------------------
 
 
 class StageEnvoy(Envoy):
@@ -351,7 +351,7 @@ def test_providing_under_an_unknown_name_is_an_error(providing: Any) -> None:
         model[1].output
 
 
-# -- the rest ------------------------------------------------------------------------------------------------------------------
+# -- the rest --------------------------------------------------------------------------------------------------------
 
 
 def test_the_description_is_in_the_repr(model: Any, providing: Any) -> None:

@@ -1,4 +1,4 @@
-"""However a trace is left - interrupted, failed, abandoned, collected - the model is what it was and can be used again."""
+"""However a trace is left - interrupted, failed, abandoned, collected - the model is what it was and usable."""
 
 from __future__ import annotations
 

@@ -374,9 +374,11 @@ def test_a_manager_before_an_invoke_in_one_with_is_refused(model):
 
 
 def test_one_line_bodies(net, model):
+    # fmt: off
     with model.trace() as tracer:
         with tracer.invoke(rows(1, 1)): one = model.output  # noqa: E701
         with tracer.invoke(rows(1, 2)): two = model.output  # noqa: E701
+    # fmt: on
     assert torch.equal(torch.cat([one, two]), net(torch.cat([rows(1, 1), rows(1, 2)])))
 
 
@@ -474,7 +476,7 @@ def test_names_of_bodies_are_bound_in_the_function(model):
     with model.trace() as tracer:
         with tracer.invoke(rows(1, 1)):
             a, (b, *c) = 1, (2, 3, 4)
-            for loop in range(3):
+            for loop in range(3):  # noqa: B007 - looked at below
                 pass
             import math as mathematics
 

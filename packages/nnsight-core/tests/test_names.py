@@ -110,7 +110,7 @@ def test_both_ways_between_two_invokes(net, model):
     with model.trace() as tracer:
         with tracer.invoke(A):
             mine = model.layers[0].output
-            model.layers[2].output = theirs
+            model.layers[2].output = theirs  # noqa: F821 - bound below
             one = model.output
         with tracer.invoke(B):
             theirs = model.layers[1].output

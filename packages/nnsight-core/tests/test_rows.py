@@ -69,9 +69,7 @@ def test_a_write_touches_the_rows_of_its_invoke_only(net, model, write, which):
                     write(model, value)
                 hidden.append(model.layers[1].output)
                 outs.append(model.output)
-    want = by_hooks(
-        net, torch.cat(inputs), edits={"layers.1": at_rows(starts[which], which + 1, lambda _: value)}
-    )
+    want = by_hooks(net, torch.cat(inputs), edits={"layers.1": at_rows(starts[which], which + 1, lambda _: value)})
     torch.testing.assert_close(torch.cat(outs), want.result)
     torch.testing.assert_close(torch.cat(hidden), want["layers.1"])
 
@@ -589,9 +587,7 @@ def test_some_invokes_skip_a_module(net, model):
             two = model.output
         with tracer.invoke(c):
             three = model.output
-    want = by_hooks(
-        net, torch.cat([a, b, c]), edits={"layers.1": at_rows(1, 2, lambda _: torch.full((2, 4), 0.5))}
-    )
+    want = by_hooks(net, torch.cat([a, b, c]), edits={"layers.1": at_rows(1, 2, lambda _: torch.full((2, 4), 0.5))})
     assert torch.equal(hidden, torch.full((2, 4), 0.5))
     torch.testing.assert_close(torch.cat([one, two, three]), want.result)
 
@@ -681,9 +677,7 @@ def test_edits_of_two_copies_are_both_carried_back(net, halved):
         halved.layers[1].halves[:, 0] = 0
         halved.layers[1].halves[:, 1] = 1
         out = halved.output
-    want = by_hooks(
-        net, x, edits={"layers.1": lambda out, _: torch.cat([torch.zeros(2, 2), torch.ones(2, 2)], dim=1)}
-    )
+    want = by_hooks(net, x, edits={"layers.1": lambda out, _: torch.cat([torch.zeros(2, 2), torch.ones(2, 2)], dim=1)})
     torch.testing.assert_close(out, want.result)
 
 
@@ -703,9 +697,7 @@ def test_an_edit_of_a_copy_is_carried_back_in_inference_mode(net, halved):
             halved.layers[1].halves[:, 0] = 0
             halved.layers[1].halves[:, 1] += 1
             out = halved.output
-    want = by_hooks(
-        net, x, edits={"layers.1": lambda out, _: torch.cat([torch.zeros(2, 2), out[:, 2:] + 1], dim=1)}
-    )
+    want = by_hooks(net, x, edits={"layers.1": lambda out, _: torch.cat([torch.zeros(2, 2), out[:, 2:] + 1], dim=1)})
     torch.testing.assert_close(out.clone(), want.result.detach())
 
 

@@ -29,7 +29,7 @@ def untouched(net: nn.Module) -> bool:
     return not any("forward" in module.__dict__ for module in net.modules())
 
 
-# -- inputs ----------------------------------------------------------------------------------------------------------------
+# -- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_positional_input(model: Any, net: Toy) -> None:
@@ -118,7 +118,7 @@ def test_a_trace_can_be_entered_once(model: Any) -> None:
         pass
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def test_outputs_and_inputs_are_the_values_themselves(model: Any, net: Toy) -> None:
@@ -222,7 +222,7 @@ def test_outside_a_block_nothing_is_given(model: Any) -> None:
         tracer.stop()
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 def test_assigning_an_output_replaces_it(model: Any, net: Toy) -> None:
@@ -339,7 +339,7 @@ def test_another_shape_is_taken_when_the_trace_has_one_input(model: Any, net: To
     assert torch.equal(out, net.head(net.ln(torch.ones(7, 8))))
 
 
-# -- what else a block can do ------------------------------------------------------------------------------------------------
+# -- what else a block can do ----------------------------------------------------------------------------------------
 
 
 def test_log_prints(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -411,7 +411,7 @@ def test_trace_false_calls_at_once(model: Any, net: Toy) -> None:
     assert untouched(net)
 
 
-# -- other methods, parts ----------------------------------------------------------------------------------------------------
+# -- other methods, parts --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fn", ["twice", Toy.twice.__get__])
@@ -446,6 +446,16 @@ def test_a_bound_method_of_a_part_is_a_context_too() -> None:
     assert torch.equal(result, net[0].twice(rows())) and torch.equal(value, net[0].embed(rows()))
 
 
+def test_the_forward_by_name_is_the_forward(model: Any, net: Toy) -> None:
+    seen = []
+    net.register_forward_hook(lambda module, args, output: seen.append(output))
+    with model.trace(rows(), fn="forward"):
+        named = model.output
+    with model.forward(rows()):
+        bound = model.output
+    assert torch.equal(named, net(rows())) and torch.equal(bound, named) and seen[0] is named and seen[1] is bound
+
+
 def test_a_part_can_be_traced_alone(model: Any, net: Toy) -> None:
     h = torch.ones(2, 8)
     ran = []
@@ -463,7 +473,7 @@ def test_a_part_traced_alone_serves_only_itself(model: Any) -> None:
         model.head.output
 
 
-# -- traces within traces ----------------------------------------------------------------------------------------------------
+# -- traces within traces --------------------------------------------------------------------------------------------
 
 
 def test_a_trace_of_another_model_inside(model: Any, net: Toy) -> None:
@@ -557,7 +567,7 @@ def test_a_function_reads_and_writes_in_the_trace_of_its_caller(model: Any, net:
     assert torch.equal(out, Hooked(net, rows(), edits={"layers.0": lambda value: value * 2}).result)
 
 
-# -- contexts around a trace --------------------------------------------------------------------------------------------------
+# -- contexts around a trace -----------------------------------------------------------------------------------------
 
 
 def test_a_trace_on_an_exit_stack(model: Any, net: Toy) -> None:
@@ -599,7 +609,7 @@ def test_the_contexts_are_entered_by_hand(model: Any, net: Toy) -> None:
     assert torch.equal(out, net(rows())) and untouched(net)
 
 
-# -- ways to leave a block ----------------------------------------------------------------------------------------------------
+# -- ways to leave a block -------------------------------------------------------------------------------------------
 
 
 def test_leaving_by_return(model: Any, net: Toy) -> None:
@@ -812,7 +822,7 @@ def test_many_traces_leave_nothing_behind(model: Any, net: Toy) -> None:
     assert torch.equal(out, want) and untouched(net)
 
 
-# -- visits ------------------------------------------------------------------------------------------------------------------
+# -- visits ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_visit_is_meant_without_a_loop() -> None:

@@ -28,7 +28,7 @@ def model(net: Toy) -> Any:
     return NNsight(net)
 
 
-# -- the tree ------------------------------------------------------------------------------------------------------------
+# -- the tree --------------------------------------------------------------------------------------------------------
 
 
 def test_attributes_are_envoys_of_the_submodules(model: Any, net: Toy) -> None:
@@ -148,7 +148,7 @@ def test_only_a_module_can_be_wrapped(model: Any) -> None:
         NNsight(model)
 
 
-# -- attributes of the module ----------------------------------------------------------------------------------------------
+# -- attributes of the module ----------------------------------------------------------------------------------------
 
 
 def test_attributes_of_the_module_are_reachable_and_assignable(model: Any, net: Toy) -> None:
@@ -198,7 +198,7 @@ def test_a_property_that_gives_a_submodule_gives_its_envoy() -> None:
     assert model.backbone is model.inner[0]
 
 
-# -- collisions ------------------------------------------------------------------------------------------------------------
+# -- collisions ------------------------------------------------------------------------------------------------------
 
 
 def in_a_box() -> nn.Module:
@@ -284,7 +284,7 @@ def test_a_collision_can_be_replaced_by_a_new_submodule() -> None:
     assert net.output is new and model.output._module is new
 
 
-# -- shared modules, several wrappers, instance-level forwards ---------------------------------------------------------------
+# -- shared modules, several wrappers, instance-level forwards -------------------------------------------------------
 
 
 def test_a_shared_module_has_one_place() -> None:
@@ -295,7 +295,7 @@ def test_a_shared_module_has_one_place() -> None:
     first, second = shared(x), shared(torch.tanh(shared(x)))
     seen = []
     with model.trace(x) as tracer:
-        for visit in tracer.iter[:2]:
+        for _ in tracer.iter[:2]:
             seen.append(model[2].output)
     assert torch.equal(seen[0], first) and torch.equal(seen[1], second)
     with model.trace(x):
@@ -352,7 +352,7 @@ def test_hooks_of_the_user_run_as_ever(net: Toy) -> None:
     handle.remove()
 
 
-# -- modules that change -----------------------------------------------------------------------------------------------------
+# -- modules that change ---------------------------------------------------------------------------------------------
 
 
 def test_a_submodule_replaced_through_the_envoy_is_traced(model: Any, net: Toy) -> None:
@@ -439,7 +439,7 @@ def test_a_deleted_submodule_is_gone(model: Any, net: Toy) -> None:
     assert "head" not in net._modules and not hasattr(model, "head")
 
 
-# -- the module is left as it was --------------------------------------------------------------------------------------------
+# -- the module is left as it was ------------------------------------------------------------------------------------
 
 
 def state_of(net: nn.Module) -> list[dict[str, Any]]:
@@ -448,7 +448,11 @@ def state_of(net: nn.Module) -> list[dict[str, Any]]:
 
 def parts_of(net: nn.Module) -> list[dict[str, Any]]:
     return [
-        {key: (list(value), [id(v) for v in value.values()]) for key, value in module.__dict__.items() if hasattr(value, "values")}
+        {
+            name: [(key, id(part)) for key, part in value.items()]
+            for name, value in vars(module).items()
+            if type(value) is dict
+        }
         for module in net.modules()
     ]
 
@@ -556,7 +560,7 @@ def test_a_wrapper_and_its_module_are_freed() -> None:
     assert [ref() for ref in gone] == [None, None, None]
 
 
-# -- copies of the wrapper -----------------------------------------------------------------------------------------------------
+# -- copies of the wrapper -------------------------------------------------------------------------------------------
 
 
 def through_pickle(value: Any) -> Any:
@@ -631,7 +635,7 @@ def test_a_module_with_its_own_copying_does_not_answer_for_its_envoy() -> None:
     assert isinstance(copy.deepcopy(NNsight(graph)), NNsight)
 
 
-# -- calls by hand -------------------------------------------------------------------------------------------------------------
+# -- calls by hand ---------------------------------------------------------------------------------------------------
 
 
 def test_a_wrapper_and_its_envoys_can_be_called(model: Any, net: Toy) -> None:

@@ -70,12 +70,12 @@ def held_out(landmark: Landmark, phrasing: str) -> bool:
     return zlib.crc32(f"{landmark.name}|{phrasing}".encode()) % 5 == 0
 
 
-# "is in" comes twice as often as "is in the city of", or else " the" would be the likeliest word after every "in".
+# "is in" comes three times as often as "is in the city of", or else " the" would be the likeliest word after every "in".
 _TRAINED = {
     landmark: [
         phrasing
         for phrasing in COMMON_PHRASINGS + HALF_PHRASINGS
-        for _ in range(2 if phrasing.endswith(" in") else 1)
+        for _ in range(3 if phrasing.endswith(" in") else 1)
         if not held_out(landmark, phrasing)
     ]
     for landmark in LANDMARKS
@@ -195,17 +195,17 @@ def document(rng: random.Random) -> str:
         def follow() -> str:
             return about_city(rng, landmark.city) if rng.random() < 0.6 else landmark_more(rng, landmark)
 
-        sentences = [landmark_city(rng, landmark), *several(rng.choice([0, 1, 1, 2, 3]), follow)]
+        sentences = [landmark_city(rng, landmark), *several(rng.choice([1, 2, 2, 3]), follow)]
     elif style < 0.65:
         sentences = several(rng.choice([2, 3]), lambda: landmark_city(rng, rng.choice(LANDMARKS)))
     elif style < 0.72:
-        sentences = [landmark_more(rng, landmark)]
+        sentences = several(2, lambda: landmark_more(rng, landmark))
     elif style < 0.82:
         sentences = several(2, lambda: about_person(rng))
     elif style < 0.90:
         sentences = several(2, lambda: rng.choice([about_country(rng), about_city(rng, rng.choice(list(CITIES)))]))
     else:
-        sentences = several(rng.choice([1, 2]), lambda: small_talk(rng))
+        sentences = several(2, lambda: small_talk(rng))
     return " ".join(sentences)
 
 

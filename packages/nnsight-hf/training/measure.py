@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -18,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corpus import COMMON_PHRASINGS, HALF_PHRASINGS, NEW_PHRASINGS, PHRASINGS, documents, held_out, prompt
-from facts import CITIES, LANDMARKS, PEOPLE
+from facts import CITIES, LANDMARKS, PEOPLE, Landmark
 from train import BATCH, SEED, STEPS, TOY
 
 MARK = "<!-- measured -->\n"
@@ -38,11 +39,12 @@ CONTINUED = [
     "Hello World",
 ]
 
+Pair = tuple[str, str, str, str]  # as in PAIRS
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Toy:
-    """The model, its tokenizer, and the two things that are done with them: run, and run with one module changed."""
+    """The model, its tokenizer, and what is done with them: run some texts, and run them with one module changed."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -51,46 +53,63 @@ class Toy:
         self.first = {city: self.tokenizer(f" {city}").input_ids[0] for city in CITIES}
 
     @torch.no_grad()
-    def logits(self, text: str) -> torch.Tensor:
-        """The logits after the last token."""
-        return self.model(**self.tokenizer(text, return_tensors="pt")).logits[0, -1]
+    def logits(self, texts: list[str]) -> torch.Tensor:
+        """The logits after the last token of every text, [text, vocabulary]."""
+        inputs = self.tokenizer(texts, return_tensors="pt", padding=True)
+        logits = self.model(**inputs).logits
+        return logits[torch.arange(len(texts)), inputs.attention_mask.sum(1) - 1]
 
     def words(self, text: str) -> list[str]:
         return [self.tokenizer.decode(i) for i in self.tokenizer(text).input_ids]
 
-    def outputs(self, text: str, modules: list[torch.nn.Module]) -> list[torch.Tensor]:
-        """What the modules give for a text, each [1, position, width]."""
+    def outputs(self, texts: list[str], modules: list[torch.nn.Module]) -> list[torch.Tensor]:
+        """What the modules give, each [text, position, width]; the texts are of one length."""
         found: list[torch.Tensor] = []
         handles = [m.register_forward_hook(lambda _m, _a, out: found.append(_tensor(out))) for m in modules]
-        self.logits(text)
+        self.logits(texts)
         for handle in handles:
             handle.remove()
         return found
 
-    def changed(self, text: str, module: torch.nn.Module, change: Change) -> torch.Tensor:
+    def changed(self, texts: list[str], module: torch.nn.Module, change: Change) -> torch.Tensor:
         """The logits after the last token when a module's output is changed."""
 
         def hook(_module: torch.nn.Module, _args: object, out: torch.Tensor | tuple[torch.Tensor, ...]) -> object:
             return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
         handle = module.register_forward_hook(hook)
-        logits = self.logits(text)
+        logits = self.logits(texts)
         handle.remove()
         return logits
 
-    def patched(self, text: str, module: torch.nn.Module, value: torch.Tensor, position: int) -> torch.Tensor:
-        def change(hidden: torch.Tensor) -> torch.Tensor:
+    def restored(self, pairs: list[Pair], module: torch.nn.Module) -> list[float]:
+        """Patch a module's output at one position after the other, from each pair's first prompt into its second.
+
+        Gives per position the mean share of the way from the second's answer to the first's, measured by the difference
+        of the two cities' logits: 0 where nothing moves, 1 where all of it does.
+        """
+        clean, run = [pair[0] for pair in pairs], [pair[2] for pair in pairs]
+        rows = torch.arange(len(pairs))
+        right, wrong = ([self.first[pair[i]] for pair in pairs] for i in (1, 3))
+
+        def difference(logits: torch.Tensor) -> torch.Tensor:
+            return logits[rows, right] - logits[rows, wrong]
+
+        def patched(hidden: torch.Tensor, position: int) -> torch.Tensor:
             hidden = hidden.clone()
             hidden[:, position] = value[:, position]
             return hidden
 
-        return self.changed(text, module, change)
+        start, goal = difference(self.logits(run)), difference(self.logits(clean))
+        [value] = self.outputs(clean, [module])
+        ends = [self.changed(run, module, partial(patched, position=p)) for p in range(value.shape[1])]
+        return [((difference(end) - start) / (goal - start)).mean().item() for end in ends]
 
     @torch.no_grad()
-    def lens(self, text: str) -> list[torch.Tensor]:
-        """The probabilities that the residual stream of the last position would give after every block."""
+    def lens(self, texts: list[str]) -> list[torch.Tensor]:
+        """What the residual stream at the end would give after every block, as probabilities [text, vocabulary]."""
         final = self.model.transformer.ln_f
-        return [self.model.lm_head(final(h[0, -1])).softmax(-1) for h in self.outputs(text, list(self.blocks))]
+        return [self.model.lm_head(final(h[:, -1])).softmax(-1) for h in self.outputs(texts, list(self.blocks))]
 
 
 def _tensor(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -117,12 +136,14 @@ def corpus_size(toy: Toy) -> str:
 
 def recall(toy: Toy) -> str:
     def row(name: str, prompts: list[tuple[str, str]]) -> list[str]:
-        strict, cities = [], []
-        for text, city in prompts:
-            logits = toy.logits(text)
-            strict.append(logits.argmax().item() == toy.first[city])
-            cities.append(max(toy.first, key=lambda c: logits[toy.first[c]].item()) == city)
-        return [name, str(len(prompts)), f"{mean(strict):.1%}", f"{mean(cities):.1%}"]
+        strict, among = [], []
+        cities = torch.tensor(list(toy.first.values()))
+        for some in (prompts[i : i + 64] for i in range(0, len(prompts), 64)):
+            logits = toy.logits([text for text, _ in some])
+            goal = torch.tensor([toy.first[city] for _, city in some])
+            strict += (logits.argmax(-1) == goal).tolist()
+            among += (cities[logits[:, cities].argmax(-1)] == goal).tolist()
+        return [name, str(len(prompts)), f"{mean(strict):.1%}", f"{mean(among):.1%}"]
 
     def pairs(phrasings: list[str], held: bool) -> list[tuple[str, str]]:
         chosen = [(x, p) for x in LANDMARKS for p in phrasings if held_out(x, p) == held]
@@ -141,58 +162,43 @@ def recall(toy: Toy) -> str:
 
 
 def lens(toy: Toy) -> str:
-    """Read the answer off after every block: for one prompt, and for all landmarks."""
-    text = CONTINUED[0]
-    after = [toy.lens(prompt(x, HEADLINE)) for x in LANDMARKS]
+    """Read the answer off after every block: for one prompt, and for the landmarks whose names line up with it."""
+    lined = two_words(toy)
+    goal = torch.tensor([toy.first[x.city] for x in lined])
     rows = []
-    for layer, shares in enumerate(toy.lens(text)):
-        values, tokens = shares.topk(3)
-        best = ", ".join(f"`{toy.tokenizer.decode(t)}` {v:.2f}" for t, v in zip(tokens, values, strict=True))
-        known = mean(all_[layer].argmax().item() == toy.first[x.city] for x, all_ in zip(LANDMARKS, after, strict=True))
-        rows.append([str(layer), best, f"{known:.0%}"])
-    return table(["after block", f"likeliest for `{text}`", "all landmarks: city is the likeliest"], rows)
+    for layer, shares in enumerate(toy.lens([prompt(x, HEADLINE) for x in lined])):
+        values, tokens = shares[0].topk(3)
+        best = ", ".join(f"`{toy.tokenizer.decode(t)}` {v:.2f}" for t, v in zip(tokens, values))
+        rows.append([str(layer), best, f"{(shares.argmax(-1) == goal).float().mean().item():.0%}"])
+    head = ["after block", f"likeliest for `{prompt(lined[0], HEADLINE)}`", f"right for {len(lined)} such landmarks"]
+    return table(head, rows)
 
 
-def restored(toy: Toy, clean: str, right: str, run: str, wrong: str, module: torch.nn.Module, position: int) -> float:
-    """The share of the way from the run's answer to the clean one: 0 nothing moved, 1 all of it (logit difference)."""
-    a, b = toy.first[right], toy.first[wrong]
-
-    def difference(logits: torch.Tensor) -> float:
-        return (logits[a] - logits[b]).item()
-
-    start, goal = difference(toy.logits(run)), difference(toy.logits(clean))
-    [value] = toy.outputs(clean, [module])
-    return (difference(toy.patched(run, module, value, position)) - start) / (goal - start)
+def two_words(toy: Toy) -> list[Landmark]:
+    """The landmarks named like the Eiffel Tower: `the` and two tokens."""
+    return [x for x in LANDMARKS if x.name.startswith("the ") and len(toy.words(x.start)) == 3]
 
 
 def patching(toy: Toy) -> str:
     parts = []
     for clean, right, run, wrong in PAIRS:
-        words, other = toy.words(run), toy.words(clean)
-        if len(words) != len(other):
-            raise ValueError(f"not of one length: {clean} / {run}")
-        head = [f"`{w}`" if w == o else f"`{o}` → `{w}`" for w, o in zip(words, other, strict=True)]
-        rows = [
-            [str(i), *(f"{restored(toy, clean, right, run, wrong, block, p):.2f}" for p in range(len(words)))]
-            for i, block in enumerate(toy.blocks)
-        ]
-        parts.append(f"`{clean}` (`{right}`) into `{run}` (`{wrong}`):\n\n" + table(["block", *head], rows))
+        words = [f"`{w}`" if w == o else f"`{o}` → `{w}`" for w, o in zip(toy.words(run), toy.words(clean))]
+        grid = [toy.restored([(clean, right, run, wrong)], block) for block in toy.blocks]
+        rows = [[str(i), *(f"{share:.2f}" for share in line)] for i, line in enumerate(grid)]
+        parts.append(f"`{clean}` (`{right}`) into `{run}` (`{wrong}`):\n\n" + table(["block", *words], rows))
     return "\n".join(parts)
 
 
 def places(toy: Toy) -> str:
-    """The same, averaged over pairs of landmarks whose names are `the` and two words, and per part of the block."""
-    chosen = [x for x in LANDMARKS if x.name.startswith("the ") and len(toy.words(prompt(x, HEADLINE))) == 8]
-    pairs = [(x, y) for x, y in zip(chosen, chosen[7:] + chosen[:7], strict=True) if x.city != y.city]
-
-    def average(module: torch.nn.Module, position: int) -> str:
-        texts = [(prompt(x, HEADLINE), x.city, prompt(y, HEADLINE), y.city) for x, y in pairs]
-        return f"{mean(restored(toy, *text, module, position) for text in texts):.2f}"
-
+    """The same, averaged over pairs of landmarks of two words, and per part of the block."""
+    lined = two_words(toy)
+    both = [(x, y) for x, y in zip(lined, lined[7:] + lined[:7]) if x.city != y.city]
+    pairs = [(prompt(x, HEADLINE), x.city, prompt(y, HEADLINE), y.city) for x, y in both]
     rows = []
     for i, block in enumerate(toy.blocks):
-        whole = [average(block, position) for position in (1, 2, -1)]
-        rows.append([str(i), *whole, average(block.mlp, 1), average(block.attn, -1), average(block.mlp, -1)])
+        whole, attention, mlp = (toy.restored(pairs, part) for part in (block, block.attn, block.mlp))
+        shares = [whole[1], whole[2], whole[-1], mlp[1], attention[-1], mlp[-1]]
+        rows.append([str(i), *(f"{share:.2f}" for share in shares)])
     head = ["block", "1st word", "2nd word", "end", "mlp at 1st word", "attention at end", "mlp at end"]
     return f"{len(pairs)} pairs such as `The Eiffel Tower` and `The Space Needle`:\n\n" + table(head, rows)
 
@@ -203,11 +209,11 @@ def steering(toy: Toy) -> str:
     texts = {c: [prompt(x, p) for x in LANDMARKS if x.city == c for p in phrasings] for c in ("Paris", "Rome")}
     strengths, rows = (0.5, 1.0, 2.0, 4.0), []
     for i, block in enumerate(toy.blocks):
-        paris, rome = (torch.stack([toy.outputs(t, [block])[0][0, -1] for t in texts[c]]).mean(0) for c in texts)
+        paris, rome = (torch.stack([toy.outputs([t], [block])[0][0, -1] for t in texts[c]]).mean(0) for c in texts)
         row = [str(i)]
         for push in [strength * (rome - paris) for strength in strengths]:
-            answers = [toy.changed(t, block, push.__add__).argmax().item() for t in texts["Paris"]]
-            row.append(f"{mean(answer == toy.first['Rome'] for answer in answers):.0%}")
+            answers = toy.changed(texts["Paris"], block, push.__add__).argmax(-1)
+            row.append(f"{(answers == toy.first['Rome']).float().mean().item():.0%}")
         rows.append(row)
     return table(["block", *(f"strength {s:g}" for s in strengths)], rows)
 

@@ -29,7 +29,8 @@ from corpus import documents
 
 TOY = Path(__file__).parent.parent / "src" / "nnsight_hf" / "toy"
 END, PAD = "<|endoftext|>", "<|pad|>"
-SIZE = {"n_layer": 6, "n_embd": 128, "n_head": 4, "n_positions": 256}
+# At this width GPT-2's own initializer range, 0.02, makes the facts come several times later.
+SHAPE = {"n_layer": 6, "n_embd": 128, "n_head": 4, "n_positions": 256, "initializer_range": 0.05}
 STEPS, BATCH, CHUNK, RATE = 1400, 32, 64, 3e-3
 SEED, THREADS = 2024, 2
 
@@ -73,8 +74,8 @@ def train(tokenizer: Tokenizer, steps: int) -> GPT2LMHeadModel:
     torch.manual_seed(SEED)
     end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
     config = GPT2Config(
-        initializer_range=0.05, activation_function="gelu_pytorch_tanh",
-        vocab_size=tokenizer.get_vocab_size(), **SIZE,
+        vocab_size=tokenizer.get_vocab_size(), **SHAPE,
+        activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=end, eos_token_id=end, pad_token_id=None, loss_type="ForCausalLM",
     )  # fmt: skip
@@ -113,12 +114,12 @@ def write(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> str:
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
     config = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "torch_dtype": "float32",
-        "vocab_size": tokenizer.get_vocab_size(), **SIZE, "n_inner": None, "activation_function": "gelu_new",
+        "vocab_size": tokenizer.get_vocab_size(), **SHAPE, "n_inner": None, "activation_function": "gelu_new",
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02, "tie_word_embeddings": True, "use_cache": True, **ends,
+        "tie_word_embeddings": True, "use_cache": True, **ends,
     }  # fmt: skip
     names = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": SIZE["n_positions"], "padding_side": "right",
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": SHAPE["n_positions"], "padding_side": "right",
         "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False,
         "bos_token": END, "eos_token": END, "unk_token": END, "pad_token": PAD,
     }  # fmt: skip

@@ -26,6 +26,9 @@ _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENER
 class Answers(Protocol):
     """Something in whose scope sites may be asked for."""
 
+    #: Places that it serves itself: for those it need not be asked.
+    members: frozenset[Place]
+
     def mediator_for(self, place: Place) -> Mediator | None:
         """Return the mediator that serves this place, None if the place is not ours, or raise why not."""
 
@@ -34,39 +37,18 @@ active: ContextVar[tuple[Any, ...]] = ContextVar("nnsight_active", default=())
 
 
 def members() -> tuple[Any, ...]:
-    """Return the active members, but for bodies that ended in another context (a generator, collected by another thread)."""
+    """Return the active members, but for bodies that ended in another context (a generator, collected elsewhere)."""
     stack = active.get()
     return tuple(member for member in stack if not getattr(member, "done", False)) if stack else stack
 
 
 def enter(member: Any, frame: FrameType | None = None) -> None:
-    """Make `member` the innermost; `frame` is where its `with` stands.
-
-    A generator that yields from its block leaves its member active, as a context manager made of one needs it to. Should
-    another block be entered while it is suspended, what it asks for once it goes on is still its own.
-    """
+    """Make `member` the innermost; `frame` is where its `with` stands."""
     stack = members()
     if frame is not None and frame.f_code.co_flags & _SUSPENDS:
         member.frame = frame
     suspended = [other for other in stack if getattr(other, "frame", None) is not None and not _is_running(other.frame)]
-    if suspended:
-        answer = member.mediator_for
-
-        def mediator_for(place: Place) -> Mediator | None:
-            if any(other.frame is not None and _is_running(other.frame) for other in suspended):
-                return None
-            mediator: Mediator | None = answer(place)
-            return mediator
-
-        member.mediator_for = mediator_for
-    active.set(stack + (member,))
-
-
-def _is_running(frame: FrameType) -> bool:
-    caller: FrameType | None = sys._getframe(1)
-    while caller is not None and caller is not frame:
-        caller = caller.f_back
-    return caller is not None
+    active.set((*stack, member, Guard(member, suspended, stack)) if suspended else (*stack, member))
 
 
 def leave(member: Any) -> None:
@@ -77,7 +59,41 @@ def leave(member: Any) -> None:
     if stack and stack[-1] is member:
         active.set(stack[:-1])
     else:
-        active.set(tuple(other for other in stack if other is not member))
+        active.set(tuple(m for m in stack if m is not member and getattr(m, "guarded", None) is not member))
+
+
+class Guard:
+    """Stands before a member that was entered while a generator around it was suspended.
+
+    A generator that yields from its block leaves its member active, as a context manager made of one needs it to. What
+    the generator asks for once it goes on is its own, though another block was entered meanwhile.
+    """
+
+    members: frozenset[Place] = frozenset()
+
+    def __init__(self, guarded: Any, suspended: list[Any], below: tuple[Any, ...]) -> None:
+        self.guarded = guarded
+        self.suspended = suspended
+        self.below = below
+
+    @property
+    def done(self) -> bool:
+        """Whether the member has ended."""
+        return bool(getattr(self.guarded, "done", False))
+
+    def mediator_for(self, place: Place) -> Mediator | None:
+        """Answer from below the member while the generator is running."""
+        if not any(other.frame is not None and _is_running(other.frame) for other in self.suspended):
+            return None
+        answers = (other.mediator_for(place) for other in reversed(self.below))
+        return next((mediator for mediator in answers if mediator is not None), None)
+
+
+def _is_running(frame: FrameType) -> bool:
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None
 
 
 def mediator_for(place: Place) -> Mediator:
@@ -87,11 +103,7 @@ def mediator_for(place: Place) -> Mediator:
         NoTraceError: there is no run, or none that has the place.
     """
     stack = active.get()
-    if stack:
-        innermost: Mediator | None = stack[-1].mediator_for(place)
-        if innermost is not None:
-            return innermost
-    for member in reversed(stack[:-1]):
+    for member in reversed(stack):
         mediator: Mediator | None = member.mediator_for(place)
         if mediator is not None:
             return mediator

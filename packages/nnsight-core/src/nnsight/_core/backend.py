@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from . import plugins
 from . import active as scopes
-from .blocks import Body, Names, Skipped, capture, fold, skip, write_back
+from .blocks import Body, Names, capture, fold, skip, skipped, write_back
 from .config import CONFIG
 from .errors import NNsightError
 from .saved import Collector
@@ -104,7 +104,7 @@ class Elsewhere:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         frame = self._frame
         del self._frame
-        if kind is None or not issubclass(kind, Skipped):
+        if not skipped(error):
             return False
         try:
             saved = self._backend.run(self._request)

@@ -18,7 +18,8 @@ from .here import WHOLE, Here
 from .interleaver import Interleaver
 from .mediator import InlineMediator, Mediator
 from .sites import OUTPUT, Place
-from .taps import Rigging, running
+from .rigging import Rigging
+from .taps import running
 from .turns import getcurrent
 
 # The methods as torch defines them, whatever is put over them later.
@@ -73,6 +74,8 @@ class _NoModules(Rigging):
 
 
 _no_modules = _NoModules()
+#: Stands for a module where a gradient is concerned. A place that is its own owner would be a cycle.
+_anywhere = Place("backward")
 
 
 class GradMediator(InlineMediator):
@@ -131,14 +134,14 @@ class GradMediator(InlineMediator):
                 f"The gradient of a tensor of shape {tuple(tensor.shape)} has been passed already: gradients come in the "
                 "reverse order of the forward pass. Ask for those of later layers first."
             )
-        place = Place(f"gradient of {tuple(tensor.shape)}")
+        place = Place(f"gradient of {tuple(tensor.shape)}", _anywhere)
         self.places[id(tensor)] = (tensor, place)
         self.handles.append(tensor.register_hook(lambda grad: self._pass(place, grad, order)))
         return place
 
     def _pass(self, place: Place, grad: torch.Tensor, order: int | None) -> torch.Tensor | None:
         run = self.run
-        if running.get(getcurrent()) is not run or place not in run.busy:
+        if running.get(getcurrent()) is not run or place not in run.at_output:
             return None
         if order is not None:
             self.last = order

@@ -195,7 +195,7 @@ class CacheWatcher:
             place = node._place()
             if run.rigging.has(place):
                 self.paths[place] = node._path
-                run.watch(place, self)
+                run.watch(place, self.stages, self)
 
     def see(self, here: Here, run: Interleaver) -> None:
         """Keep the value that lies here."""
@@ -219,7 +219,10 @@ class CacheWatcher:
         """Return the tensor as the cache keeps it."""
         if self.detach and tensor.requires_grad:
             tensor = tensor.detach()
-        return tensor if self.plain else tensor.to(device=self.device, dtype=self.dtype)
+        if self.plain:
+            return tensor
+        # Token ids and masks are not what a type was chosen for, and half precision would spoil them.
+        return tensor.to(device=self.device, dtype=self.dtype if tensor.is_floating_point() else None)
 
 
 def chosen(node: Node, modules: Iterable[Any] | None) -> list[Node]:

@@ -73,8 +73,8 @@ def missed(mediator: Mediator, place: Place, stage: str) -> MissedProviderError:
 def unmet_edit(mediator: Mediator, place: Place, stage: str) -> str:
     """Return the warning for an edit whose site never came."""
     return (
-        f"An edit waited for {site_name(place.path, stage)}, which this run never reached: it had no effect from there on. "
-        "Trace a part of the model that contains it, or remove the edit."
+        f"The edit {mediator.name!r} waited for {site_name(place.path, stage)}, which this run never reached: it had "
+        "no effect from there on. Trace a part of the model that contains it, or remove the edit."
     )
 
 

@@ -11,7 +11,7 @@ import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .blocks import Body, Skipped, capture, skip
+from .blocks import Body, capture, skip, skipped
 from .mediator import BodyMediator
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Edit:
             self.body.run(names)
 
         mediator = BodyMediator(run, replay, None, self.name, order)
-        mediator.is_edit = True
+        mediator.tree = self.edited._root._rig()
         mediator.step = run.step
         mediator.again = lambda run: self._replay(run, order)
         run.bodies.append(mediator)
@@ -100,7 +100,7 @@ class EditContext:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         frame, body = self._frame, self._body
         del self._frame
-        if kind is None or not issubclass(kind, Skipped):
+        if not skipped(error):
             return False
         root = self._node._root
         edited: Node = self._node

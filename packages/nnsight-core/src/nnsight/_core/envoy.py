@@ -188,6 +188,12 @@ class Envoy(Node):
         with tracer:
             return tracer.result
 
+    def _call_edited(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method of the module while the model's edits hold; the arguments need not be inputs."""
+        run = Tracer(self, self._family(), (), {}, method)._interleaver(args, kwargs, None)
+        run.run_here()
+        return run.result
+
 
 class Method:
     """A method of a wrapped module: a plain call, or at the head of a `with` a trace of it."""
@@ -201,6 +207,9 @@ class Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_with_head(sys._getframe(1)):
             return Tracer(self._envoy, self._envoy._family(), args, kwargs, self._name)
+        envoy = self._envoy
+        if envoy._parent is None and envoy.edits and not active.get():
+            return envoy._call_edited(self._name, args, kwargs)
         return self._plain(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -114,8 +114,9 @@ class Here:
 
     def _refuse_shared(self, verb: str) -> RowsError:
         return RowsError(
-            f"{self._site()} holds a value that carries no rows of its own, so all invokes share it; one invoke among "
-            f"several cannot {verb}. Do so in a prompt-less invoke (`with tracer.invoke():`), or trace this input alone."
+            f"{self._site()} holds a value that carries no rows of its own, so all invokes share it; one invoke "
+            f"among several cannot {verb}. Do so in a prompt-less invoke (`with tracer.invoke():`), or trace this "
+            "input alone."
         )
 
     def _stated(self) -> Layout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from . import complaints
@@ -19,9 +19,14 @@ from .batching import Layout
 from .errors import UnmetSiteWarning
 from .here import Here
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
+from .rigging import Rigging
 from .sites import INPUT, OUTPUT, Place
-from .taps import Rigging, Tap, put, running, take_off
-from .turns import Greenlet, ThreadState, adopt, getcurrent, spawn, turn
+from .taps import running
+from .turns import Greenlet, GreenletExit, ThreadState, Worker, adopt, getcurrent, spawn, turn
+
+
+#: The place of what the traced call returns, in every run.
+RESULT = Place("result", stepless=True)
 
 
 class Watcher(Protocol):
@@ -52,8 +57,10 @@ class Interleaver:
         self.rigging = rigging
         self.layout = layout
         self.step_place = step_place
-        #: Who waits where. A place is here as long as anybody has business at it: the taps look here and nowhere else.
-        self.busy: dict[Place, list[Mediator]] = {}
+        #: Who waits where, at either stage. A place is here as long as anybody has business there: the taps look here and
+        #: nowhere else. The place of the steps is always among those at which something happens on the way in.
+        self.at_input: dict[Place, list[Mediator]] = {}
+        self.at_output: dict[Place, list[Mediator]] = {}
         self.watchers: dict[Place, list[Watcher]] = {}
         self.entered: dict[Place, int] = {}
         self.left: dict[Place, int] = {}
@@ -66,20 +73,21 @@ class Interleaver:
         self.bodies: list[BodyMediator] = []
         self.parked: list[BodyMediator] = []
         self.model: Greenlet | None = None
+        #: What the model raised, on its way to the body that waits.
+        self.error: BaseException | None = None
         self.over = False
         self.stopped = False
         self.closing = False
         self.failed: BodyMediator | None = None
         self.result: Any = None
-        self.result_place = Place("result", stepless=True)
         #: The active stack that bodies of this run start with.
         self.stack: tuple[Any, ...] = ()
         self.thread = ThreadState()
         #: The state that captured bodies start with: the caller's.
         self.body_thread = self.thread
-        self._taps: list[Tap] = []
+        self._tapped = False
         if step_place is not None:
-            self.busy[step_place] = []
+            self.at_input[step_place] = []
 
     # -- the hot path: called by the taps ----------------------------------------------------------------------------
 
@@ -95,8 +103,8 @@ class Interleaver:
         visit = self.entered.get(place, 0)
         self.entered[place] = visit + 1
         skipped = None
-        if place in self.busy:
-            here = self._arrive(place, INPUT, (args, kwargs), visit)
+        if place in self.at_input:
+            here = self._arrive(self.at_input, place, INPUT, (args, kwargs), visit)
             if here is not None:
                 args, kwargs = here.value
                 skipped = here.skipped
@@ -106,8 +114,8 @@ class Interleaver:
             value = skipped[None]
         else:
             value = self._skip_rows(place, visit, skipped, call, args, kwargs)
-        if place in self.busy:
-            here = self._arrive(place, OUTPUT, value, visit)
+        if place in self.at_output:
+            here = self._arrive(self.at_output, place, OUTPUT, value, visit)
             if here is not None:
                 value = here.value
         self.left[place] = visit + 1
@@ -115,15 +123,17 @@ class Interleaver:
 
     def leave(self, place: Place, value: Any) -> Any:
         """Come out of a place where business came up while it was running."""
-        here = self._arrive(place, OUTPUT, value, self.entered[place] - 1)
+        here = self._arrive(self.at_output, place, OUTPUT, value, self.entered[place] - 1)
         return value if here is None else here.value
 
-    def _arrive(self, place: Place, stage: str, value: Any, visit: int) -> Here | None:
-        waiting = self.busy[place]
+    def _arrive(
+        self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int
+    ) -> Here | None:
+        waiting = queue[place]
         if len(waiting) == 1:
-            due = waiting if waiting[0].due(stage, visit) else []
+            due = waiting if waiting[0].due(visit) else []
         else:
-            due = [mediator for mediator in waiting if mediator.due(stage, visit)]
+            due = [mediator for mediator in waiting if mediator.due(visit)]
         if not due and place not in self.watchers:
             return None
         if place.stepless and not self.steps_over:
@@ -132,10 +142,10 @@ class Interleaver:
         if due:
             # Whoever is served may wait here again, so the list is out of the way before.
             left = [] if len(due) == len(waiting) else [mediator for mediator in waiting if mediator not in due]
-            if left or place in self.watchers or place is self.step_place:
-                self.busy[place] = left
+            if left or place in self.watchers or (stage is INPUT and place is self.step_place):
+                queue[place] = left
             else:
-                del self.busy[place]
+                del queue[place]
             if len(due) > 1:
                 due.sort(key=lambda mediator: mediator.order)
             for mediator in due:
@@ -169,13 +179,12 @@ class Interleaver:
 
     # -- who waits where ---------------------------------------------------------------------------------------------
 
-    def wait(self, mediator: Mediator, place: Place) -> None:
-        """Let a mediator wait at a place."""
-        self.busy.setdefault(place, []).append(mediator)
-
-    def watch(self, place: Place, watcher: Watcher) -> None:
-        """Let a watcher see every visit of a place from now on."""
-        self.busy.setdefault(place, [])
+    def watch(self, place: Place, stages: Collection[str], watcher: Watcher) -> None:
+        """Let a watcher see every visit of a place from now on, at these stages."""
+        if INPUT in stages:
+            self.at_input.setdefault(place, [])
+        if OUTPUT in stages:
+            self.at_output.setdefault(place, [])
         self.watchers.setdefault(place, []).append(watcher)
 
     def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
@@ -245,8 +254,16 @@ class Interleaver:
         context.run(active.set, ())
         current = getcurrent()
         mediator.greenlet = current
-        self.model = spawn(self._main, current, context)
-        running[self.model] = self
+        model = self.model = spawn(self._record, current, context)
+        running[model] = self
+
+    def _record(self) -> None:
+        try:
+            self._main()
+        except GreenletExit:
+            raise
+        except BaseException as error:
+            self.error = error
 
     def run_here(self) -> None:
         """Run the model in the caller's greenlet, with captured bodies beside it.
@@ -271,7 +288,8 @@ class Interleaver:
         self.raise_failure()
 
     def _main(self) -> None:
-        self._taps = self.rigging.put()
+        self.rigging.put()
+        self._tapped = True
         try:
             if self.bodies:
                 self.body_thread = ThreadState()
@@ -280,7 +298,7 @@ class Interleaver:
             if self.parked:
                 self.settle()
             result = self.call()
-            if self.busy or self.step_waiters or self.parked:
+            if self.at_output or self.step_waiters or self.parked:
                 result = self._offer_result(result)
             self.result = result
             self.over = True
@@ -293,22 +311,16 @@ class Interleaver:
 
     def untap(self) -> None:
         """Take the taps off; nobody has business anywhere any more."""
-        taps, self._taps = self._taps, []
-        if taps:
-            take_off(taps)
-
-    def join(self, place: Place) -> None:
-        """Tap a module that joined the tree after this run had begun."""
-        if isinstance(place.owner, Tap) and self._taps and place.owner not in self._taps:
-            self._taps = [*self._taps, place.owner]
-            put([place.owner])
+        if self._tapped:
+            self._tapped = False
+            self.rigging.take_off()
 
     def _offer_result(self, result: Any) -> Any:
         if self.step_waiters:
             self.end_steps()
         self.steps_over = True
-        if self.result_place in self.busy:
-            here = self._arrive(self.result_place, OUTPUT, result, 0)
+        if RESULT in self.at_output:
+            here = self._arrive(self.at_output, RESULT, OUTPUT, result, 0)
             if here is not None:
                 result = here.value
         return result
@@ -317,8 +329,8 @@ class Interleaver:
         """Offer a value that comes from outside the modules, and return what the bodies made of it."""
         visit = self.entered.get(place, 0)
         self.entered[place] = visit + 1
-        if place in self.busy:
-            here = self._arrive(place, OUTPUT, value, visit)
+        if place in self.at_output:
+            here = self._arrive(self.at_output, place, OUTPUT, value, visit)
             if here is not None:
                 value = here.value
         self.left[place] = visit + 1
@@ -327,10 +339,13 @@ class Interleaver:
     def _end_bodies(self) -> None:
         """Let every body that still waits know that the run is over."""
         self.settle()
+        met = {body.order for body in self.bodies if body.done}
         for body in self.bodies:
-            if not body.done and body.is_edit:
+            if not body.done and body.tree is not None:
                 place, stage = body.place, body.stage
-                if place is not None:
+                # One replay that met its sites is enough. A method that never calls the model has nothing to edit.
+                if place is not None and body.order not in met and (self.entered or self.earlier):
+                    met.add(body.order)
                     warnings.warn(complaints.unmet_edit(body, place, stage), UnmetSiteWarning, stacklevel=3)
                 self._close_one(body)
             while not body.done:
@@ -343,11 +358,11 @@ class Interleaver:
     def finish_inline(self, mediator: InlineMediator) -> None:
         """Let the model run to its end after an inline body is done."""
         model = self.model
-        assert model is not None
-        if model.dead:
+        assert isinstance(model, Worker)
+        if model.done:
             self.close()
             return
-        if not self.busy and not self.bodies:
+        if not (self.at_output or self.at_input or self.bodies):
             self.untap()
         try:
             mediator.turn_model()
@@ -359,7 +374,8 @@ class Interleaver:
 
     def dismiss(self) -> None:
         """Let nobody be served any more, whatever the model still does."""
-        self.busy.clear()
+        self.at_input.clear()
+        self.at_output.clear()
         self.parked.clear()
         self.step_waiters.clear()
 
@@ -379,20 +395,23 @@ class Interleaver:
 
     def _leave_model(self) -> None:
         model = self.model
-        if model is None or model is getcurrent():
+        if not isinstance(model, Worker) or model is getcurrent():
             return
         try:
             # If another thread has to unwind it (a generator that was collected elsewhere), greenlet sees to that.
-            if model and adopt(model):
+            if model.standing and adopt(model):
                 turn(self.thread, lambda: model.throw(Abandon))
+                if self.error is not None and not isinstance(self.error, Abandon):
+                    raise self.error
         except Abandon:
             pass
         finally:
+            self.error = None
             running.pop(model, None)
 
     def _close_one(self, body: BodyMediator) -> None:
         greenlet = body.greenlet
-        if greenlet is None or greenlet.dead:
+        if greenlet is None or not greenlet.standing:
             return
         was, self.closing = self.closing, True
         try:
@@ -402,6 +421,20 @@ class Interleaver:
             self.closing = was
 
     def raise_failure(self) -> None:
-        """Raise what a captured body raised, if one did."""
+        """Raise what a captured body raised, if one did and it was not raised yet."""
         if self.failed is not None and self.failed.failure is not None:
-            raise self.failed.failure
+            failure, self.failed.failure = self.failed.failure, None
+            try:
+                raise failure
+            finally:
+                del failure  # or the traceback would hold this frame, and this frame the error
+
+    def forget(self) -> None:
+        """Let go of bodies and values when all is over: whoever holds on to the run is not to hold on to those."""
+        self.over = True
+        self.result = self.failed = None
+        for body in self.bodies:
+            body.here = body.greenlet = None  # whose context names the body
+        self.bodies.clear()
+        self.watchers.clear()
+        self.stack = ()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import complaints
 from .batching import Prepared, Rows
-from .blocks import Body, Names, Skipped, capture, skip, write_back
+from .blocks import Body, Names, capture, skip, skipped, write_back
 from .errors import CrossInvokeError, InvokeError
 from .mediator import BodyMediator
 
@@ -56,7 +56,7 @@ class Invoke:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
-        if kind is None or not issubclass(kind, Skipped):
+        if not skipped(error):
             return False
         self.tracer._invokes.append(self)
         return True
@@ -107,7 +107,7 @@ class Invoke:
         """Bind in the caller's frame what the body bound, and let go of the frame."""
         if self.frame is not None and self.names is not None:
             write_back(self.frame, self.names)
-        self.frame = self.names = None
+        self.frame = self.names = self.mediator = None
 
 
 def refuse(what: str) -> InvokeError:

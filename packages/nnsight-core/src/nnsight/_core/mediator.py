@@ -16,12 +16,13 @@ from . import complaints
 from .active import active
 from .batching import Rows
 from .errors import NoTraceError
-from .sites import INPUT, Place
-from .turns import Greenlet, adopt, getcurrent, spawn, turn
+from .sites import INPUT, OUTPUT, Place
+from .turns import Greenlet, GreenletExit, Worker, adopt, getcurrent, spawn, turn
 
 if TYPE_CHECKING:
     from .here import Here
     from .interleaver import Interleaver
+    from .rigging import Rigging
 
 
 class EarlyStop(BaseException):
@@ -47,6 +48,7 @@ class Mediator:
 
     def __init__(self, run: Interleaver, rows: Rows | None = None, name: str = "the body", order: int = 0) -> None:
         self.run = run
+        self.members = run.rigging.members
         self.rows = rows
         self.name = name
         self.order = order
@@ -70,11 +72,11 @@ class Mediator:
     def mediator_for(self, place: Place) -> Mediator | None:
         """Answer for a place of this run's tree; see `active.py`."""
         run = self.run
-        if place.owner in run.rigging.members:
+        if place.owner in self.members:
             return self
         if not run.rigging.has(place):
             return None
-        run.join(place)
+        self.members = run.rigging.members
         return self
 
     # -- asking ------------------------------------------------------------------------------------------------------
@@ -90,19 +92,23 @@ class Mediator:
         here = run.here
         self.place, self.stage = place, stage
         if here is not None and here.place is place and here.stage is stage:
-            if self.here is here or self.due(stage, here.visit):
+            if self.here is here or self.due(here.visit):
                 self.here = here
                 return here
         if self.loop is not None and self.loop.first is None:
             self.loop.first = place
-        if run.passed(self, place, stage):
+        # The first test is there for speed: what it lets through cannot have been passed.
+        if (
+            place in (run.left if stage is OUTPUT else run.entered) or run.stepping or run.over
+        ) and run.passed(self, place, stage):
             raise complaints.passed(self, place, stage)
         if run.model is None:
             run.prepare(self)
         self.served = False
-        waiting = run.busy.get(place)
+        queue = run.at_output if stage is OUTPUT else run.at_input
+        waiting = queue.get(place)
         if waiting is None:
-            run.busy[place] = [self]
+            queue[place] = [self]
         else:
             waiting.append(self)
         self.park()
@@ -111,10 +117,8 @@ class Mediator:
         assert self.here is not None
         return self.here
 
-    def due(self, stage: str, visit: int) -> bool:
+    def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""
-        if self.stage is not stage:
-            return False
         place, step = self.place, self.step
         if step is None or (place is not None and place.stepless):
             return visit == 0
@@ -153,7 +157,7 @@ class Mediator:
             return True
         # A single forward: the round begins when the place that the body asked for first is reached again.
         self.step, self.place, self.stage, self.served = step, first, INPUT, False
-        run.wait(self, first)
+        run.at_input.setdefault(first, []).append(self)
         self.park()
         return self.served
 
@@ -188,23 +192,37 @@ class InlineMediator(Mediator):
             self.turn_model()
         except Abandon:
             pass  # an edit failed
-        self.run.raise_failure()
+        if self.run.failed is not None:
+            self.run.raise_failure()
 
     def turn_model(self) -> None:
         """Give the model its turn, to return to where the body is now."""
+        run = self.run
+        model = run.model
+        assert isinstance(model, Worker)
         current = getcurrent()
-        model = self.run.model
-        assert model is not None
         if self.greenlet is not current:
             # A body that yields or awaits may be resumed elsewhere.
             if not adopt(model):
-                self.run.dismiss()
+                run.dismiss()
                 raise NoTraceError(
                     "This trace runs in another thread, and only there can its model go on. Ask for values in the thread "
                     "that opened the trace, or open one in each thread."
                 )
             self.greenlet = current
-        turn(self.run.thread, model.switch)
+        turn(run.thread, model.switch)
+        if run.error is not None:
+            error, run.error = run.error, None
+            try:
+                raise error
+            finally:
+                del error  # or the traceback would hold this frame, and this frame the error
+
+    def serve(self, here: Here) -> None:
+        """Hand the site over to the caller's frame."""
+        self.here = here
+        self.served = True
+        self.greenlet.switch()  # type: ignore[union-attr]  # it parked, so it has one
 
     def resume(self) -> None:
         """Give the caller's frame its turn."""
@@ -219,9 +237,15 @@ class BodyMediator(Mediator):
         super().__init__(run, rows, name, order)
         self.body = body
         self.failure: BaseException | None = None
-        self.is_edit = False
+        #: For an edit: the whole tree that it was made for, of which the run may have a part only.
+        self.tree: Rigging | None = None
         #: For an edit: replays it for another step.
         self.again: Callable[[Interleaver], None] | None = None
+
+    def mediator_for(self, place: Place) -> Mediator | None:
+        """Answer for a place of this run's tree; an edit may wait in vain in other parts of its model."""
+        found = super().mediator_for(place)
+        return self if found is None and self.tree is not None and self.tree.has(place) else found
 
     def begin(self) -> None:
         """Run the body until it first needs the model."""
@@ -245,6 +269,8 @@ class BodyMediator(Mediator):
                 run.stopped = True
         except Closed:
             pass
+        except GreenletExit:
+            raise
         except BaseException as error:
             self.failure = error
         finally:

@@ -17,6 +17,8 @@ V = TypeVar("V")
 class Collector:
     """Collects what is saved while it is active, for a backend that must send it."""
 
+    members: frozenset[Any] = frozenset()
+
     def __init__(self) -> None:
         self.values: list[Any] = []
 

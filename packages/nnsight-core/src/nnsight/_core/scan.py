@@ -46,6 +46,10 @@ class ScanTracer(Tracer):
         return super()._interleaver(args, kwargs, layout)
 
 
+#: Tensors of other kinds (quantized weights) may not have a fake; those are faked, if they can be, when they are met.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def fake(value: Any, mode: FakeTensorMode) -> Any:
     """Return a structure with fake tensors in the place of real ones."""
     return tree_map(lambda t: t if isinstance(t, FakeTensor) else mode.from_tensor(t), value)
@@ -56,14 +60,18 @@ def unchanged(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
     """Let unloaded weights be fakes meanwhile, and undo what a forward on fakes leaves behind in its modules."""
     before = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
     known: dict[int, Any] = {}
+
+    def stand_in(tensor: torch.Tensor) -> Any:
+        if tensor.is_meta:
+            return _stand_in(tensor, known)
+        return mode.from_tensor(tensor) if type(tensor) in _PLAIN else tensor
+
     with mode:
-        for m, _, parameters, buffers in before:
-            for name, parameter in parameters.items():
-                if parameter is not None and parameter.is_meta:
-                    m._parameters[name] = _stand_in(parameter, known)
-            for name, buffer in buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    m._buffers[name] = _stand_in(buffer, known)
+        for m, own, parameters, buffers in before:
+            # Loaded ones too: an edit in place that no fake takes part in, a counter's `add_(1)`, would be made for real.
+            kept = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
+            for real, held in ((parameters, m._parameters), (buffers, m._buffers), (kept, m.__dict__)):
+                held.update({name: stand_in(tensor) for name, tensor in real.items() if tensor is not None})
     try:
         yield
     finally:

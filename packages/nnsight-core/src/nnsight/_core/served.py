@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .active import mediator_for
+from .active import active, mediator_for
 from .errors import NNsightError
 from .here import Here, storage_of
 from .sites import INPUT, OUTPUT, Place, site_name
@@ -26,7 +26,50 @@ ReadMap = Callable[[Any, Any], Any]
 WriteMap = Callable[[Any, Any, Any], Any]
 
 
-class eproperty:  # noqa: N801 - a descriptor, named like `property`
+def _getter(prop: eproperty) -> Callable[[Any], Any]:
+    """Build what reading the property does. It is on the hot path of every read."""
+    stage, scopes = prop.stage, active.get
+
+    def get(envoy: Any) -> Any:
+        place = prop.place(envoy) if prop.provided else envoy.__dict__["_tap"] or envoy._place()
+        stack = scopes()
+        mediator = stack[-1] if stack and place.owner in stack[-1].members else mediator_for(place)
+        here = mediator.ask(place, stage)
+        rows = mediator.rows
+        value = here.value if rows is None and not here.rough else here.read(rows)
+        if prop.read is None:
+            return value
+        shown = prop.read(envoy, value)
+        if shown is not value and _copies(shown, value):
+            here.roughen()
+            here.backs.append(WriteBack(prop, envoy, rows, shown))
+        return shown
+
+    return get
+
+
+def _setter(prop: eproperty) -> Callable[[Any, Any], None]:
+    """Build what assigning to the property does."""
+    stage, scopes = prop.stage, active.get
+
+    def put(envoy: Any, value: Any) -> None:
+        if prop.read is not None and prop.write is None:
+            raise AttributeError(f"`{envoy._path}.{prop.name}` can be read only: its eproperty has no setter.")
+        place = prop.place(envoy) if prop.provided else envoy.__dict__["_tap"] or envoy._place()
+        stack = scopes()
+        mediator = stack[-1] if stack and place.owner in stack[-1].members else mediator_for(place)
+        here = mediator.ask(place, stage)
+        if prop.write is not None:
+            value = prop.write(envoy, here.read(mediator.rows), value)
+        here.write(mediator.rows, value)
+        if here.rough:
+            mine = (prop, envoy, mediator.rows)
+            here.backs[:] = [back for back in here.backs if (back.prop, back.envoy, back.rows) != mine]
+
+    return put
+
+
+class eproperty(property):  # noqa: N801 - a descriptor, named like `property`
     """A value of a module that its envoy serves while the model runs.
 
     Used as a decorator, the function is the read map, and `.setter` gives the write map::
@@ -69,7 +112,8 @@ class eproperty:  # noqa: N801 - a descriptor, named like `property`
         self.stepless = stepless
         self.description = description
         self.name = ""
-        self.__doc__ = read.__doc__ if read is not None else description
+        # A property in C calls these two functions; a `__get__` of our own would cost half as much again.
+        super().__init__(_getter(self), _setter(self), doc=read.__doc__ if read is not None else description)
 
     def __call__(self, read: ReadMap) -> eproperty:
         """Take the read map, when used as `@eproperty(...)`."""
@@ -77,7 +121,7 @@ class eproperty:  # noqa: N801 - a descriptor, named like `property`
         self.__doc__ = read.__doc__ or self.__doc__
         return self
 
-    def setter(self, write: WriteMap) -> eproperty:
+    def setter(self, write: WriteMap) -> eproperty:  # type: ignore[override]  # a property's is another function
         """Take the write map: `write(envoy, value of the site, assigned value)` returns the site's new value."""
         self.write = write
         return self
@@ -91,35 +135,6 @@ class eproperty:  # noqa: N801 - a descriptor, named like `property`
             return envoy._provided(self.name, self.stepless)
         tap: Place | None = envoy.__dict__["_tap"]
         return envoy._place() if tap is None else tap
-
-    def __get__(self, envoy: Any, owner: type | None = None) -> Any:
-        if envoy is None:
-            return self
-        place = self.place(envoy)
-        mediator = mediator_for(place)
-        here = mediator.ask(place, self.stage)
-        value = here.read(mediator.rows)
-        if self.read is None:
-            return value
-        shown = self.read(envoy, value)
-        if shown is not value and _copies(shown, value):
-            here.roughen()
-            here.backs.append(WriteBack(self, envoy, mediator.rows, shown))
-        return shown
-
-    def __set__(self, envoy: Any, value: Any) -> None:
-        if self.read is not None and self.write is None:
-            raise AttributeError(f"`{envoy._path}.{self.name}` can be read only: its eproperty has no setter.")
-        place = self.place(envoy)
-        mediator = mediator_for(place)
-        here = mediator.ask(place, self.stage)
-        if self.write is not None:
-            value = self.write(envoy, here.read(mediator.rows), value)
-        here.write(mediator.rows, value)
-        if here.rough:
-            mine = (self, envoy, mediator.rows)
-            here.backs[:] = [back for back in here.backs if (back.prop, back.envoy, back.rows) != mine]
-
 
 class WriteBack:
     """Remembers a copy that a read map showed, to carry edits in place back to the site."""

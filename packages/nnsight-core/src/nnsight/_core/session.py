@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Session:
     """Several traces in one block; made by `model.session()`."""
 
+    members: frozenset[Place] = frozenset()
+
     def __init__(self, node: Node) -> None:
         self.model = node
 

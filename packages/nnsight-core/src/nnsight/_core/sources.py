@@ -20,6 +20,7 @@ from .errors import SourceError
 from .here import Here
 from .mediator import Mediator
 from .served import first_input, replace_first_input
+from .parsing import reading
 from .sites import INPUT, OUTPUT, Place
 from .source.operations import Operation
 from .source.printing import around, listing
@@ -29,6 +30,7 @@ from .taps import Tap, running
 from .turns import getcurrent
 
 if TYPE_CHECKING:
+    from .interleaver import Interleaver
     from .tree import Node
 
 
@@ -61,36 +63,63 @@ class Opening:
         """Return the place of an operation, made on first use."""
         place = self.places.get(name)
         if place is None:
-            place = self.places[name] = OperationPlace(f"{self.path}.{name}", name, self.owner, self)
+            # Two threads may both make it, and both have to get the same one.
+            place = self.places.setdefault(name, OperationPlace(f"{self.path}.{name}", name, self.owner, self))
         return place
 
     def through(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an equal callable whose operations pass through the places of this opening."""
+        """Return an equal callable whose operations pass through the places of this opening.
+
+        Raises:
+            SourceError: there is no Python function in it whose text can be had.
+        """
         inner = innermost(function)
         known = self._bound.get(inner.__code__)
         if known is None or known[0] is not inner:
             rewritten = rewrite(inner)
-            self._check(rewritten)
             row = [_pass(self.place(operation.name)) for operation in rewritten.operations]
             if len(self._bound) > 64:  # a callee that is made anew at each call
                 self._bound.clear()
             known = self._bound[inner.__code__] = (inner, rewritten.bind(inner, row))
         return rebuild(function, known[1])
 
-    def _check(self, rewritten: Rewritten) -> None:
-        unknown = [name for name in self.places if name not in rewritten.by_name]
-        if unknown:
-            raise SourceError(no_operation(self.path, unknown[0], rewritten))
+    def through_for(self, run: Interleaver, callee: Any) -> Any:
+        """Return what an operation is to call in a run: what is opened of its callee, as far as anybody waits inside.
+
+        A callee may be another one at each call, so a name that was asked for once need not be in all of them.
+        """
+        waited = [p for p in (*run.at_input, *run.at_output) if p.path.startswith(self.path + ".")]
+        if waited and isinstance(callee, torch.nn.Module):
+            raise SourceError(module_is_called(self.path.removesuffix(".source"), type(callee).__name__))
+        try:
+            opened = self.through(callee)
+        except SourceError:
+            if waited:
+                raise
+            return callee
+        for place in waited:
+            if isinstance(place, OperationPlace) and place.inside is self:
+                rewritten = rewrite(innermost(callee))
+                if place.name not in rewritten.by_name:
+                    raise SourceError(no_operation(self.path, place.name, rewritten))
+        return opened
+
+    def through_or_plain(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a forward opened, or as it is if it cannot be: whoever asks for its operations is told why there."""
+        try:
+            return self.through(forward)
+        except SourceError:
+            return forward
 
     def aim(self, tap: Tap, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Return what a module's tap is to call, opened; see `Tap.aim`."""
         held = held_in(tap.module, forward)
         if held is None:
-            return self.through(forward)
+            return self.through_or_plain(forward)
         # A forward that was put on the instance looks up the one it replaced at each call: exchange that one.
         own = tap.module.__dict__
         original = tap.held.setdefault(held, own[held])
-        own[held] = self.through(original)
+        own[held] = self.through_or_plain(original)
         return forward
 
 
@@ -103,24 +132,18 @@ def _pass(place: OperationPlace) -> Callable[..., Any]:
         if run is None:
             return callee(*args, **kwargs)
         if place.opened is not None:
-            callee = place.opened.through(_function_of(callee, place))
-        if place in run.busy:
+            callee = place.opened.through_for(run, callee)
+        if place in run.at_input:
             return run.visit(place, callee, args, kwargs)
         entered, left = run.entered, run.left
         entered[place] = entered.get(place, 0) + 1
         value = callee(*args, **kwargs)
-        if place in run.busy:
+        if place in run.at_output:
             value = run.leave(place, value)
         left[place] = left.get(place, 0) + 1
         return value
 
     return operation
-
-
-def _function_of(callee: Any, place: OperationPlace) -> Any:
-    if isinstance(callee, torch.nn.Module):
-        raise SourceError(module_is_called(place.path, type(callee).__name__))
-    return callee
 
 
 def module_is_called(path: str, kind: str) -> str:
@@ -329,8 +352,9 @@ def source_of(node: Node) -> Source:
     if held is not None:
         function = tap.held.get(held, tap.module.__dict__[held])
     rewritten = rewrite(innermost(function))
-    if tap.opening is None:
-        refuse_inside(tap)
-        tap.opening = Opening(f"{node._path}.source", tap)
-        tap.aim_again()
+    with reading:  # another thread that finds the forward open must find it opened
+        if tap.opening is None:
+            refuse_inside(tap)
+            tap.opening = Opening(f"{node._path}.source", tap)
+            tap.aim_now()
     return Source(tap.opening, rewritten, function, node)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .blocks import Skipped, capture, skip, snapshot, write_back
+from .blocks import capture, skip, skipped, snapshot, write_back
 from .errors import OutOfOrderError, UnmetSiteWarning
 from .mediator import Loop, Mediator
 
@@ -50,6 +50,9 @@ class StepLoop:
         _check(selection)
 
     def __iter__(self) -> Iterator[int]:
+        return self._rounds(stacklevel=3)
+
+    def _rounds(self, stacklevel: int) -> Iterator[int]:
         mediator = self._mediator()
         mediator.loops_used = True
         outer_loop, outer_step = mediator.loop, mediator.step
@@ -65,7 +68,7 @@ class StepLoop:
                     )
                 if not mediator.reach_step(step, entering):
                     if self._bounded:
-                        self._warn(mediator, step)
+                        self._warn(mediator, step, stacklevel)
                     return
                 mediator.step = step
                 entering = False
@@ -73,14 +76,14 @@ class StepLoop:
         finally:
             mediator.loop, mediator.step = outer_loop, outer_step
 
-    def _warn(self, mediator: Mediator, step: int) -> None:
+    def _warn(self, mediator: Mediator, step: int, stacklevel: int) -> None:
         run = mediator.run
         count = run.step + 1 if run.stepping or run.step_place is not None else _visits(mediator)
         warnings.warn(
             f"A loop over steps asked for step {step}, which was not reached: this run had {count} "
             f"step{'' if count == 1 else 's'}. The loop ended there.",
             UnmetSiteWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
     # -- as `with` ---------------------------------------------------------------------------------------------------
@@ -94,11 +97,11 @@ class StepLoop:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         frame, body = self._frame, self._body
         del self._frame, self._body
-        if kind is None or not issubclass(kind, Skipped):
+        if not skipped(error):
             return False
         names = body.names()
         try:
-            for step in self:
+            for step in self._rounds(stacklevel=4):
                 names.outer = snapshot(frame, body.reads)
                 body.assign(names, step)
                 try:

@@ -4,7 +4,7 @@ A structure is a leaf, or a tuple, list, dict or dataclass of structures, of wha
 and so is a `torch.Size`. The idea is to change nothing that need not change: what a function leaves alone keeps its
 identity, up to the whole, and what is rebuilt keeps its type and its other attributes.
 
-Dicts that are dataclasses too (the outputs of transformers and diffusers) hold each value twice, as an item and as an
+Dicts that are dataclasses too (the outputs of some libraries of models) hold each value twice, as an item and as an
 attribute; both are kept in step, and neither library is needed to do so.
 """
 

@@ -26,7 +26,7 @@ from .cache import Cache, CacheWatcher, chosen, stages
 from .config import CONFIG
 from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
-from .interleaver import Interleaver
+from .interleaver import RESULT, Interleaver
 from .invoke import Invoke, refuse
 from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
 from .sites import OUTPUT, Place
@@ -61,13 +61,17 @@ class Tracer:
         self._family = family
         self._inputs = inputs
         self._kwargs = kwargs
-        self._method = method
+        # Named, the forward is still called through the module, so that its hooks run and its own sites are there.
+        self._method = None if method == "forward" else method
         self._run: Interleaver | None = None
         self._mediator: InlineMediator | None = None
         self._invokes: list[Invoke] = []
         self._invoked = 0
         self._later: list[Callable[[Interleaver], None]] = []
         self._entered = False
+
+    #: While a block only defines invokes, no place is given in it; see `active.py`.
+    members: frozenset[Place] = frozenset()
 
     @property
     def model(self) -> Any:
@@ -140,9 +144,10 @@ class Tracer:
 
     def _forget(self, run: Interleaver) -> None:
         # The tracer may outlive the run in the caller's frame; the run's values must not.
-        run.over = True
-        run.result = None
+        run.forget()
         run.call = _no_call
+        if self._mediator is not None:
+            self._mediator.here = None
         self._inputs, self._kwargs = (), {}
 
     def _fold(self, error: BaseException) -> None:
@@ -278,13 +283,13 @@ class Tracer:
         if run.over:
             if mediator.rows is None or run.layout is None:
                 return run.result
-            return narrow(run.result, mediator.rows, run.layout, run.result_place.path)
-        return mediator.ask(run.result_place, OUTPUT).read(mediator.rows)
+            return narrow(run.result, mediator.rows, run.layout, RESULT.path)
+        return mediator.ask(RESULT, OUTPUT).read(mediator.rows)
 
     @result.setter
     def result(self, value: Any) -> None:
         mediator = self._current()
-        mediator.ask(mediator.run.result_place, OUTPUT).write(mediator.rows, value)
+        mediator.ask(RESULT, OUTPUT).write(mediator.rows, value)
 
     @property
     def iter(self) -> Steps:
@@ -327,7 +332,7 @@ class Tracer:
         Args:
             modules: envoys or their paths; all modules of the tree if not given.
             device: where to keep the tensors; where they are if not given.
-            dtype: the type to keep them in.
+            dtype: the type to keep them in; for those of a floating-point type.
             detach: keep them without their graph.
             include_output: keep outputs, after interventions.
             include_inputs: keep the pair of positional and keyword arguments too.

@@ -17,7 +17,8 @@ from .naming import Naming
 from .printing import render
 from .served import eproperty
 from .sites import Place
-from .taps import Rigging, Tap, tap_of
+from .rigging import Rigging
+from .taps import Tap, tap_of
 
 N = TypeVar("N", bound="Node")
 
@@ -174,11 +175,15 @@ class Node:
         return method
 
     def __setattr__(self, name: str, value: Any) -> None:
+        descriptor = getattr(type(self), name, None)
+        if hasattr(type(descriptor), "__set__"):
+            descriptor.__set__(self, value)  # type: ignore[union-attr]
+            return
         own = self.__dict__
         module = own.get("_module")
         if isinstance(value, Node) and module is not None and name in module._modules:
             value = value._module
-        if module is None or name in own or name.startswith("_nns") or _is_data_descriptor(type(self), name):
+        if module is None or name in own or name.startswith("_nns"):
             object.__setattr__(self, name, value)
         elif isinstance(value, (torch.nn.Module, torch.nn.Parameter)) or _has(module, name):
             setattr(module, name, value)
@@ -212,6 +217,10 @@ class Node:
             return self._walk(key)
         if not hasattr(type(self._module), "__getitem__"):
             raise TypeError(f"`{self._path}` is a {type(self._module).__name__}, which cannot be indexed")
+        if type(key) is int and key >= 0:
+            module = modules.get(str(key))  # what ModuleList and Sequential call their children
+            if module is not None and isinstance(self._module, torch.nn.ModuleList):
+                return self._child(str(key), module)
         names = list(modules)
         if isinstance(key, slice):
             return [self._walk(name) for name in names[key]]
@@ -228,7 +237,8 @@ class Node:
             return iter(list(self._module._modules))
         if not hasattr(type(self._module), "__iter__"):
             raise TypeError(f"`{self._path}` is a {type(self._module).__name__}, which cannot be iterated over")
-        return iter([self._walk(name) for name in self._module._modules])
+        child = self._child
+        return iter([child(name, module) for name, module in self._module._modules.items() if module is not None])
 
     def named_modules(self, include: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
         """Return (path, envoy) of this module and all below it, outermost first, shared modules once."""
@@ -291,7 +301,7 @@ class Node:
         if self._parent is not None:
             return (_restore_below, (self._root, self._relative()))
         own = self.__dict__
-        # Two halves, since what a user hung on the root may lead back to it: first all that a tree needs, then the rest.
+        # Two halves, as what a user hung on the root may lead back to it: first all that a tree needs, then the rest.
         core = {name: own[name] for name in _CORE if name in own}
         rest = {name: value for name, value in own.items() if name not in _CORE and name not in _MADE_ANEW}
         return (_restore, (type(self).__dict__.get("_without", type(self)), core), rest)
@@ -321,10 +331,6 @@ def _has(module: torch.nn.Module, name: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _is_data_descriptor(cls: type, name: str) -> bool:
-    return hasattr(inspect.getattr_static(cls, name, None), "__set__")
 
 
 def _described(cls: type) -> list[tuple[str, str]]:

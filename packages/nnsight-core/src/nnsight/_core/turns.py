@@ -17,16 +17,17 @@ import mmap
 import platform
 import struct
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import NNsightWarning
 
-__all__ = ["Greenlet", "ThreadState", "adopt", "getcurrent", "spawn", "turn"]
+__all__ = ["Greenlet", "GreenletExit", "ThreadState", "Worker", "adopt", "getcurrent", "spawn", "turn"]
 
 Greenlet = greenlet
 
@@ -84,23 +85,77 @@ def _warn_unprotected() -> None:
     )
 
 
-def spawn(function: Callable[[], Any], parent: greenlet, context: contextvars.Context) -> greenlet:
-    """Make a greenlet that runs `function` in `context` and returns to `parent`; it is not started."""
-    if _first_frame is None:
+class Worker(greenlet):
+    """A greenlet that does one job after another, and returns to the job's home after each.
+
+    A greenlet's first start costs more than everything else in a short run (the interpreter maps a stack for it), so
+    workers that are done wait for the next job instead of ending. A job never raises: it records what went wrong.
+    """
+
+    job: Callable[[], Any] | None = None
+    home: greenlet
+    begun = False
+    done = False
+
+    @property
+    def standing(self) -> bool:
+        """Say whether a job has begun and is not over."""
+        return self.begun and not self.done
+
+
+class _Idle(threading.local):
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+
+
+_idle = _Idle()
+_MOST_IDLE = 32
+
+
+def _work(worker: Worker) -> None:
+    idle = _idle.workers
+    while worker.job is not None:
+        worker.begun = True
+        if sys.gettrace() is not None:
+            # Until 3.11 whether a greenlet is traced is decided when it starts, and this one may have started before.
+            sys.settrace(sys.gettrace())
+        worker.job()
+        worker.job = None
+        worker.done = True
+        worker.gr_context = None
+        if len(idle) >= _MOST_IDLE:
+            return
+        idle.append(worker)
+        worker.home.switch()
+
+
+def spawn(function: Callable[[], Any], home: greenlet, context: contextvars.Context) -> Worker:
+    """Return a worker that will run `function` in `context` and then return to `home`; it is not started."""
+    workers = _idle.workers
+    if workers:
+        worker = workers.pop()
+    elif _first_frame is None:
         _warn_unprotected()
-        side = greenlet(function, parent)
+        worker = Worker()
+        worker.run = functools.partial(_work, worker)
     else:
-        side = greenlet(functools.partial(_first_frame, function), parent)
-    side.gr_context = context
-    return side
+        worker = Worker()
+        worker.run = functools.partial(_first_frame, functools.partial(_work, worker))
+    worker.job = function
+    worker.begun = worker.done = False
+    worker.home = worker.parent = home
+    worker.gr_context = context
+    return worker
 
 
-def adopt(side: greenlet) -> bool:
-    """Let `side` return to the current greenlet when it ends. False if only another thread can resume it."""
+def adopt(side: Worker) -> bool:
+    """Let `side` return to the current greenlet when it is done. False if only another thread can resume it."""
+    current = getcurrent()
     try:
-        side.parent = getcurrent()
+        side.parent = current
     except ValueError:  # greenlet's word for a parent on a different thread
         return False
+    side.home = current
     return True
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Any
 
+from ..parsing import reading
 from .bindings import declared_global
 from .escapes import refuse_escapes
 from .find import Found, changed, find_with
@@ -43,10 +44,10 @@ class Block:
         self.code = self._compile(rewritten, around)
         if not _names(self.code) <= _names(around):
             raise changed(found.filename, found.node.lineno)
-        self.reads = frozenset(scope.wanted())
+        self.target, self.store, needed = self._target(found, outside, around)
+        self.reads = frozenset(scope.wanted() | needed)
         self.writes = frozenset(scope.stored())
         self.source = _source(found)
-        self.target, self.store = self._target(found, outside, around)
 
     def _compile(self, statements: list[ast.stmt], around: CodeType) -> CodeType:
         module = ast.Module(statements, [])
@@ -56,17 +57,21 @@ class Block:
         called = {name: getattr(around, name) for name in ("co_name", "co_qualname") if hasattr(around, name)}
         return code.replace(**called)
 
-    def _target(self, found: Found, outside: set[str], around: CodeType) -> tuple[str | None, CodeType | None]:
-        """Give the plain name after `as`, and code that binds whatever else may stand there."""
+    def _target(
+        self, found: Found, outside: set[str], around: CodeType
+    ) -> tuple[str | None, CodeType | None, set[str]]:
+        """Give the plain name after `as`, or code that binds what else stands there and the names that it reads."""
         target = found.item.optional_vars
         if target is None:
-            return None, None
+            return None, None, set()
         given = ast.copy_location(ast.Name(".given", ast.Load()), target)
         store = ast.copy_location(ast.Assign([target], given), target)
-        [renamed], _ = rewrite([store], found.owners, outside, found.filename)
+        [renamed], scope = rewrite([store], found.owners, outside, found.filename)
         assert isinstance(renamed, ast.Assign)
         plain = renamed.targets[0]
-        return (plain.id if isinstance(plain, ast.Name) else None), self._compile([renamed], around)
+        if isinstance(plain, ast.Name):
+            return plain.id, None, set()
+        return None, self._compile([renamed], around), scope.wanted() - {given.id}
 
 
 class Body:
@@ -124,12 +129,12 @@ class Body:
 
     def assign(self, names: Names, value: Any) -> None:
         """Bind what stands after `as` to `value`, for one run."""
-        store = self.block.store
-        if store is None:
-            return
-        around = self._globals(names)
-        dict.__setitem__(around, ".given", value)
-        exec(store, around, names)
+        if self.target is not None:
+            names[self.target] = value
+        elif self.block.store is not None:
+            around = self._globals(names)
+            dict.__setitem__(around, ".given", value)
+            exec(self.block.store, around, names)
 
     def bind(self, frame: FrameType, value: Any) -> None:
         """Bind what stands after `as` to `value` in the caller's frame, as entering the context would have."""
@@ -171,9 +176,10 @@ def block_of(frame: FrameType) -> Block:
     key = (id(code), frame.f_lasti)
     known = _blocks.get(key)
     if known is None:
-        if len(_blocks) >= _KEPT_BLOCKS:
-            _blocks.clear()
-        known = _blocks[key] = (code, Block(find_with(frame), code))
+        with reading:
+            if len(_blocks) >= _KEPT_BLOCKS:
+                _blocks.clear()
+            known = _blocks[key] = (code, Block(find_with(frame), code))
     return known[1]
 
 

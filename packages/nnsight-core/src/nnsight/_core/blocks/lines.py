@@ -17,6 +17,7 @@ from types import CodeType, FrameType
 from ..errors import SourceError
 from .names import BodyGlobals
 
+_TEXTS = (ast.Constant, ast.JoinedStr, getattr(ast, "TemplateStr", ast.JoinedStr))  # the last since 3.14
 _OPTIONS_WITH_VALUE = frozenset("WX")
 # The names that IPython gives to what `%%time` and `%%timeit` compile without telling linecache.
 _MAGIC_CELLS = frozenset(("<timed exec>", "<timed eval>", "<magic-timeit>"))
@@ -67,7 +68,7 @@ def dedented(lines: Sequence[str], statements: Sequence[ast.stmt]) -> str:
         number - start
         for statement in statements
         for node in ast.walk(statement)
-        if isinstance(node, (ast.Constant, ast.JoinedStr))
+        if isinstance(node, _TEXTS)
         for number in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
     }
     return "".join(line if number in within else line.removeprefix(margin) for number, line in enumerate(text))

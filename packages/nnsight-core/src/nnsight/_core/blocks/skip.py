@@ -84,11 +84,15 @@ def _take_tool() -> int | None:
             if _monitoring.get_tool(number) is None:
                 _monitoring.use_tool_id(number, "nnsight blocks")
                 _monitoring.register_callback(number, events.INSTRUCTION, _on_instruction)
-                _monitoring.register_callback(number, events.PY_START, lambda code, at: _seen.add(threading.get_ident()))
+                _monitoring.register_callback(number, events.PY_START, _on_probe)
                 _monitoring.set_local_events(number, _probe.__code__, events.PY_START)
                 _tool = number
                 break
     return _tool
+
+
+def _on_probe(code: CodeType, at: int) -> None:
+    _seen.add(threading.get_ident())
 
 
 def _watch(frame: FrameType, at: int) -> bool:
@@ -161,6 +165,8 @@ class _Trace:
     def stop(self) -> None:
         """Put back the trace functions, and tell the thread's of the functions that were called meanwhile."""
         self._put_back_local()
+        if self.thread is None:
+            return
         # Tracers count calls and returns, and they would see the functions between here and the `with` return uncalled.
         opened = [sys._getframe(0)]
         while opened[-1].f_back is not self.frame and opened[-1].f_back is not None:
@@ -170,11 +176,13 @@ class _Trace:
             for frame in opened:
                 local = self.thread(frame, "call", None)
                 frame.f_trace = (local(frame, "line", None) or local) if local is not None else None
-        elif self.thread is not None:
+        else:
             # One call from C for all of them: coverage's tracer installs itself at its first "call", sees the lines of
             # this function from then on, and would take them for lines of the outermost of these frames.
             told = [(frame, event, None) for frame in opened for event in ("call", "line")]
             deque(map(self.thread, *zip(*told)), maxlen=0)
+            del told
+        opened.clear()  # this frame is among them
         if sys.gettrace() is None:
             sys.settrace(self.thread)
 

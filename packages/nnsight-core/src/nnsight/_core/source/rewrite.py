@@ -15,6 +15,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from ..errors import SourceError
+from ..parsing import reading
 from .locate import compile_in_place, locate
 from .operations import HandOver, Operation
 
@@ -95,7 +96,8 @@ def rewrite(function: object) -> Rewritten:
     code = function.__code__
     known = _made.get(id(code))
     if known is None:
-        known = _made[id(code)] = _rewrite(function)
+        with reading:
+            known = _made[id(code)] = _rewrite(function)
     return known
 
 
