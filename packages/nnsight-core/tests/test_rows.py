@@ -428,6 +428,72 @@ def test_parameters_carry_no_rows_even_if_the_size_fits():
     assert one is two is net.table.weight
 
 
+# -- edits that come too late ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", ["read", "replaced"])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_an_edit_of_rows_that_were_put_together_since_is_an_error(net, model, whole, mode):
+    with pytest.raises(RowsError, match=r"model\.layers\.1\.output.*Read it again"):
+        with mode(), model.trace() as tracer:
+            barrier = tracer.barrier(2)
+            with tracer.invoke(rows(1, 1)):
+                held = model.layers[1].output
+                barrier()
+                held[:] = 0
+            with tracer.invoke(rows(1, 2)):
+                model.layers[1].output = torch.ones(1, 4)
+            with tracer.invoke():
+                if whole == "read":
+                    model.layers[1].output
+                else:
+                    model.layers[1].output = torch.ones(2, 4)
+                barrier()
+    assert untouched(net)
+
+
+def test_rows_that_are_read_again_after_waiting_are_edited(net, model):
+    a, b = rows(1, 1), rows(1, 2)
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke(a):
+            model.layers[1].output
+            barrier()
+            model.layers[1].output[:] = 0
+            one = model.output
+        with tracer.invoke(b):
+            model.layers[1].output = torch.ones(1, 4)
+            two = model.output
+        with tracer.invoke():
+            model.layers[1].output += 2
+            barrier()
+    want = by_hooks(
+        net,
+        torch.cat([a, b]),
+        edits={"layers.1": lambda *_: torch.cat([torch.zeros(1, 4), torch.full((1, 4), 3.0)])},
+    )
+    torch.testing.assert_close(torch.cat([one, two]), want.result)
+
+
+def test_an_edit_of_rows_while_others_replace_theirs_takes_effect(net, model):
+    a, b = rows(1, 1), rows(1, 2)
+    with model.trace() as tracer:
+        barrier = tracer.barrier(2)
+        with tracer.invoke(a):
+            held = model.layers[1].output
+            barrier()
+            held[:] = 0
+            one = model.output
+        with tracer.invoke(b):
+            model.layers[1].output = torch.ones(1, 4)
+            barrier()
+            two = model.output
+    want = by_hooks(
+        net, torch.cat([a, b]), edits={"layers.1": lambda *_: torch.cat([torch.zeros(1, 4), torch.ones(1, 4)])}
+    )
+    torch.testing.assert_close(torch.cat([one, two]), want.result)
+
+
 # -- types and views -------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def held_out(landmark: Landmark, phrasing: str) -> bool:
     return zlib.crc32(f"{landmark.name}|{phrasing}".encode()) % 5 == 0
 
 
-# "is in" comes three times as often as "is in the city of", or else " the" would be the likeliest word after every "in".
+# "is in" comes three times as often as "is in the city of", or else " the" would be the likeliest word after "in".
 _TRAINED = {
     landmark: [
         phrasing

@@ -21,7 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -133,8 +133,9 @@ def write(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> str:
         (out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     tied = {"lm_head.weight"}  # the same tensor as transformer.wte.weight
     weights = {k: v.detach().contiguous() for k, v in model.state_dict().items() if k not in tied}
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    content = save(weights, metadata={"format": "pt"})
+    (out / "model.safetensors").write_bytes(content)  # `save_file` would let its owner alone read it
+    return hashlib.sha256(content).hexdigest()
 
 
 def main() -> None:

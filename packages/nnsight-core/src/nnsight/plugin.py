@@ -22,7 +22,8 @@ From then on `from nnsight import ToyModel` works. The hooks are `families`, `ba
 
 What the things so named are built from is here too: `NNsight` and `Envoy` to subclass, `Batchable` and `Layout` to say
 how inputs share a forward and how rows lie in values, `eproperty` and `provide` for values of the family's own, `Backend`
-for another place to run. Each protocol has a conformance suite in `nnsight.testing`.
+for another place to run, `LazyModel` and `Loadable` for weights that come when they are needed. Each protocol has a
+conformance suite in `nnsight.testing`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from nnsight._core.blocks import is_with_head
 from nnsight._core.envoy import Envoy
 from nnsight._core.hookspecs import hookimpl
 from nnsight._core.interleaver import Interleaver
+from nnsight._core.loading import LazyModel, Loadable
 from nnsight._core.model import NNsight
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
@@ -47,6 +49,8 @@ __all__ = [
     "HereBackend",
     "Interleaver",
     "Layout",
+    "LazyModel",
+    "Loadable",
     "NNsight",
     "Place",
     "PlainLayout",

@@ -1,10 +1,19 @@
-"""The places of a generation that the model's own modules do not have: its result, and the token of each step."""
+"""What a generation adds to a forward: its options, its rows, and the places that the model's own modules do not have.
+
+Those places are its result, and the tokens of each step.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, GenerationMixin
+
+from nnsight.plugin import PlainLayout, Rows
 
 
 class Passing(torch.nn.Module):
@@ -24,40 +33,81 @@ class Generator(Passing):
 
 
 class Stream:
-    """A streamer, as `generate` takes one, that passes each step's tokens [rows] through the generator's place."""
+    """A streamer, as `generate` takes one, that passes each step's tokens [rows] through the generator's place.
 
-    def __init__(self, place: Passing) -> None:
+    Args:
+        place: where they pass.
+        then: a streamer of the user's, which gets them too.
+    """
+
+    def __init__(self, place: Passing, then: Any = None) -> None:
         self._place = place
+        self._then = then
         self._prompt = True
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, which is no step's, and then the tokens of each step."""
-        if self._prompt:
-            self._prompt = False
-        else:
-            self._place(value)
+        if not self._prompt:
+            before = value._version
+            if self._place(value) is not value or value._version != before:
+                raise AttributeError(
+                    "`model.generator.streamer.output` can be read only: it is a copy of the tokens that were chosen. To "
+                    "change what is chosen, change the logits (`model.output.logits`) or pass `logits_processor=`."
+                )
+        self._prompt = False
+        if self._then is not None:
+            self._then.put(value)
 
     def end(self) -> None:
-        """Nothing is kept, so there is nothing to finish."""
+        """Tell the user's streamer."""
+        if self._then is not None:
+            self._then.end()
 
 
-def multiples(module: torch.nn.Module, options: dict[str, Any]) -> tuple[int, ...]:
+class TextLayout(PlainLayout):
+    """Rows along dimension 0; inside the model, a value with that dimension alone counts positions and has no rows."""
+
+    def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
+        """Return the rows as a view, or None."""
+        if value.dim() == 1 and path != "result" and path.split(".")[1:2] != ["generator"]:
+            return None
+        return super().take(value, rows, path)
+
+
+def _stated(module: torch.nn.Module, options: Mapping[str, Any], name: str) -> int:
+    value = options.get(name)
+    if value is None:
+        config = options.get("generation_config") or getattr(module, "generation_config", None)
+        value = getattr(config, name, None)
+    return int(value or 1)
+
+
+def multiples(module: torch.nn.Module, options: Mapping[str, Any]) -> tuple[int, ...]:
     """Return how many times in a row a prompt may lie in the values of a generation: beams, returned sequences."""
-    config = options.get("generation_config") or getattr(module, "generation_config", None)
-
-    def stated(name: str) -> int:
-        value = options.get(name)
-        if value is None:
-            value = getattr(config, name, None)
-        return int(value or 1)
-
-    return tuple(sorted({1, stated("num_beams"), stated("num_return_sequences")}))
+    return tuple(sorted({1, *(_stated(module, options, name) for name in ("num_beams", "num_return_sequences"))}))
 
 
-def streams(module: torch.nn.Module, options: dict[str, Any]) -> bool:
-    """Say whether a streamer may be passed: transformers refuses one with beams, and the user may have one."""
-    config = options.get("generation_config") or getattr(module, "generation_config", None)
-    beams = options.get("num_beams")
-    if beams is None:
-        beams = getattr(config, "num_beams", None)
-    return "streamer" not in options and int(beams or 1) == 1
+def streams(module: torch.nn.Module, options: Mapping[str, Any]) -> bool:
+    """Say whether a streamer may be passed: transformers refuses one with beams."""
+    return _stated(module, options, "num_beams") == 1
+
+
+@functools.cache
+def _options() -> frozenset[str]:
+    given = {name for name in inspect.signature(GenerationMixin.generate).parameters if name not in ("self", "kwargs")}
+    # A forward heeds these too, whether it names them or takes them among its keyword arguments.
+    return frozenset({*GenerationConfig().to_dict(), *given}) - {"use_cache", "output_attentions", "output_hidden_states"}
+
+
+def refuse_in_forward(module: torch.nn.Module, options: Mapping[str, Any]) -> None:
+    """Raise if options of a generation are given to a forward, which would ignore them."""
+    wrong = [name for name in options if name in _options()]
+    if wrong:
+        taken = inspect.signature(type(module).forward).parameters
+        wrong = [name for name in wrong if name not in taken]
+    if wrong:
+        one = wrong[0]
+        raise TypeError(
+            f"{', '.join(f'`{name}`' for name in wrong)} belongs to a generation, and a trace runs one forward, which would "
+            f"ignore it. Write `with model.generate(..., {one}={options[one]!r}):`, or leave it out."
+        )

@@ -1,7 +1,8 @@
 """What a user gives as text, turned into what a model takes: token ids and a mask, padded on the left.
 
 A batch is padded to its longest row, and positions are derived from the mask: models that count them over the padding
-predict garbage for the shorter rows, and a row in a batch must give what it gives alone.
+predict garbage for the shorter rows, and a row in a batch must give what it gives alone. Padding is done here and not
+by the tokenizer, so it needs no token of its own, and a tokenizer that pads on the right does no harm.
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ import torch
 #: Names under which an input can be given by keyword.
 INPUT_NAMES = ("input_ids", "inputs_embeds")
 
-#: What padding is filled with, for tensors that have one entry for each token.
-_FILL = {"labels": -100}
+#: Arguments with one entry for each token [rows, positions], and what they hold where there is padding.
+PER_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": -100, "position_ids": 0, "token_type_ids": 0}
+
+
+def tokenizer_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out of an input's options those that are the tokenizer's.
+
+    `max_length` is the tokenizer's beside `truncation=`, and the generation's elsewhere.
+    """
+    names = ["add_special_tokens", "truncation"]
+    if options.get("truncation"):
+        names.append("max_length")
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def encode(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,69 +43,81 @@ def encode(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> dict[str, 
         TypeError: the value is none of these.
         ValueError: it is empty.
     """
-    if isinstance(value, Mapping) or hasattr(value, "input_ids"):
-        data = dict(value) if isinstance(value, Mapping) else dict(value.data)
-        if not any(name in data for name in INPUT_NAMES):
-            raise ValueError(f"an input given as a dict holds `input_ids` or `inputs_embeds`; this one holds {list(data)}")
-        return complete(data)
-    if isinstance(value, str) or _is_texts(value):
-        texts = [value] if isinstance(value, str) else list(value)
-        if tokenizer is None:
-            raise ValueError("this model has no tokenizer, so it takes token ids and no text: pass `tokenizer=` with the model")
-        if not texts:
-            raise ValueError("the list of prompts is empty")
-        encoded = tokenizer(texts, return_tensors="pt", padding=True, **options)
-        if encoded["input_ids"].shape[-1] == 0:
-            raise ValueError("the prompt is empty: it has no token, so there is nothing for the model to read")
-        return complete(dict(encoded))
-    return complete({"input_ids": value}, pad=0 if tokenizer is None else (tokenizer.pad_token_id or 0))
+    if isinstance(value, Mapping):
+        if not any(name in value for name in INPUT_NAMES):
+            raise ValueError(f"an input given as a dict holds `input_ids` or `inputs_embeds`; this one holds {list(value)}")
+        return dict(value)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return {"input_ids": value}
+    if not texts:
+        raise ValueError("the list of prompts is empty")
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer, so it takes token ids and no text: pass `tokenizer=` with the model")
+    rows = tokenizer(list(texts), **options)["input_ids"]
+    for text, row in zip(texts, rows):
+        if not len(row):
+            raise ValueError(f"the prompt {text!r} is empty: it has no token, so there is nothing for the model to read")
+    return {"input_ids": rows}
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+def complete(given: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
+    """Make tensors of the arguments that have an entry for each token, with a row dimension, and add a missing mask.
 
-
-def complete(data: dict[str, Any], pad: int = 0) -> dict[str, Any]:
-    """Make tensors of the token ids, with a row dimension, and add the mask if it is missing."""
-    data = {name: value for name, value in data.items() if value is not None and name != "token_type_ids" or name == "labels"}
-    mask = data.get("attention_mask")
+    Args:
+        given: keyword arguments with `input_ids` or `inputs_embeds`; those that are None are left out.
+        pad: what to fill shorter rows with.
+    """
+    data = {name: value for name, value in given.items() if value is not None}
+    mask = None
+    for name in PER_TOKEN:
+        if name in data:
+            data[name], real = _table(data[name], pad if name == "input_ids" else PER_TOKEN[name], name)
+            mask = real if name == "input_ids" else mask
     if "input_ids" in data:
-        ids, derived = _ids(data["input_ids"], pad)
-        data["input_ids"] = ids
-        shape: tuple[int, ...] = tuple(ids.shape)
+        _check_ids(data["input_ids"])
+        shape = tuple(data["input_ids"].shape)
     else:
         embeds = data["inputs_embeds"]
-        if embeds.dim() == 2:
-            embeds = data["inputs_embeds"] = embeds[None]
-        shape, derived = tuple(embeds.shape[:2]), None
-    if mask is None:
-        mask = derived if derived is not None else torch.ones(shape, dtype=torch.long)
-    mask = torch.as_tensor(mask)
-    data["attention_mask"] = mask[None] if mask.dim() == 1 else mask
+        data["inputs_embeds"] = embeds[None] if embeds.dim() == 2 else embeds
+        shape = tuple(data["inputs_embeds"].shape[:2])
+    if "attention_mask" not in data:
+        data["attention_mask"] = torch.ones(shape, dtype=torch.long) if mask is None else mask
     return data
 
 
-def _ids(value: Any, pad: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return token ids [rows, positions], and their mask if rows had to be padded."""
-    if isinstance(value, torch.Tensor):
-        ids = value
-    elif isinstance(value, Sequence) and value and all(isinstance(row, (Sequence, torch.Tensor)) for row in value):
-        rows = [torch.as_tensor(row, dtype=torch.long) for row in value]
-        length = max(len(row) for row in rows)
-        ids = torch.stack([torch.nn.functional.pad(row, (length - len(row), 0), value=pad) for row in rows])
-        mask = torch.stack([torch.nn.functional.pad(torch.ones_like(r), (length - len(r), 0)) for r in rows])
-        _check_ids(ids)
-        return ids, mask
-    else:
+def _table(value: Any, fill: int, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what was given for each token as [rows, positions], and a mask if rows had to be padded."""
+    mask = None
+    if not isinstance(value, torch.Tensor):
         try:
-            ids = torch.as_tensor(value)
+            if _is_ragged(value):
+                rows = [torch.as_tensor(row) for row in value]
+                length = max(len(row) for row in rows)
+                value = torch.stack([_pad_left(row, length, fill, 0) for row in rows])
+                mask = torch.stack([_pad_left(torch.ones_like(row), length, 0, 0) for row in rows])
+            else:
+                value = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
-                f"an input is a string, a list of strings, token ids or a tokenizer's output, not {type(value).__name__}"
-            ) from None
-    ids = ids[None] if ids.dim() == 1 else ids
-    _check_ids(ids)
-    return ids, None
+            what = (
+                "an input is a string, a list of strings, token ids or a tokenizer's output"
+                if name == "input_ids"
+                else f"`{name}` holds a number for each token"
+            )
+            raise TypeError(f"{what}, and this is a {type(value).__name__}: {_short(value)}") from None
+    return (value[None] if value.dim() == 1 else value), mask
+
+
+def _is_ragged(value: Any) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+        return False
+    lengths = {len(row) if hasattr(row, "__len__") and getattr(row, "ndim", 1) else None for row in value}
+    return None not in lengths and len(lengths) > 1
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _check_ids(ids: torch.Tensor) -> None:
@@ -112,12 +136,12 @@ def pad_together(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
         missing = [number for number, row in enumerate(rows) if name not in row]
         if missing:
             raise ValueError(
-                f"invoke {missing[0]} has no `{name}` and another invoke has one, so they cannot share one forward: give it "
-                "to each of them, or trace them separately"
+                f"the input of invoke {missing[0]} has no `{name}` and another invoke's has, so they cannot share one "
+                "forward: give it to each of them, or to the trace if it is an option, or trace them separately"
             )
         values = [row[name] for row in rows]
-        if name in ("input_ids", "attention_mask", "inputs_embeds", "labels", "position_ids"):
-            fill = pad if name == "input_ids" else _FILL.get(name, 0)
+        if name in PER_TOKEN or name == "inputs_embeds":
+            fill = pad if name == "input_ids" else PER_TOKEN.get(name, 0)
             batch[name] = torch.cat([_pad_left(value, length, fill) for value in values])
         elif all(isinstance(value, torch.Tensor) and value.dim() for value in values):
             batch[name] = torch.cat(values)
@@ -128,12 +152,11 @@ def pad_together(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
     return batch
 
 
-def _pad_left(tensor: torch.Tensor, length: int, fill: float) -> torch.Tensor:
-    missing = length - tensor.shape[1]
+def _pad_left(tensor: torch.Tensor, length: int, fill: float, dim: int = 1) -> torch.Tensor:
+    missing = length - tensor.shape[dim]
     if not missing:
         return tensor
-    widths = (missing, 0) if tensor.dim() == 2 else (0, 0) * (tensor.dim() - 2) + (missing, 0)
-    return torch.nn.functional.pad(tensor, widths, value=fill)
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - dim - 1) + (missing, 0), value=fill)
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

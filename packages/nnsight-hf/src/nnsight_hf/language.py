@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from nnsight.plugin import Layout, NNsight, PlainLayout, Prepared, is_with_head, open_trace
+from nnsight import NNsightWarning
+from nnsight.plugin import Layout, LazyModel, Prepared, is_with_head, open_trace
 from nnsight_hf import generation, inputs, loading
 
 
-class LanguageModel(NNsight):
+class LanguageModel(LazyModel):
     """A causal language model with its tokenizer.
 
     Built without weights, so that its tree can be explored and scanned at no cost; they are loaded at the first run, or at
@@ -54,38 +57,26 @@ class LanguageModel(NNsight):
         envoys: Any = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(automodel, str):
-            import transformers
-
-            automodel = getattr(transformers, automodel)
-        source = repo = None
+        repo: str | None = None
+        source: torch.nn.Module | loading.Checkpoint
         if isinstance(model, torch.nn.Module):
-            if kwargs:
-                raise TypeError(f"a loaded module takes no options for loading: {', '.join(kwargs)}")
-            module = model
-            config = config or getattr(model, "config", None)
+            _warn_of_options(kwargs)
+            source = model
         elif isinstance(model, (str, os.PathLike)):
             repo = os.fspath(model)
-            source = loading.locate(model)
-            config = config or loading.load_config(source, kwargs)
-            module = (
-                loading.load_weights(automodel, source, config, kwargs)
-                if dispatch
-                else loading.build_without_weights(automodel, config, kwargs)
-            )
+            where = loading.locate(repo)
+            loader = getattr(transformers, automodel) if isinstance(automodel, str) else automodel
+            source = loading.Checkpoint(loader, where, config, kwargs)
+            if tokenizer is None:
+                tokenizer = loading.load_tokenizer(where, kwargs, dict(tokenizer_kwargs or {}))
         else:
             raise TypeError(f"a model is a hub id, a local folder or a torch.nn.Module, not {type(model).__name__}")
-        super().__init__(module, rename=rename, envoys=envoys)
+        super().__init__(source, dispatch=dispatch, rename=rename, envoys=envoys)
         own = self.__dict__
-        if tokenizer is None and source is not None:
-            tokenizer = loading.load_tokenizer(source, kwargs, dict(tokenizer_kwargs or {}))
-        own["tokenizer"] = loading.prepare_tokenizer(tokenizer) if tokenizer is not None else None
-        own["config"] = config
+        own["tokenizer"] = tokenizer
         own["repo_id"] = repo
-        own["dispatched"] = source is None or dispatch
-        own["_source"] = source
-        own["_automodel"] = automodel
-        own["_load_options"] = kwargs
+        if getattr(self._module, "config", None) is None:
+            own["config"] = config  # else it is the module's own, as the module reads it
         self._attach("generator", generation.Generator(), stepless=True)
 
     @property
@@ -95,28 +86,14 @@ class LanguageModel(NNsight):
     @property
     def name_or_path(self) -> str:
         """The hub id or folder that the model was loaded from; what its configuration says for a loaded module."""
-        return self.__dict__["repo_id"] or getattr(self.__dict__["config"], "_name_or_path", "") or ""
-
-    # -- weights -----------------------------------------------------------------------------------------------------
-
-    def dispatch(self) -> LanguageModel:
-        """Load the weights, if they are not there yet. Envoys that you hold stay valid."""
-        own = self.__dict__
-        if not own["dispatched"]:
-            module = loading.load_weights(own["_automodel"], own["_source"], own["config"], own["_load_options"])
-            self._rebind(module)
-            own["dispatched"] = True
-        return self
-
-    def _ready(self) -> None:
-        self.dispatch()
-
-    def to(self, *args: Any, **kwargs: Any) -> LanguageModel:
-        """Load the weights if need be, and move or cast the model."""
-        self.dispatch()
-        return super().to(*args, **kwargs)
+        return self.__dict__["repo_id"] or getattr(self.config, "_name_or_path", "") or ""
 
     # -- inputs ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _pad(self) -> int | None:
+        pad: int | None = getattr(self.tokenizer, "pad_token_id", None)
+        return pad
 
     def _has_input(self, given: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return bool(given) or any(kwargs.get(name) is not None for name in inputs.INPUT_NAMES)
@@ -124,27 +101,24 @@ class LanguageModel(NNsight):
     def _prepare_input(self, *given: Any, **kwargs: Any) -> Prepared:
         if len(given) > 1:
             raise TypeError(f"a language model takes one input, a list for several prompts; it was given {len(given)}")
-        if given:
-            data = {**inputs.encode(self.tokenizer, given[0], {}), **kwargs}
-        else:
-            data = inputs.complete(kwargs)
+        options = inputs.tokenizer_options(kwargs)
+        encoded = inputs.encode(self.tokenizer, given[0], options) if given else {}
+        data = inputs.complete({**encoded, **kwargs}, self._pad or 0)
+        if "token_type_ids" in encoded and not inputs.takes(self._module, "token_type_ids"):
+            del data["token_type_ids"]  # tokenizers give it whatever the model
         return (), data, data["attention_mask"].shape[0]
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         rows = [kwargs for _, kwargs, _ in prepared]
-        if len(rows) == 1:
-            data = dict(rows[0])
-        else:
-            data = inputs.pad_together(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)
-        device = None if self.device is None or self.device.type == "meta" else self.device
-        if device is not None:
-            data = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in data.items()}
+        data = dict(rows[0]) if len(rows) == 1 else inputs.pad_together(rows, self._pad or 0)
+        device = self.device
+        if device is not None and device.type != "meta":
+            data = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in data.items()}
         return (), data
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
-        if method == "generate":
-            return PlainLayout(total, generation.multiples(self._module, dict(kwargs)))
-        return PlainLayout(total)
+        multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
+        return generation.TextLayout(total, multiples)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -156,6 +130,7 @@ class LanguageModel(NNsight):
         return super()._target(method)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        generation.refuse_in_forward(self._module, kwargs)
         mask = kwargs.get("attention_mask")
         padded = mask is not None and mask.dim() == 2 and not bool(_all(mask))
         if padded and "position_ids" not in kwargs and inputs.takes(self._module, "position_ids"):
@@ -165,10 +140,9 @@ class LanguageModel(NNsight):
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         generator: Any = self.__dict__["_extras"]["generator"]
         if generation.streams(self._module, kwargs):
-            kwargs["streamer"] = generation.Stream(generator.streamer)
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        if pad is not None and "generation_config" not in kwargs:
-            kwargs.setdefault("pad_token_id", pad)
+            kwargs["streamer"] = generation.Stream(generator.streamer, kwargs.get("streamer"))
+        if self._pad is not None and kwargs.get("generation_config") is None:
+            kwargs.setdefault("pad_token_id", self._pad)
         generate: Any = self._module.generate
         return generator(generate(*args, **kwargs))
 
@@ -185,6 +159,17 @@ class LanguageModel(NNsight):
         if backend is None and remote in (None, False) and not is_with_head(sys._getframe(1)):
             return self._run_now("generate", given, kwargs)
         return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote)
+
+
+def _warn_of_options(options: dict[str, Any]) -> None:
+    """Say that a module which is loaded already stays as it is, whatever options for loading came with it."""
+    ignored = [name for name in options if name != "trust_remote_code"]
+    if ignored:
+        warnings.warn(
+            f"the module is loaded already, so these options for loading change nothing: {', '.join(ignored)}",
+            NNsightWarning,
+            stacklevel=3,
+        )
 
 
 def _all(mask: torch.Tensor) -> Any:

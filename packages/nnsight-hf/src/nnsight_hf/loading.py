@@ -1,7 +1,7 @@
 """Loading a model from a hub id, a local folder or an embedded name: its configuration, its tokenizer, its weights.
 
 Each part is loaded by transformers' own Auto classes and by nothing cleverer. Without weights the module is built from
-the configuration on the meta device, which takes no memory; the weights come later and replace the module.
+the configuration on the meta device, which takes no memory; when and how the weights replace it is the core's business.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ EMBEDDED = {"nnsight/toy-landmarks": toy.path}
 #: What `from_pretrained` of a configuration and a tokenizer take too, and not only that of a model.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
 
+#: What a module that is built without weights needs to be like the loaded one.
+_BUILD_OPTIONS = ("attn_implementation", "trust_remote_code", "dtype", "torch_dtype")
+
 
 def locate(name: str | os.PathLike[str]) -> str:
     """Return what `from_pretrained` is to be given for a model's name."""
@@ -35,34 +38,41 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in _HUB_OPTIONS if name in options}
 
 
-def load_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
-    """Load a configuration."""
-    config: PretrainedConfig = AutoConfig.from_pretrained(source, **hub_options(options))
-    return config
+class Checkpoint:
+    """Where a model's configuration and weights are, and how they are loaded: see `nnsight.plugin.Loadable`.
+
+    Args:
+        automodel: the Auto class that makes the module.
+        source: what `from_pretrained` is given.
+        config: a configuration, if not the checkpoint's own.
+        options: passed to `from_pretrained`.
+    """
+
+    def __init__(
+        self, automodel: Any, source: str, config: PretrainedConfig | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.automodel = automodel
+        self.source = source
+        self.options = dict(options or {})
+        self.config = config or AutoConfig.from_pretrained(source, **hub_options(self.options))
+
+    def build(self) -> torch.nn.Module:
+        """Build the module on the meta device: the tree is there, the numbers are not."""
+        options = {name: self.options[name] for name in _BUILD_OPTIONS if name in self.options}
+        with torch.device("meta"):
+            module: torch.nn.Module = self.automodel.from_config(self.config, **options)
+        return module.eval()
+
+    def load(self) -> torch.nn.Module:
+        """Load the module with its weights."""
+        module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **self.options)
+        return module.eval()
 
 
 def load_tokenizer(source: str, options: dict[str, Any], tokenizer_options: dict[str, Any]) -> Any:
-    """Load a tokenizer that pads on the left, so that the last token of every row is its last position."""
+    """Load a tokenizer that pads on the left, and with its end-of-text token if it has none for that, as is usual."""
     given = {"padding_side": "left", **hub_options(options), **tokenizer_options}
-    return prepare_tokenizer(AutoTokenizer.from_pretrained(source, **given))
-
-
-def prepare_tokenizer(tokenizer: Any) -> Any:
-    """Give a tokenizer that has no padding token its end-of-text token for it, as is usual."""
+    tokenizer = AutoTokenizer.from_pretrained(source, **given)
     if getattr(tokenizer, "pad_token", None) is None and getattr(tokenizer, "eos_token", None) is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def build_without_weights(automodel: Any, config: PretrainedConfig, options: dict[str, Any]) -> torch.nn.Module:
-    """Build the module on the meta device: the tree is there, the numbers are not."""
-    passed = {k: v for k, v in options.items() if k in ("attn_implementation", "trust_remote_code", "dtype", "torch_dtype")}
-    with torch.device("meta"):
-        module: torch.nn.Module = automodel.from_config(config, **passed)
-    return module.eval()
-
-
-def load_weights(automodel: Any, source: str, config: PretrainedConfig, options: dict[str, Any]) -> torch.nn.Module:
-    """Load the module with its weights."""
-    module: torch.nn.Module = automodel.from_pretrained(source, config=config, **options)
-    return module.eval()

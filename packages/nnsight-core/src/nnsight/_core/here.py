@@ -26,7 +26,20 @@ WHOLE = "_nnsight_whole"
 class Here:
     """Where a run stands: the place, the stage, the visit, and the value that lies there."""
 
-    __slots__ = ("backs", "layout", "pieces", "place", "rough", "shared", "skipped", "stage", "value", "views", "visit")
+    __slots__ = (
+        "backs",
+        "beside",
+        "layout",
+        "pieces",
+        "place",
+        "rough",
+        "shared",
+        "skipped",
+        "stage",
+        "value",
+        "views",
+        "visit",
+    )
 
     def __init__(self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None) -> None:
         self.place = place
@@ -46,16 +59,18 @@ class Here:
             self.views: dict[Rows, Any] = {}
             self.pieces: dict[Rows, Any] = {}
             self.backs: list[WriteBack] = []
+            #: What invokes hold of a value that was put together or replaced since: edits of it would have no effect.
+            self.beside: list[tuple[torch.Tensor, Mark]] = []
             #: Tensors without rows that invokes have seen, and their versions: an edit in place is no write of rows.
             self.shared: list[tuple[torch.Tensor, int]] = []
 
     def read(self, rows: Rows | None) -> Any:
         """Return the value, or the rows of one invoke as views into it."""
-        if self.rough and self.backs:
+        if self.rough:
             self._carry()
         if rows is None:
             if self.rough and (self.views or self.pieces):
-                self.settle()
+                self._put_together()
             return self.value
         self.roughen()
         if rows in self.pieces:
@@ -63,49 +78,66 @@ class Here:
         if rows in self.views:
             return self.views[rows]
         if any(_overlap(rows, other) for other in self.pieces):
-            self.settle()
+            self._put_together()
         view = self.views[rows] = narrow(self.value, rows, self._stated(), self.place.path, self.shared)
         return view
 
     def write(self, rows: Rows | None, value: Any) -> None:
         """Replace the value, or the rows of one invoke."""
-        if self.rough and self.backs:
+        if self.rough:
             self._carry()
         if rows is None:
             self.value = value
             if self.rough:
                 self._check_shared()
+                self._set_beside()
                 self.views.clear()
                 self.pieces.clear()
             return
         self.roughen()
         self._check(rows, value)
         if any(other != rows and _overlap(rows, other) for other in self.pieces):
-            self.settle()
+            self._put_together()
         self.pieces[rows] = value
         # The view stays: its leaves stand for the rows of the value that are not written by anybody.
 
     def settle(self) -> None:
         """Make `value` what everybody's reads and writes have made of it."""
-        if not self.rough:
-            return
-        if self.backs:
+        if self.rough:
             self._carry()
+            self._put_together(last=True)
+
+    def _put_together(self, last: bool = False) -> None:
         self._check_shared()
         for rows, view in self.views.items():
             if rows not in self.pieces and _asks_for_grad(view, self.value):
                 self.pieces[rows] = view
         if self.pieces:
+            if not last:
+                self._set_beside()
             self.value = self._joined()
             self.pieces.clear()
         self.views.clear()
 
+    def _set_beside(self) -> None:
+        self.beside += [(tensor, mark(tensor)) for held in self._held() for tensor in leaves(held)]
+
+    def _held(self) -> list[Any]:
+        return [*self.views.values(), *self.pieces.values()]
+
     def _carry(self) -> None:
         """Carry back what was edited in copies of the value; what is edited there later is carried back later."""
-        backs, self.backs = self.backs, []  # carrying reads and writes this very value
-        for back in backs:
-            back(self)
-        self.backs = backs
+        if any(changed(tensor, before) for tensor, before in self.beside):
+            raise RowsError(
+                f"An invoke edited in place what it had of {self._site()} before another invoke wrote there or read "
+                "the whole batch, so the edit would have no effect. Read it again after waiting for the other, and "
+                "edit that."
+            )
+        if self.backs:
+            backs, self.backs = self.backs, []  # carrying reads and writes this very value
+            for back in backs:
+                back(self)
+            self.backs = backs
 
     def _check_shared(self) -> None:
         shared, self.shared = self.shared, []
@@ -149,7 +181,9 @@ class Here:
         except RowsError:
             raise
         except ValueError as error:
-            raise RowsError(f"What was written to {self._site()} is built differently from what is there: {error}") from None
+            raise RowsError(
+                f"What was written to {self._site()} is built differently from what is there: {error}"
+            ) from None
 
     def _joined(self) -> Any:
         """Put the pieces into the value, leaf by leaf."""
@@ -196,6 +230,23 @@ def narrow(
         among = {storage_of(tensor) for tensor in leaves(value) if not any(tensor is other for other in whole)}
         shared += [(t, t._version) for t in whole if not t.is_inference() and storage_of(t) not in among]
     return taken
+
+
+#: What tells whether a tensor was edited in place since: its version, or a copy.
+Mark = int | torch.Tensor
+
+
+def mark(tensor: torch.Tensor) -> Mark:
+    """Take a mark of a tensor as it is now."""
+    # Inference tensors keep no version, so an edit shows by comparison only.
+    return tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def changed(tensor: torch.Tensor, before: Mark) -> bool:
+    """Say whether a tensor was edited in place since its mark was taken."""
+    if isinstance(before, int):
+        return tensor._version != before
+    return not (torch.equal(tensor, before) or bool(torch.isclose(tensor, before, 0, 0, equal_nan=True).all()))
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -46,6 +46,25 @@ class Interleaver:
         step_place: the place each visit of which begins a step; None for a single forward.
     """
 
+    # What a run starts with; set on the class, since most runs are short and change few of these.
+    here: Here | None = None
+    step = 0
+    stepping = False
+    steps_over = False
+    #: The places that were entered in earlier steps.
+    earlier: frozenset[Place] = frozenset()
+    model: Greenlet | None = None
+    #: What the model raised, on its way to the body that waits.
+    error: BaseException | None = None
+    over = False
+    stopped = False
+    closing = False
+    failed: BodyMediator | None = None
+    result: Any = None
+    #: The active stack that bodies of this run start with.
+    stack: tuple[Any, ...] = ()
+    _tapped = False
+
     def __init__(
         self,
         call: Callable[[], Any],
@@ -59,35 +78,17 @@ class Interleaver:
         self.step_place = step_place
         #: Who waits where, at either stage. A place is here as long as anybody has business there: the taps look here and
         #: nowhere else. The place of the steps is always among those at which something happens on the way in.
-        self.at_input: dict[Place, list[Mediator]] = {}
+        self.at_input: dict[Place, list[Mediator]] = {} if step_place is None else {step_place: []}
         self.at_output: dict[Place, list[Mediator]] = {}
         self.watchers: dict[Place, list[Watcher]] = {}
+        #: How often each place was entered and left, in this step.
         self.entered: dict[Place, int] = {}
         self.left: dict[Place, int] = {}
-        self.earlier: set[Place] = set()
-        self.here: Here | None = None
-        self.step = 0
-        self.stepping = False
-        self.steps_over = False
         self.step_waiters: list[Mediator] = []
         self.bodies: list[BodyMediator] = []
         self.parked: list[BodyMediator] = []
-        self.model: Greenlet | None = None
-        #: What the model raised, on its way to the body that waits.
-        self.error: BaseException | None = None
-        self.over = False
-        self.stopped = False
-        self.closing = False
-        self.failed: BodyMediator | None = None
-        self.result: Any = None
-        #: The active stack that bodies of this run start with.
-        self.stack: tuple[Any, ...] = ()
-        self.thread = ThreadState()
-        #: The state that captured bodies start with: the caller's.
-        self.body_thread = self.thread
-        self._tapped = False
-        if step_place is not None:
-            self.at_input[step_place] = []
+        #: The thread state of the model's side, and the one that captured bodies start with: the caller's.
+        self.thread = self.body_thread = ThreadState()
 
     # -- the hot path: called by the taps ----------------------------------------------------------------------------
 
@@ -121,10 +122,23 @@ class Interleaver:
         self.left[place] = visit + 1
         return value
 
-    def leave(self, place: Place, value: Any) -> Any:
-        """Come out of a place where business came up while it was running."""
-        here = self._arrive(self.at_output, place, OUTPUT, value, self.entered[place] - 1)
-        return value if here is None else here.value
+    def leave(self, place: Place, value: Any, visit: int) -> Any:
+        """Come out of a place where business came up before or while it was running."""
+        waiting = self.at_output[place]
+        first = waiting[0] if len(waiting) == 1 else None
+        if first is None or first.step is not None or visit or place.stepless or self.watchers:
+            here = self._arrive(self.at_output, place, OUTPUT, value, visit)
+            return value if here is None else here.value
+        # One body that waits for the first visit: what `_arrive` does then, on the shortest way.
+        del self.at_output[place]
+        here = self.here = Here(place, OUTPUT, value, visit, self.layout)
+        first.serve(here)
+        if self.parked:
+            self.settle()
+        if here.rough:
+            here.settle()
+        self.here = None
+        return here.value
 
     def _arrive(
         self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int
@@ -216,7 +230,7 @@ class Interleaver:
 
     def _begin_step(self) -> None:
         if self.stepping:
-            self.earlier.update(self.entered)
+            self.earlier = self.earlier.union(self.entered)
             self.entered.clear()
             self.left.clear()
             self.step += 1
@@ -365,12 +379,9 @@ class Interleaver:
         if not (self.at_output or self.at_input or self.bodies):
             self.untap()
         try:
-            mediator.turn_model()
-        except Abandon:
-            pass
+            mediator.park()
         finally:
             self.close()
-        self.raise_failure()
 
     def dismiss(self) -> None:
         """Let nobody be served any more, whatever the model still does."""
@@ -421,13 +432,17 @@ class Interleaver:
             self.closing = was
 
     def raise_failure(self) -> None:
-        """Raise what a captured body raised, if one did and it was not raised yet."""
-        if self.failed is not None and self.failed.failure is not None:
+        """Raise what a captured body or the model raised, if one did and it was not raised yet."""
+        failure, self.error = self.error, None
+        if self.failed is not None:
+            # The model was left because of it, by `Abandon`.
             failure, self.failed.failure = self.failed.failure, None
-            try:
-                raise failure
-            finally:
-                del failure  # or the traceback would hold this frame, and this frame the error
+        if failure is None or isinstance(failure, Abandon):
+            return
+        try:
+            raise failure
+        finally:
+            del failure  # or the traceback would hold this frame, and this frame the error
 
     def forget(self) -> None:
         """Let go of bodies and values when all is over: whoever holds on to the run is not to hold on to those."""

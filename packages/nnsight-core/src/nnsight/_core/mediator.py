@@ -46,28 +46,28 @@ class Loop:
 class Mediator:
     """One body at work in a run."""
 
+    # What a mediator starts with; most bodies change few of these.
+    #: The step the body asks in. None outside of any loop: then a site means its first visit in the run.
+    step: int | None = None
+    loop: Loop | None = None
+    loops_used = False
+    place: Place | None = None
+    stage = ""
+    here: Here | None = None
+    served = False
+    done = False
+    #: Ends the wait of a parked body that waits for no site (a name, a barrier); see `Interleaver.settle`.
+    ready: Callable[[], bool] | None = None
+    greenlet: Greenlet | None = None
+    #: Where the `with` of an inline body stands, if that is code that can be suspended; see `active.py`.
+    frame: FrameType | None = None
+
     def __init__(self, run: Interleaver, rows: Rows | None = None, name: str = "the body", order: int = 0) -> None:
         self.run = run
         self.members = run.rigging.members
         self.rows = rows
         self.name = name
         self.order = order
-        #: The step the body asks in. None outside of any loop: then a site means its first visit in the run.
-        self.step: int | None = None
-        self.loop: Loop | None = None
-        self.loops_used = False
-        self.place: Place | None = None
-        self.stage = ""
-        self.here: Here | None = None
-        self.served = False
-        self.done = False
-        #: Ends the wait of a parked body that waits for no site (a name, a barrier); see `Interleaver.settle`.
-        self.ready: Callable[[], bool] | None = None
-        self.greenlet: Greenlet | None = None
-        #: Where the `with` of an inline body stands, if that is code that can be suspended; see `active.py`.
-        self.frame: FrameType | None = None
-        #: Values that were saved, for backends that must send them; None where nobody needs to know.
-        self.saved: list[Any] | None = None
 
     def mediator_for(self, place: Place) -> Mediator | None:
         """Answer for a place of this run's tree; see `active.py`."""
@@ -91,12 +91,12 @@ class Mediator:
         run = self.run
         here = run.here
         self.place, self.stage = place, stage
+        if self.loop is not None and self.loop.first is None:
+            self.loop.first = place
         if here is not None and here.place is place and here.stage is stage:
             if self.here is here or self.due(here.visit):
                 self.here = here
                 return here
-        if self.loop is not None and self.loop.first is None:
-            self.loop.first = place
         # The first test is there for speed: what it lets through cannot have been passed.
         if (
             place in (run.left if stage is OUTPUT else run.entered) or run.stepping or run.over
@@ -120,9 +120,9 @@ class Mediator:
     def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""
         place, step = self.place, self.step
-        if step is None or (place is not None and place.stepless):
-            return visit == 0
         run = self.run
+        if step is None or (place is not None and place.stepless):
+            return visit == 0 and place not in run.earlier
         return visit == (step if not run.stepping else 0) and (not run.stepping or step == run.step)
 
     def serve(self, here: Here) -> None:
@@ -188,35 +188,24 @@ class InlineMediator(Mediator):
 
     def park(self) -> None:
         """Give the model its turn. An error of the model comes out here, at the line that waited."""
-        try:
-            self.turn_model()
-        except Abandon:
-            pass  # an edit failed
-        if self.run.failed is not None:
-            self.run.raise_failure()
-
-    def turn_model(self) -> None:
-        """Give the model its turn, to return to where the body is now."""
         run = self.run
-        model = run.model
-        assert isinstance(model, Worker)
-        current = getcurrent()
-        if self.greenlet is not current:
-            # A body that yields or awaits may be resumed elsewhere.
-            if not adopt(model):
-                run.dismiss()
-                raise NoTraceError(
-                    "This trace runs in another thread, and only there can its model go on. Ask for values in the thread "
-                    "that opened the trace, or open one in each thread."
-                )
-            self.greenlet = current
-        turn(run.thread, model.switch)
-        if run.error is not None:
-            error, run.error = run.error, None
-            try:
-                raise error
-            finally:
-                del error  # or the traceback would hold this frame, and this frame the error
+        if self.greenlet is not getcurrent():
+            self._move()
+        turn(run.thread, run.model.switch)  # type: ignore[union-attr]  # it was asked for a site, so it is prepared
+        if run.error is not None or run.failed is not None:
+            run.raise_failure()
+
+    def _move(self) -> None:
+        # A body that yields or awaits may be resumed elsewhere: the model is to return to where the body is now.
+        run = self.run
+        assert isinstance(run.model, Worker)
+        if not adopt(run.model):
+            run.dismiss()
+            raise NoTraceError(
+                "This trace runs in another thread, and only there can its model go on. Ask for values in the thread "
+                "that opened the trace, or open one in each thread."
+            )
+        self.greenlet = getcurrent()
 
     def serve(self, here: Here) -> None:
         """Hand the site over to the caller's frame."""

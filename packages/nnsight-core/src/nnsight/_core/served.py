@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .active import active, mediator_for
 from .errors import NNsightError
-from .here import Here, storage_of
+from .here import Here, changed, mark, storage_of
 from .sites import INPUT, OUTPUT, Place, site_name
 from .structures import first, leaves
 
@@ -146,12 +144,12 @@ class WriteBack:
         self.envoy = envoy
         self.rows = rows
         self.shown = shown
-        self.marks = [_mark(tensor) for tensor in leaves(shown)]
+        self.marks = [mark(tensor) for tensor in leaves(shown)]
 
     def __call__(self, here: Here) -> None:
         """Carry the edits back that were made since the last time."""
         tensors = leaves(self.shown)
-        if not any(_changed(tensor, mark) for tensor, mark in zip(tensors, self.marks)):
+        if not any(map(changed, tensors, self.marks)):
             return
         if self.prop.write is None:
             raise NNsightError(
@@ -159,7 +157,7 @@ class WriteBack:
                 "its site and its eproperty has no setter to carry the edit back. Give it one, or edit the site itself."
             )
         here.write(self.rows, self.prop.write(self.envoy, here.read(self.rows), self.shown))
-        self.marks = [_mark(tensor) for tensor in tensors]
+        self.marks = [mark(tensor) for tensor in tensors]
 
 
 def _copies(shown: Any, value: Any) -> bool:
@@ -171,17 +169,6 @@ def _copies(shown: Any, value: Any) -> bool:
         return False
     inside = {storage_of(tensor) for tensor in given}
     return any(storage_of(tensor) not in inside for tensor in others)
-
-
-def _mark(tensor: torch.Tensor) -> int | torch.Tensor:
-    # Inference tensors keep no version, so an edit shows by comparison only.
-    return tensor.clone() if tensor.is_inference() else tensor._version
-
-
-def _changed(tensor: torch.Tensor, mark: int | torch.Tensor) -> bool:
-    if isinstance(mark, int):
-        return tensor._version != mark
-    return not (torch.equal(tensor, mark) or bool(torch.isclose(tensor, mark, 0, 0, equal_nan=True).all()))
 
 
 def first_input(envoy: Node, value: Any) -> Any:

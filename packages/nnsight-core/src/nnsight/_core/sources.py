@@ -136,10 +136,11 @@ def _pass(place: OperationPlace) -> Callable[..., Any]:
         if place in run.at_input:
             return run.visit(place, callee, args, kwargs)
         entered, left = run.entered, run.left
-        entered[place] = entered.get(place, 0) + 1
+        visit = entered.get(place, 0)
+        entered[place] = visit + 1
         value = callee(*args, **kwargs)
         if place in run.at_output:
-            value = run.leave(place, value)
+            value = run.leave(place, value, visit)
         left[place] = left.get(place, 0) + 1
         return value
 

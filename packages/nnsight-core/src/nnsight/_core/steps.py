@@ -75,6 +75,7 @@ class StepLoop:
                 yield step
         finally:
             mediator.loop, mediator.step = outer_loop, outer_step
+            mediator.here = None  # what was served in the loop is another visit outside of it
 
     def _warn(self, mediator: Mediator, step: int, stacklevel: int) -> None:
         run = mediator.run

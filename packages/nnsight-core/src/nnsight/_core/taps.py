@@ -112,10 +112,11 @@ def wrap(tap: Tap) -> Callable[..., Any]:
         if tap in run.at_input:
             return run.visit(tap, tap.call, args, kwargs)
         entered, left = run.entered, run.left
-        entered[tap] = entered.get(tap, 0) + 1
+        visit = entered.get(tap, 0)
+        entered[tap] = visit + 1
         value = tap.call(*args, **kwargs)
         if tap in run.at_output:
-            value = run.leave(tap, value)
+            value = run.leave(tap, value, visit)
         left[tap] = left.get(tap, 0) + 1
         return value
 

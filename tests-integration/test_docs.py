@@ -1,0 +1,67 @@
+"""The documentation tells the truth: its examples run, and nothing that it must speak of is missing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+
+import pytest
+from pages import PAGES, ROOT, Page
+
+import nnsight
+from nnsight._core import errors, hookspecs
+
+DOCS = ROOT / "docs"
+RAISED = [
+    cls
+    for cls in vars(errors).values()
+    if inspect.isclass(cls) and issubclass(cls, (errors.NNsightError, errors.NNsightWarning))
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_examples_of_a_page_run(path):
+    Page(path).run()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_example_is_fenced_so_that_it_is_not_run(path):
+    fences = re.findall(r"^ *```+ *(\S*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(fences) <= {"", "python", "text", "console", "toml"}
+
+
+@pytest.mark.parametrize("cls", RAISED, ids=lambda cls: cls.__name__)
+def test_every_error_has_a_page_with_an_example_that_raises_it(cls):
+    page = Page(DOCS / "errors" / f"{cls.__name__}.md")
+    headings = re.findall(r"^## (.*)$", page.text, re.MULTILINE)
+    assert headings == ["Symptom", "Cause", "Fix"]
+    kind = "warns" if issubclass(cls, Warning) else "raises"
+    assert cls.__name__ in [block.options.get(kind) for block in page.blocks]
+    assert f"({cls.__name__}.md)" in (DOCS / "errors" / "index.md").read_text(encoding="utf-8")
+
+
+def test_every_hook_is_documented():
+    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, "nnsight_spec")]
+    assert hooks
+    page = (DOCS / "plugins.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### `(\w+)`", page, re.MULTILINE)
+    assert sorted(headings) == sorted(hooks)
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "reference").glob("*.md")))
+    entries = {path.rpartition(".")[2] for path in re.findall(r"^::: ([\w.]+)", pages, re.MULTILINE)}
+    mentioned = entries | set(re.findall(r"^ +- (\w+)$", pages, re.MULTILINE))
+    missing = {name for name in nnsight.__all__ if not name.startswith("_")} - mentioned
+    missing |= set(__import__("nnsight.plugin").plugin.__all__) - mentioned
+    # Errors have pages of their own, which the reference links to.
+    assert missing - {cls.__name__ for cls in RAISED} == set()
+
+
+def test_the_toy_of_how_it_works_is_as_long_as_it_says():
+    page = Page(DOCS / "how-it-works.md")
+    toy = next(block for block in page.blocks if "greenlet" in block.text)
+    lines = [line for line in toy.text.splitlines() if line.strip()]
+    assert 30 <= len(lines) <= 45
+    assert ast.parse(toy.text)
