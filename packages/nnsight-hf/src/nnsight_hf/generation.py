@@ -48,8 +48,8 @@ class Stream:
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, which is no step's, and then the tokens of each step."""
         if not self._prompt:
-            before = value._version
-            if self._place(value) is not value or value._version != before:
+            before = value.clone()
+            if not torch.equal(self._place(value), before):
                 raise AttributeError(
                     "`model.generator.streamer.output` can be read only: it is a copy of the tokens that were chosen. To "
                     "change what is chosen, change the logits (`model.output.logits`) or pass `logits_processor=`."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -34,9 +35,9 @@ class Rigging:
 
     def collect(self) -> None:
         """Walk the tree again: modules may have been replaced since. While it is on, the change takes effect at once."""
-        named = [*_named(self.root, self.path)]
+        named = [*reachable(self.root, self.path)]
         for name, extra in self.extras.items():
-            named += _named(extra, f"{self.path}.{name}")
+            named += reachable(extra, f"{self.path}.{name}")
         taps = [tap_of(module, path) for path, module in named if _runs(module)]
         with _lock:
             if self.users:
@@ -44,7 +45,7 @@ class Rigging:
             self.taps = taps
             self.members: frozenset[Place] = frozenset(taps)
             self._puts = [(tap.own, tap.wrapper, tap) for tap in taps]
-            self._forwards = {type(tap.module): type(tap.module).forward for tap in taps}
+            self._forwards = _class_forwards(taps)
             if self.users:
                 self._put()
 
@@ -82,7 +83,7 @@ class Rigging:
     def _put(self) -> None:
         for cls, forward in self._forwards.items():
             if cls.forward is not forward:  # somebody has patched the class since
-                self._forwards = {type(tap.module): type(tap.module).forward for tap in self.taps}
+                self._forwards = _class_forwards(self.taps)
                 for tap in self.taps:
                     tap.aim_now()
                 break
@@ -111,12 +112,25 @@ class Rigging:
                     tap.uncover()
 
 
+def _class_forwards(taps: list[Tap]) -> dict[type[torch.nn.Module], Any]:
+    modules = [tap.module for tap in taps if not isinstance(tap.module, torch.jit.ScriptModule)]
+    return {type(module): type(module).forward for module in modules}
+
+
 def _runs(module: torch.nn.Module) -> bool:
     # Containers such as ModuleList have no forward.
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     return "forward" in module.__dict__ or type(module).forward is not torch.nn.Module.forward
 
 
-def _named(root: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.Module]]:
+def reachable(root: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Give the path and module of everything in a tree that a run can stop at, shared modules once."""
+    scripted: list[str] = []
     for name, module in root.named_modules():
-        yield (f"{path}.{name}" if name else path), module
+        if any(name.startswith(f"{above}.") or not above for above in scripted):
+            continue  # what TorchScript runs inside itself never comes by
+        if isinstance(module, torch.jit.ScriptModule):
+            scripted.append(name)
+        yield ".".join(part for part in (path, name) if part), module
 

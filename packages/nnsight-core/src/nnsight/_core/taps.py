@@ -9,6 +9,8 @@ is exactly what it was. An instance-level `forward` that was there first is call
 
 from __future__ import annotations
 
+import copy
+import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -49,17 +51,17 @@ class Tap(Place):
         #: Set by `sources.py`: what is opened of the forward, so that its operations are sites.
         self.opening: Opening | None = None
         #: What the wrapper calls.
-        self.call: Any = MethodType(type(module).forward, module)
-        self.wrapper = wrap(self)
+        self.call: Any = plain_forward(module)
+        self.wrapper = Wrapper(_pass, self)
         # Libraries ask a forward for its parameters while it runs (`inspect.signature(model.forward)`).
-        self.wrapper.__wrapped__ = self.call  # type: ignore[attr-defined]
+        self.wrapper.__wrapped__ = self.call
 
     def forward(self) -> Callable[..., Any]:
         """Return the forward that runs without us."""
         forward = self.own.get("forward", _absent)
         if forward is self.wrapper:
             forward = self.saved
-        return MethodType(type(self.module).forward, self.module) if forward is _absent else forward
+        return plain_forward(self.module) if forward is _absent else forward
 
     def aim(self) -> None:
         """Set what the wrapper calls: the forward that would run without us, opened if its operations are asked for."""
@@ -83,7 +85,7 @@ class Tap(Place):
         except BaseException:
             self.saved = _absent
             raise
-        self.wrapper.__wrapped__ = self.saved  # type: ignore[attr-defined]
+        self.wrapper.__wrapped__ = self.saved
         self.own["forward"] = self.wrapper
 
     def uncover(self) -> None:
@@ -96,31 +98,56 @@ class Tap(Place):
             own["forward"] = self.saved
         self.saved = _absent
         # What was put on the instance may be gone by the next run; where it is not, `cover` aims at it.
-        plain = MethodType(type(self.module).forward, self.module)
+        plain = plain_forward(self.module)
         self.call = plain if self.opening is None else self.opening.through_or_plain(plain)
-        self.wrapper.__wrapped__ = plain  # type: ignore[attr-defined]
+        self.wrapper.__wrapped__ = plain
 
 
-def wrap(tap: Tap) -> Callable[..., Any]:
-    """Build the wrapper of one tap. It is on the hot path of every traced module."""
-    whose, current = running.get, getcurrent
+def plain_forward(module: torch.nn.Module) -> Any:
+    """Return the forward that a module has from its class."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.forward  # a descriptor of TorchScript's own, which the class cannot be asked for
+    return MethodType(type(module).forward, module)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        run = whose(current())
-        if run is None:
-            return tap.call(*args, **kwargs)
-        if tap in run.at_input:
-            return run.visit(tap, tap.call, args, kwargs)
-        entered, left = run.entered, run.left
-        visit = entered.get(tap, 0)
-        entered[tap] = visit + 1
-        value = tap.call(*args, **kwargs)
-        if tap in run.at_output:
-            value = run.leave(tap, value, visit)
-        left[tap] = left.get(tap, 0) + 1
-        return value
 
-    return forward
+class Wrapper(functools.partial):  # type: ignore[type-arg]
+    """The wrapper of one tap, as the instance-level `forward` of its module.
+
+    A module that is copied or pickled while a run is on takes its own forward along, and nothing of ours.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        (tap,) = self.args
+        if tap.saved is not _absent:
+            return copy.deepcopy(tap.saved, memo)
+        return plain_forward(memo.get(id(tap.module), tap.module))
+
+    def __reduce__(self) -> Any:
+        (tap,) = self.args
+        if tap.saved is not _absent:
+            return (_itself, (tap.saved,))
+        return (plain_forward, (tap.module,))
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _pass(tap: Tap, /, *args: Any, **kwargs: Any) -> Any:
+    # The hot path of every traced module.
+    run = running.get(getcurrent())
+    if run is None:
+        return tap.call(*args, **kwargs)
+    if tap in run.at_input:
+        return run.visit(tap, tap.call, args, kwargs)
+    entered, left = run.entered, run.left
+    visit = entered.get(tap, 0)
+    entered[tap] = visit + 1
+    value = tap.call(*args, **kwargs)
+    if tap in run.at_output:
+        value = run.leave(tap, value, visit)
+    left[tap] = left.get(tap, 0) + 1
+    return value
 
 
 _taps: weakref.WeakValueDictionary[int, Tap] = weakref.WeakValueDictionary()

@@ -17,7 +17,7 @@ from .naming import Naming
 from .printing import render
 from .served import eproperty
 from .sites import Place
-from .rigging import Rigging
+from .rigging import Rigging, reachable
 from .taps import Tap, tap_of
 
 N = TypeVar("N", bound="Node")
@@ -98,7 +98,7 @@ class Node:
 
     def _submodule(self, name: str) -> torch.nn.Module | None:
         extra: torch.nn.Module | None = self.__dict__["_extras"].get(name)
-        return self._module._modules.get(name) if extra is None else extra
+        return children_of(self._module).get(name) if extra is None else extra
 
     def _make(self, name: str, module: torch.nn.Module) -> Node:
         path = f"{self._path}.{name}"
@@ -115,7 +115,7 @@ class Node:
             if fitting is not type(self):
                 object.__setattr__(self, "__class__", fitting)
         for name, child in list(self._children.items()):
-            below = module._modules.get(name, own["_extras"].get(name))
+            below = children_of(module).get(name, own["_extras"].get(name))
             if below is None:
                 del self._children[name]
             else:
@@ -152,7 +152,7 @@ class Node:
         module = own.get("_module")
         if module is None or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)  # what copying and pickling look for is not the module's to answer
-        child = module._modules.get(name)
+        child = children_of(module).get(name)
         if child is None:
             child = own["_extras"].get(name)
         if child is not None:
@@ -164,7 +164,7 @@ class Node:
         value = getattr(module, name)
         if isinstance(value, torch.nn.Module):
             # A property of the module that gives one of its parts by another name.
-            for path, part in module.named_modules():
+            for path, part in reachable(module, ""):
                 if part is value:
                     return self._walk(path) if path else self
         if inspect.ismethod(value) and value.__self__ is module:
@@ -210,7 +210,7 @@ class Node:
         return True
 
     def __getitem__(self, key: Any) -> Any:
-        modules = self._module._modules
+        modules = children_of(self._module)
         if isinstance(key, str):
             if modules.get(key) is None:
                 raise KeyError(f"`{self._path}` has no submodule {key!r}; it has {', '.join(modules) or 'none'}")
@@ -234,15 +234,15 @@ class Node:
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._module, torch.nn.ModuleDict):
-            return iter(list(self._module._modules))
+            return iter(list(children_of(self._module)))
         if not hasattr(type(self._module), "__iter__"):
             raise TypeError(f"`{self._path}` is a {type(self._module).__name__}, which cannot be iterated over")
         child = self._child
-        return iter([child(name, module) for name, module in self._module._modules.items() if module is not None])
+        return iter([child(name, module) for name, module in children_of(self._module).items() if module is not None])
 
     def named_modules(self, include: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
         """Return (path, envoy) of this module and all below it, outermost first, shared modules once."""
-        found = [(path, self._walk(path) if path else self) for path, _ in self._module.named_modules()]
+        found = [(path, self._walk(path) if path else self) for path, _ in reachable(self._module, "")]
         return [(node._path, node) for _, node in found if include is None or include(node)]
 
     def modules(self, include: Callable[[Any], bool] | None = None) -> list[Any]:
@@ -287,7 +287,10 @@ class Node:
             return naming.names_of(top, f"{base}.{path}" if base and path else base or path)
 
         def describe(path: str, module: torch.nn.Module) -> list[str]:
-            node = self._walk(path) if path else self
+            try:
+                node = self._walk(path) if path else self
+            except AttributeError:
+                return []  # inside a scripted module: shown, but not to be reached
             served = _described(type(node))
             return [f"({name}): {text}" for name, text in served]
 
@@ -313,6 +316,11 @@ class Node:
 #: What a root must have before its envoys can be made, and what is made anew in a copy.
 _CORE = ("_module", "_path", "_parent", "_extras", "_names", "_classes", "_default_class")
 _MADE_ANEW = ("_root", "_children", "_tap", "_rigging")
+
+
+def children_of(module: torch.nn.Module) -> Mapping[str, torch.nn.Module | None]:
+    """Return the submodules of a module by name. A scripted module is a leaf: nothing inside it can be reached."""
+    return {} if isinstance(module, torch.jit.ScriptModule) else module._modules
 
 
 def _restore(cls: type[Node], core: dict[str, Any]) -> Node:
@@ -382,7 +390,7 @@ class _Submodule:
     def __get__(self, node: Any, owner: type | None = None) -> Any:
         if node is None:
             return self
-        module = node._module._modules.get(self.name)
+        module = children_of(node._module).get(self.name)
         if module is None:
             return getattr(node, f"nns_{self.name}")
         return node._child(self.name, module)
@@ -396,7 +404,7 @@ _made: dict[tuple[type, tuple[str, ...]], type] = {}
 
 def without_collisions(cls: type[N], module: torch.nn.Module) -> type[N]:
     """Return `cls`, or a class like it in which submodules with names of ours are reachable by their names."""
-    names = tuple(sorted(n for n in module._modules if not n.startswith("_") and hasattr(cls, n)))
+    names = tuple(sorted(n for n in children_of(module) if not n.startswith("_") and hasattr(cls, n)))
     if not names:
         return cls
     made = _made.get((cls, names))

@@ -1,0 +1,72 @@
+"""Run the demo: `python -m nnsight_hf.demo`. What it shows is in the files beside this one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import transformers
+from nnsight import LanguageModel
+
+PARTS = ("lens", "patching", "steering", "gradients", "timing")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Show the parts in the terminal, and write their figures."""
+    begin = time.perf_counter()
+    options = _options(arguments)
+    _check()
+    from rich.console import Console
+
+    from .terminal import show
+
+    console = Console()
+    transformers.utils.logging.disable_progress_bar()
+    model = LanguageModel("nnsight/toy-landmarks", dispatch=True)
+    console.print(
+        f"A toy GPT-2 of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters and "
+        f"{len(model.transformer.h)} blocks, trained on made-up sentences about landmarks and cities. It comes with the "
+        "package; nothing is downloaded. What is seen in it need not hold in a real language model.\n",
+        highlight=False,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(options.parts or PARTS, start=1):
+        part = import_module(f"nnsight_hf.demo.{name}").part(model)
+        show(part, number, console)
+        part.figure.savefig(options.out / f"{name}.png", dpi=130)
+    console.rule(characters="-")
+    console.print(
+        f"Figures of the same numbers: {options.out}/. Each part is a short file in {Path(__file__).parent}. "
+        f"({time.perf_counter() - begin:.0f} s)",
+        highlight=False,
+    )
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m nnsight_hf.demo", description="Look inside a small language model, offline."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"show only these: {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("nnsight-demo"), help="where the figures go (./nnsight-demo)")
+    options = parser.parse_args(arguments)
+    for name in options.parts:
+        if name not in PARTS:
+            parser.error(f"there is no part {name!r}; there are {', '.join(PARTS)}")
+    return options
+
+
+def _check() -> None:
+    missing = [name for name in ("matplotlib", "rich") if find_spec(name) is None]
+    if missing:
+        sys.exit(f'The demo draws with {" and ".join(missing)}, not installed here: pip install "nnsight-hf[demo]"')
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 3):
+        # Before, a block gave a tuple, and every example would have to say so.
+        sys.exit(f"The demo needs transformers 5.3 or newer; this is {transformers.__version__}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The logit lens: what would the model answer if it stopped after this block?
+
+Every block adds to the same stream of vectors, one for each token. The lens reads the stream early, with the model's
+own last norm and unembedding (nostalgebraist, "interpreting GPT: the logit lens", 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from nnsight import LanguageModel
+
+from . import figures, prompts, terminal
+from .part import Part
+
+
+def logit_lens(model: LanguageModel, prompt: str) -> torch.Tensor:
+    """Return the probabilities of the next token, read before the first block and after each: [depth, position, token]."""
+    with torch.no_grad(), model.trace(prompt):
+        stream = [model.transformer.h[0].input]
+        for block in model.transformer.h:
+            stream.append(block.output)
+        logits = [model.lm_head(model.transformer.ln_f(hidden))[0] for hidden in stream]
+    return torch.stack(logits).softmax(-1)
+
+
+def part(model: LanguageModel) -> Part:
+    """Look at one prompt through the lens."""
+    probabilities, tokens = logit_lens(model, prompts.EIFFEL).max(-1)
+    guesses = [[model.tokenizer.decode(token).strip() for token in row] for row in tokens]
+    depths = ["no block yet", *(f"after block {number}" for number in range(len(guesses) - 1))]
+    positions = prompts.words(model, prompts.EIFFEL)
+
+    answer = guesses[-1][-1]
+    settled = next(depth for depth in range(len(guesses)) if all(row[-1] == answer for row in guesses[depth:]))
+    return Part(
+        title="Logit lens: the answer takes shape, block by block",
+        question=(
+            f'The model reads "{prompts.EIFFEL}". Its words are the columns, its blocks the rows; each cell is the word that the '
+            "model would say next if it stopped there, and how sure it would be."
+        ),
+        code=logit_lens,
+        table=terminal.heat_map(probabilities, depths, positions, guesses),
+        figure=figures.heat_map(
+            probabilities,
+            depths,
+            positions,
+            guesses,
+            title="Logit lens: the likeliest next word after each block",
+            across="the word that the model has just read",
+            scale="probability of the word in the cell",
+        ),
+        finding=(
+            f'Last column: "{answer}" leads from {depths[settled]} on ({probabilities[settled, -1]:.2f}) and ends at '
+            f"{probabilities[-1, -1]:.2f}."
+        ),
+    )

@@ -1,0 +1,48 @@
+"""One checkpoint of each architecture for the whole run, saved where a user would have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import checkpoints
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nnsight import LanguageModel
+
+
+@pytest.fixture(scope="session", params=list(checkpoints.CONFIGS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return checkpoints.save(tmp_path_factory.mktemp(kind), kind)
+
+
+@pytest.fixture(scope="session")
+def model(folder: str) -> Any:
+    return LanguageModel(folder)
+
+
+@pytest.fixture(scope="session")
+def plain(folder: str) -> torch.nn.Module:
+    """The same checkpoint, loaded by transformers alone."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return checkpoints.save(tmp_path_factory.mktemp("gpt2-once"), "gpt2")
+
+
+@pytest.fixture(scope="session")
+def gpt2(gpt2_folder: str) -> Any:
+    return LanguageModel(gpt2_folder)
+
+
+@pytest.fixture(scope="session")
+def plain_gpt2(gpt2_folder: str) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(gpt2_folder).eval()

@@ -1,0 +1,205 @@
+"""The forms in which an input can be given: each means the same as the token ids that are passed to transformers."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from checkpoints import LONG, MIDDLE, SHORT, alone, ids, tokenizer
+from transformers import BatchEncoding
+
+import nnsight
+
+ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture
+def logits(gpt2):
+    def logits(*given, **kwargs) -> torch.Tensor:
+        with gpt2.trace(*given, **kwargs):
+            return gpt2.output.logits
+
+    return logits
+
+
+ONE = ids(LONG)
+FORMS = {
+    "a string": (LONG,),
+    "a list of one": ([LONG],),
+    "a tuple of one": ((LONG,),),
+    "a list of ids": (ONE,),
+    "a list of lists of ids": ([ONE],),
+    "a tensor [positions]": (torch.tensor(ONE),),
+    "a tensor [rows, positions]": (torch.tensor([ONE]),),
+    "a list of tensors": ([torch.tensor(ONE)],),
+    "a list of numbers that are tensors": (list(torch.tensor(ONE)),),
+    "a narrow type": (torch.tensor(ONE, dtype=torch.int32),),
+    "an array": (numpy.array([ONE]),),
+    "a dict": ({"input_ids": torch.tensor([ONE])},),
+    "a dict of lists": ({"input_ids": ONE, "attention_mask": [1] * len(ONE)},),
+    "what a tokenizer gives": (tokenizer()(LONG, return_tensors="pt"),),
+    "what a tokenizer gives by default": (tokenizer()(LONG),),
+}
+
+
+@pytest.mark.parametrize("given", FORMS.values(), ids=FORMS)
+def test_every_form_means_the_same(logits, plain_gpt2, given) -> None:
+    torch.testing.assert_close(logits(*given), alone(plain_gpt2, LONG), **ROUNDING)
+
+
+BOTH = [ids(SHORT), ids(LONG)]
+RAGGED = {
+    "lists": (BOTH,),
+    "tensors": ([torch.tensor(row) for row in BOTH],),
+    "arrays": ([numpy.array(row) for row in BOTH],),
+    "a dict": ({"input_ids": BOTH},),
+    "a dict with masks": ({"input_ids": BOTH, "attention_mask": [[1] * len(row) for row in BOTH]},),
+    "what a tokenizer gives": (tokenizer()([SHORT, LONG]),),
+    "what a tokenizer pads on the right": (tokenizer()([SHORT, LONG], padding=True, return_tensors="pt"),),
+}
+
+
+@pytest.mark.parametrize("given", RAGGED.values(), ids=RAGGED)
+def test_rows_of_different_lengths_are_as_they_are_alone(logits, plain_gpt2, given) -> None:
+    got = logits(*given)
+    on_the_right = "right" in str(given) or isinstance(given[0], BatchEncoding) and torch.is_tensor(given[0]["input_ids"])
+    short = got[0, :2] if on_the_right else got[0, -2:]
+    torch.testing.assert_close(short, alone(plain_gpt2, SHORT)[0], **ROUNDING)
+    torch.testing.assert_close(got[1:], alone(plain_gpt2, LONG), **ROUNDING)
+
+
+def test_keywords_alone(logits, plain_gpt2) -> None:
+    want = alone(plain_gpt2, LONG)
+    torch.testing.assert_close(logits(input_ids=torch.tensor([ONE])), want, **ROUNDING)
+    torch.testing.assert_close(logits(input_ids=ONE, attention_mask=None), want, **ROUNDING)
+    embeds = plain_gpt2.get_input_embeddings()(torch.tensor([ONE]))
+    torch.testing.assert_close(logits(inputs_embeds=embeds), want, **ROUNDING)
+    torch.testing.assert_close(logits(inputs_embeds=embeds[0]), want, **ROUNDING)
+
+
+def test_embeddings_share_a_batch(gpt2, plain_gpt2) -> None:
+    embed = plain_gpt2.get_input_embeddings()
+    with gpt2.trace() as tracer:
+        with tracer.invoke(inputs_embeds=embed(torch.tensor([ids(SHORT)]))):
+            short = gpt2.output.logits
+        with tracer.invoke(inputs_embeds=embed(torch.tensor([ONE]))):
+            long = gpt2.output.logits
+    torch.testing.assert_close(short[:, -2:], alone(plain_gpt2, SHORT), **ROUNDING)
+    torch.testing.assert_close(long, alone(plain_gpt2, LONG), **ROUNDING)
+
+
+def test_a_mask_of_the_users_hides_what_it_hides(logits, plain_gpt2) -> None:
+    got = logits(["the the cat", MIDDLE.replace(" big", "")], attention_mask=[[0, 1, 1], [1, 1, 1]])
+    torch.testing.assert_close(got[:1, 1:], alone(plain_gpt2, SHORT), **ROUNDING)
+
+
+def test_positions_of_the_users_are_taken(logits, plain_gpt2) -> None:
+    with torch.no_grad():
+        want = plain_gpt2(torch.tensor([[5, 6]]), position_ids=torch.tensor([[7, 3]])).logits
+    torch.testing.assert_close(logits([5, 6], position_ids=[7, 3]), want, **ROUNDING)
+
+
+def test_labels_of_a_batch_are_not_counted_where_there_is_padding(gpt2, plain_gpt2) -> None:
+    with gpt2.trace() as tracer:
+        with tracer.invoke(SHORT, labels=ids(SHORT)):
+            pass
+        with tracer.invoke(LONG, labels=ids(LONG)):
+            pass
+        with tracer.invoke():
+            loss = gpt2.output.loss
+    with torch.no_grad():
+        each = [plain_gpt2(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1) for row in BOTH]
+    torch.testing.assert_close(loss, sum(each) / sum(len(row) - 1 for row in BOTH), **ROUNDING)
+
+
+def test_options_for_the_tokenizer(gpt2, plain_gpt2, logits) -> None:
+    got = logits(LONG, truncation=True, max_length=3)
+    torch.testing.assert_close(got, alone(plain_gpt2, LONG)[:, :3], **ROUNDING)
+    with gpt2.trace() as tracer:
+        with tracer.invoke(LONG, truncation=True, max_length=2):
+            cut = gpt2.output.logits
+        with tracer.invoke(LONG):
+            whole = gpt2.output.logits
+    torch.testing.assert_close(cut[:, -2:], alone(plain_gpt2, "a small"), **ROUNDING)
+    torch.testing.assert_close(whole, alone(plain_gpt2, LONG), **ROUNDING)
+
+
+def test_no_padding_token_is_needed(plain_gpt2) -> None:
+    bare = tokenizer(pad=None)
+    model = nnsight.LanguageModel(plain_gpt2, tokenizer=bare)
+    with model.trace([SHORT, LONG]):
+        logits = model.output.logits
+    torch.testing.assert_close(logits[:1, -2:], alone(plain_gpt2, SHORT), **ROUNDING)
+    assert bare.pad_token is None, "a tokenizer of the user's is left as it is"
+
+
+def test_a_tokenizer_that_pads_on_the_right_does_no_harm(plain_gpt2) -> None:
+    model = nnsight.LanguageModel(plain_gpt2, tokenizer=tokenizer(side="right"))
+    with model.trace([SHORT, LONG]):
+        last = model.output.logits[:, -1]
+    want = torch.cat([alone(plain_gpt2, SHORT)[:, -1], alone(plain_gpt2, LONG)[:, -1]])
+    torch.testing.assert_close(last, want, **ROUNDING)
+
+
+def test_a_model_without_tokenizer_takes_ids_and_no_text(plain_gpt2) -> None:
+    model = nnsight.LanguageModel(plain_gpt2)
+    with model.trace(BOTH):
+        logits = model.output.logits
+    torch.testing.assert_close(logits[1:], alone(plain_gpt2, LONG), **ROUNDING)
+    with pytest.raises(ValueError, match="no tokenizer.*pass `tokenizer=`"):
+        with model.trace(LONG):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("", ValueError, "'' is empty"),
+        (["the cat", ""], ValueError, "'' is empty"),
+        ([], ValueError, "empty"),
+        ([[]], ValueError, "empty"),
+        (torch.empty(1, 0, dtype=torch.long), ValueError, "empty"),
+        ({"attention_mask": [1]}, ValueError, "`input_ids` or `inputs_embeds`"),
+        (3.5, TypeError, "whole numbers"),
+        (torch.rand(1, 3), TypeError, "whole numbers"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), TypeError, "of shape"),
+        (object(), TypeError, "an input is a string"),
+        (["the", 3], TypeError, "an input is a string"),
+        ([["a"], ["b", "c"]], TypeError, "an input is a string"),
+    ],
+)
+def test_what_is_no_input_is_refused(gpt2, given, error, message) -> None:
+    with pytest.raises(error, match=message):
+        with gpt2.trace(given):
+            pass
+
+
+def test_two_inputs_are_no_batch(gpt2) -> None:
+    with pytest.raises(TypeError, match="a list for several prompts"):
+        with gpt2.trace(SHORT, LONG):
+            pass
+
+
+def test_an_argument_that_only_one_invoke_gives_is_refused(gpt2) -> None:
+    with pytest.raises(ValueError, match="invoke 1 has no `labels`"):
+        with gpt2.trace() as tracer:
+            with tracer.invoke(SHORT, labels=ids(SHORT)):
+                pass
+            with tracer.invoke(LONG):
+                pass
+    with pytest.raises(ValueError, match="differ in `output_hidden_states`"):
+        with gpt2.trace() as tracer:
+            with tracer.invoke(SHORT, output_hidden_states=True):
+                pass
+            with tracer.invoke(LONG, output_hidden_states=False):
+                pass
+
+
+def test_what_a_tokenizer_adds_for_other_models_is_left_out(gpt2, plain_gpt2) -> None:
+    # GPT-2 would embed token types as words. Where a model takes none, its generation refuses them.
+    model = nnsight.LanguageModel(plain_gpt2, tokenizer=tokenizer())
+    encoded = tokenizer()(LONG, return_tensors="pt", return_token_type_ids=True)
+    assert "token_type_ids" in encoded
+    with model.trace(LONG):
+        logits = model.output.logits
+    torch.testing.assert_close(logits, alone(plain_gpt2, LONG), **ROUNDING)
