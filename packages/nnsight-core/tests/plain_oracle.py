@@ -1,7 +1,7 @@
-"""What a trace should give, computed with plain hooks and nothing of nnsight; and the trees and acts that it is asked about.
+"""What a trace should give, computed with plain hooks and nothing of nnsight; and the trees that it is asked about.
 
-A tree is built from modules that work on each row by itself. An act is one thing that a body does at one site; a site is
-a module, a stage and the number of the visit. `Oracle` runs a tree with hooks that do the acts.
+A tree is built from modules that work on each row by itself. An act is one thing that a body does at one site; a site
+is a module, a stage and the number of the visit. `Oracle` runs a tree with hooks that do the acts.
 """
 
 from __future__ import annotations

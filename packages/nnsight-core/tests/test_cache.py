@@ -270,3 +270,20 @@ def test_a_cache_is_there_after_stopping(model: Any, net: Toy) -> None:
         model.layers[1].output
         tracer.stop()
     assert torch.equal(cache["model.layers.0"].output, Hooked(net, rows())["layers.0"]) and "model.head" not in cache
+
+
+def test_a_cache_that_sees_nothing_says_so(model: Any) -> None:
+    with pytest.warns(nnsight.UnmetSiteWarning, match=r"model\.layers\.0`.* is empty"):
+        with model.trace(rows()) as tracer:
+            model.layers[1].output
+            late = tracer.cache(modules=[model.layers[0]])
+    assert not late
+    with pytest.warns(nnsight.UnmetSiteWarning, match=r"model\.head`.* is empty"):
+        with model.layers[1].trace(torch.ones(2, 8)) as tracer:
+            outside = tracer.cache(modules=[model.head])
+    assert not outside
+    with pytest.warns(nnsight.UnmetSiteWarning, match="is empty"):
+        with model.trace(rows()) as tracer:
+            tracer.result
+            after = tracer.cache()
+    assert not after

@@ -260,9 +260,9 @@ def look_at_steps(model: Any) -> None:
 
 
 DEEDS: list[Callable[[Any], None]] = [
-    read, read_and_replace, nothing, miss, ask_too_late, catch_a_missed_site, fail, fail_in_the_model, stop, skip, invoke,
-    fail_in_an_invoke, wait_for_one_another, edit, fail_in_an_edit, backward, fail_in_backward, cache, cache_with_invokes,
-    nest, read_an_operation, leave_by_a_generator, group, look_at_steps,
+    read, read_and_replace, nothing, miss, ask_too_late, catch_a_missed_site, fail, fail_in_the_model, stop, skip,
+    invoke, fail_in_an_invoke, wait_for_one_another, edit, fail_in_an_edit, backward, fail_in_backward, cache,
+    cache_with_invokes, nest, read_an_operation, leave_by_a_generator, group, look_at_steps,
 ]  # fmt: skip
 
 
@@ -295,16 +295,21 @@ def test_no_cycle_is_left(deed: Callable[[Any], None], model: nnsight.NNsight) -
     assert not left, f"left for the collector: {dict(left)}"
 
 
+def _forget(model: Any) -> None:
+    model._module[1].made.clear()
+    model._module[3].made.clear()
+
+
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
 def test_no_growth(deed: Callable[[Any], None], model: nnsight.NNsight) -> None:
     for _ in range(5):
         deed(model)
-    model._module[1].made.clear(), model._module[3].made.clear()
+    _forget(model)
     gc.collect()
     before = len(gc.get_objects())
     for _ in range(20):
         deed(model)
-        model._module[1].made.clear(), model._module[3].made.clear()
+        _forget(model)
     gc.collect()
     assert len(gc.get_objects()) - before < 10
     assert not running and active.get() == ()

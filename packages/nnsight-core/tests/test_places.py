@@ -1,11 +1,12 @@
 """The places where people run blocks: under debuggers, coverage and profilers, on the command line, in notebooks.
 
-A body that runs where it stands needs nothing of them. One that is captured has to find its text there, and has to leave
-whoever watches the code as it was.
+A body that runs where it stands needs nothing of them. One that is captured has to find its text there, and has to
+leave whoever watches the code as it was.
 """
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import pdb
@@ -377,7 +378,7 @@ CELLS = [
 ]  # fmt: skip
 
 
-def test_an_ipython_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ipython_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     pytest.importorskip("IPython")
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -393,7 +394,7 @@ def test_an_ipython_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         failed = shell.run_cell(again, silent=True)
         assert isinstance(failed.error_in_exec, AttributeError)
     finally:
-        shell.history_manager.enabled = False
+        atexit.unregister(shell.atexit_operations)
         shell.atexit_operations()
         InteractiveShell.clear_instance()
     assert capsys.readouterr().out.count("all right\n") == 1

@@ -45,7 +45,8 @@ trees = st.recursive(
 ).map(lambda spec: ("chain", [spec]))
 
 #: Where in the run, as a number that is taken modulo its length; what to do there; and a number to do it with.
-wishes = st.lists(st.tuples(st.integers(0, 199), st.sampled_from(["read", "edit", "replace", "skip"]), numbers), max_size=6)
+kinds = st.sampled_from(["read", "edit", "replace", "skip"])
+wishes = st.lists(st.tuples(st.integers(0, 199), kinds, numbers), max_size=6)
 
 
 def inputs(rows: int, seed: int) -> torch.Tensor:
@@ -198,7 +199,13 @@ def test_what_has_passed_cannot_be_asked_for(tree: Any, now: int, before: int, s
 
 
 @examples(60)
-@given(trees, st.integers(0, 199), st.sampled_from(["read", "edit", "replace"]), st.none() | st.integers(1, 5), st.booleans())
+@given(
+    tree=trees,
+    which=st.integers(0, 199),
+    kind=st.sampled_from(["read", "edit", "replace"]),
+    bound=st.none() | st.integers(1, 5),
+    captured=st.booleans(),
+)
 @torch.no_grad()
 def test_a_loop_meets_each_visit(tree: Any, which: int, kind: str, bound: int | None, captured: bool) -> None:
     root = build(tree)
@@ -214,7 +221,7 @@ def test_a_loop_meets_each_visit(tree: Any, which: int, kind: str, bound: int | 
     count: list[int] = []
     # Whether the run stands at the first of them already when the loop begins makes no difference.
     early = [Act(visits[0], "read", 1)] if which % 2 else []
-    again = Act(Site(one.module, one.path, one.stage, 0), kind, 2), Act(Site(one.module, one.path, one.stage, 0), "read", 2)
+    again = [Act(Site(one.module, one.path, one.stage, 0), what, 2) for what in (kind, "read")]
     selection = slice(bound)
     before: list[Any] = []
 

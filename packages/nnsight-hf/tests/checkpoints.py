@@ -42,9 +42,6 @@ LAYERS = {
     "qwen3": "model.layers",
 }
 
-#: What the embedding of an architecture's head is called.
-HEADS = dict.fromkeys(CONFIGS, "lm_head") | {"gpt_neox": "embed_out"}
-
 
 def _decoder() -> dict[str, Any]:
     return {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

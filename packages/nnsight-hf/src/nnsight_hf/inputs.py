@@ -91,7 +91,7 @@ def _table(value: Any, fill: int, name: str) -> tuple[torch.Tensor, torch.Tensor
     mask = None
     if not isinstance(value, torch.Tensor):
         try:
-            if _is_ragged(value):
+            if _is_rows(value):
                 rows = [torch.as_tensor(row) for row in value]
                 length = max(len(row) for row in rows)
                 value = torch.stack([_pad_left(row, length, fill, 0) for row in rows])
@@ -108,11 +108,10 @@ def _table(value: Any, fill: int, name: str) -> tuple[torch.Tensor, torch.Tensor
     return (value[None] if value.dim() == 1 else value), mask
 
 
-def _is_ragged(value: Any) -> bool:
+def _is_rows(value: Any) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
         return False
-    lengths = {len(row) if hasattr(row, "__len__") and getattr(row, "ndim", 1) else None for row in value}
-    return None not in lengths and len(lengths) > 1
+    return all(hasattr(row, "__len__") and getattr(row, "ndim", 1) for row in value)
 
 
 def _short(value: Any) -> str:
@@ -162,6 +161,12 @@ def _pad_left(tensor: torch.Tensor, length: int, fill: float, dim: int = 1) -> t
 def positions(mask: torch.Tensor) -> torch.Tensor:
     """Return the position of every token, counted over real tokens: [rows, positions]."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def targets(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return labels without those that would be predicted from padding: a row alone has nothing before its first token."""
+    after_padding = torch.nn.functional.pad(mask[:, :-1] == 0, (1, 0), value=False)
+    return labels.masked_fill(after_padding, PER_TOKEN["labels"])
 
 
 def takes(module: torch.nn.Module, name: str) -> bool:

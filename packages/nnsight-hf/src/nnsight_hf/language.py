@@ -135,6 +135,9 @@ class LanguageModel(LazyModel):
         padded = mask is not None and mask.dim() == 2 and not bool(_all(mask))
         if padded and "position_ids" not in kwargs and inputs.takes(self._module, "position_ids"):
             kwargs["position_ids"] = inputs.positions(mask)
+        labels = kwargs.get("labels")
+        if padded and labels is not None and labels.shape == mask.shape:
+            kwargs["labels"] = inputs.targets(labels, mask)
         return self._module(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -56,7 +56,7 @@ class Request:
         """Return the context that the block was written for, to be entered where it runs."""
         if self.session:
             return Session(self.node)
-        return Tracer(self.node, self.node._family(), self.inputs, self.kwargs, self.method)  # type: ignore[attr-defined]
+        return Tracer(self.node, self.node._family(), self.inputs, self.kwargs, self.method)
 
     def replay(self) -> dict[str, Any]:
         """Run the block in this process as if it had been written here, and return what it saved, by name."""
@@ -144,12 +144,12 @@ def open_trace(
     session: bool = False,
 ) -> Any:
     """Return the context for a trace as it was asked for, or what the model returns if none was."""
-    family = node._family()  # type: ignore[attr-defined]  # every traced node is an Envoy
+    family = node._family()
     where = find_backend(backend, remote)
     if where is not None:
         return Elsewhere(Request(node, inputs, kwargs, method, session), where)
     if not trace:
-        return node._run_now(method, inputs, kwargs)  # type: ignore[attr-defined]
+        return node._run_now(method, inputs, kwargs)
     if validate and not scan:
         raise ValueError("validate=True checks the block against a scan: pass scan=True with it")
     if scan:

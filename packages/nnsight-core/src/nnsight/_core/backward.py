@@ -23,7 +23,7 @@ from .taps import running
 from .turns import getcurrent
 
 # The methods as torch defines them, whatever is put over them later.
-plain_backward = torch.Tensor.backward
+plain_backward: Any = torch.Tensor.backward
 # relies on: `grad` being an attribute of the C base class that torch.Tensor does not override, torch 2.4 to 2.13
 plain_grad: Any = torch._C.TensorBase.grad
 
@@ -55,7 +55,7 @@ def _open_grads() -> None:
     with _lock:
         _open += 1
         if _open == 1:
-            torch.Tensor.grad = property(_read, _write, _delete)  # type: ignore[assignment, method-assign]
+            torch.Tensor.grad = property(_read, _write, _delete)  # type: ignore[assignment]
 
 
 def _close_grads() -> None:
@@ -136,7 +136,8 @@ class GradMediator(InlineMediator):
             )
         place = Place(f"gradient of {tuple(tensor.shape)}", _anywhere)
         self.places[id(tensor)] = (tensor, place)
-        self.handles.append(tensor.register_hook(lambda grad: self._pass(place, grad, order)))
+        register: Any = tensor.register_hook  # torch does not type it
+        self.handles.append(register(lambda grad: self._pass(place, grad, order)))
         return place
 
     def _pass(self, place: Place, grad: torch.Tensor, order: int | None) -> torch.Tensor | None:
@@ -155,7 +156,7 @@ def _order(tensor: torch.Tensor) -> int | None:
     """Return the number by which the engine orders the tensor's node: highest first. None for a leaf."""
     node = tensor.grad_fn
     # relies on: Node._sequence_nr, torch 2.4 to 2.13
-    return None if node is None else node._sequence_nr()  # type: ignore[attr-defined, no-any-return]
+    return None if node is None else node._sequence_nr()
 
 
 class Backward:
@@ -177,7 +178,7 @@ class Backward:
         _open_grads()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         mediator = self._mediator
         run = mediator.run
         _close_grads()
@@ -194,4 +195,3 @@ class Backward:
                 handle.remove()
             mediator.places.clear()
             del self._mediator
-        return False

@@ -6,12 +6,15 @@ are kept as they are (detached, and moved or cast if asked): no copy is made tha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import complaints
 from .batching import Rows
+from .errors import UnmetSiteWarning
 from .here import Here, narrow
 from .sites import INPUT, OUTPUT, Place
 from .structures import first, tree_map
@@ -191,11 +194,16 @@ class CacheWatcher:
 
     def install(self, run: Interleaver, nodes: Iterable[Node]) -> None:
         """Watch the modules of these envoys from now on."""
+        outside: list[Place] = []
         for node in nodes:
             place = node._place()
             if run.rigging.has(place):
                 self.paths[place] = node._path
                 run.watch(place, self.stages, self)
+            else:
+                outside.append(place)
+        if outside and not self.paths:
+            warnings.warn(complaints.unmet_cache(outside), UnmetSiteWarning, stacklevel=4)
 
     def see(self, here: Here, run: Interleaver) -> None:
         """Keep the value that lies here."""
@@ -212,7 +220,7 @@ class CacheWatcher:
             entry.inputs = value
             self.open[place] = entry
         else:
-            entry = self.open.pop(place, None) or self.cache._add(self.paths[place], here.visit)
+            entry = self.open.pop(place) if place in self.open else self.cache._add(self.paths[place], here.visit)
             entry.output = value
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:

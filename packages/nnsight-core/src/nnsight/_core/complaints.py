@@ -78,6 +78,15 @@ def unmet_edit(mediator: Mediator, place: Place, stage: str) -> str:
     )
 
 
+def unmet_cache(places: list[Place]) -> str:
+    """Return the warning for a cache that has nothing in it."""
+    paths = ", ".join(f"`{place.path}`" for place in places[:3]) + (", ..." if len(places) > 3 else "")
+    return (
+        f"A cache of {paths} is empty: the run did not pass there after the cache was made. Make it before the model "
+        "comes to them, and of modules that this forward calls."
+    )
+
+
 def barrier(arrived: list[str], parties: int) -> str:
     """Return the message for a barrier that not everybody reached."""
     return (

@@ -105,7 +105,7 @@ class EditContext:
         root = self._node._root
         edited: Node = self._node
         if not self._inplace:
-            root = root._derive()  # type: ignore[attr-defined]  # every root is an NNsight, see model.py
+            root = root._derive()
             edited = root._walk(self._node._relative()) if self._node._parent is not None else root
         root.__dict__["_edits"].append(Edit(body, edited, self._name))
         body.bind(frame, edited)

@@ -15,7 +15,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── BarrierError (RuntimeError)            a barrier that not everybody reached
     ├── BackwardError (RuntimeError)           something other than a gradient was asked for in a backward block
     ├── SourceError (RuntimeError)             a block's or a forward's source cannot be found or does not match
-    ├── RenameError (ValueError)               a rename that names nothing, or two things
+    ├── RenameError (ValueError)               a rename of the wrong form, or one name for two modules
     ├── ConfigError (ValueError)               a configuration that cannot be read, or a setting of the wrong kind
     └── PluginError (RuntimeError)             a plugin is missing, for another core, or claims a taken name
         └── MissingPluginError (ImportError)
@@ -73,7 +73,7 @@ class SourceError(NNsightError, RuntimeError):
 
 
 class RenameError(NNsightError, ValueError):
-    """A rename maps nothing, or two modules to one name."""
+    """A rename has the wrong form, or gives two modules one name."""
 
 
 class ConfigError(NNsightError, ValueError):

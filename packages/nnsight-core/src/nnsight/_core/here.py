@@ -251,7 +251,8 @@ def changed(tensor: torch.Tensor, before: Mark) -> bool:
 
 def storage_of(tensor: torch.Tensor) -> int:
     """Return what tells the storage of a tensor from others."""
-    return tensor.untyped_storage()._cdata
+    number: int = tensor.untyped_storage()._cdata
+    return number
 
 
 def _overlap(a: Rows, b: Rows) -> bool:

@@ -32,6 +32,9 @@ RESULT = Place("result", stepless=True)
 class Watcher(Protocol):
     """Something that looks at every visit of a place and never holds the run up (a cache)."""
 
+    #: Whether it has seen anything.
+    seen: bool
+
     def see(self, here: Here, run: Interleaver) -> None:
         """Look at what lies here, after everybody has had their turn."""
 
@@ -317,8 +320,11 @@ class Interleaver:
             self.result = result
             self.over = True
             # A model that swallows whatever is raised in it goes on although the run has been given up.
-            if self.bodies and not (self.failed or self.stopped):
-                self._end_bodies()
+            if not (self.failed or self.stopped):
+                if self.bodies:
+                    self._end_bodies()
+                if self.watchers:
+                    self._end_watchers()
         finally:
             self.over = True
             self.untap()
@@ -369,11 +375,23 @@ class Interleaver:
                 body.resume()
                 self.settle()
 
+    def _end_watchers(self) -> None:
+        """Say so where a watcher saw nothing."""
+        blind: dict[int, list[Place]] = {}
+        for place, watchers in self.watchers.items():
+            for watcher in watchers:
+                if not watcher.seen:
+                    blind.setdefault(id(watcher), []).append(place)
+        self.watchers.clear()
+        for places in blind.values():
+            warnings.warn(complaints.unmet_cache(places), UnmetSiteWarning, stacklevel=3)
+
     def finish_inline(self, mediator: InlineMediator) -> None:
         """Let the model run to its end after an inline body is done."""
         model = self.model
         assert isinstance(model, Worker)
         if model.done:
+            self._end_watchers()
             self.close()
             return
         if not (self.at_output or self.at_input or self.bodies):
@@ -421,7 +439,7 @@ class Interleaver:
             running.pop(model, None)
 
     def _close_one(self, body: BodyMediator) -> None:
-        greenlet = body.greenlet
+        greenlet = body.worker
         if greenlet is None or not greenlet.standing:
             return
         was, self.closing = self.closing, True
@@ -449,7 +467,7 @@ class Interleaver:
         self.over = True
         self.result = self.failed = None
         for body in self.bodies:
-            body.here = body.greenlet = None  # whose context names the body
+            body.here = body.greenlet = body.worker = None  # whose context names the body
         self.bodies.clear()
         self.watchers.clear()
         self.stack = ()

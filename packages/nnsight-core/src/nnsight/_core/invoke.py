@@ -7,6 +7,7 @@ site where the run then stands. How a body is captured and built is `blocks/`; t
 from __future__ import annotations
 
 import builtins
+import functools
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ class Invoke:
         for writer in writers:
             names, other = writer.names, writer.mediator
             assert names is not None and other is not None and self.mediator is not None
-            self.mediator.wait_until(lambda names=names, other=other: name in names or other.done)
+            self.mediator.wait_until(functools.partial(_is_settled, names, name, other))
             if name in names:
                 return names[name]
         if self._is_outside(name):
@@ -108,6 +109,10 @@ class Invoke:
         if self.frame is not None and self.names is not None:
             write_back(self.frame, self.names)
         self.frame = self.names = self.mediator = None
+
+
+def _is_settled(names: Names, name: str, other: BodyMediator) -> bool:
+    return name in names or other.done
 
 
 def refuse(what: str) -> InvokeError:

@@ -225,6 +225,8 @@ class BodyMediator(Mediator):
     def __init__(self, run: Interleaver, body: Callable[[], Any], rows: Rows | None, name: str, order: int) -> None:
         super().__init__(run, rows, name, order)
         self.body = body
+        #: The greenlet of the body.
+        self.worker: Worker | None = None
         self.failure: BaseException | None = None
         #: For an edit: the whole tree that it was made for, of which the run may have a part only.
         self.tree: Rigging | None = None
@@ -242,7 +244,7 @@ class BodyMediator(Mediator):
         context = contextvars.copy_context()
         stack = self.run.stack + (self,)
         context.run(active.set, stack)
-        self.greenlet = spawn(self._main, self.run.model, context)
+        self.greenlet = self.worker = spawn(self._main, self.run.model, context)
         self.resume()
 
     def _main(self) -> None:

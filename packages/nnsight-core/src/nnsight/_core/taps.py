@@ -61,7 +61,8 @@ class Tap(Place):
         forward = self.own.get("forward", _absent)
         if forward is self.wrapper:
             forward = self.saved
-        return plain_forward(self.module) if forward is _absent else forward
+        found: Callable[..., Any] = plain_forward(self.module) if forward is _absent else forward
+        return found
 
     def aim(self) -> None:
         """Set what the wrapper calls: the forward that would run without us, opened if its operations are asked for."""
@@ -110,11 +111,13 @@ def plain_forward(module: torch.nn.Module) -> Any:
     return MethodType(type(module).forward, module)
 
 
-class Wrapper(functools.partial):  # type: ignore[type-arg]
+class Wrapper(functools.partial[Any]):
     """The wrapper of one tap, as the instance-level `forward` of its module.
 
     A module that is copied or pickled while a run is on takes its own forward along, and nothing of ours.
     """
+
+    __wrapped__: Callable[..., Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         (tap,) = self.args

@@ -247,7 +247,7 @@ class Tracer:
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def _ready(self) -> None:
-        self._node._root._ready()  # type: ignore[attr-defined]  # every root is an NNsight, see model.py
+        self._node._root._ready()
 
     def _method_name(self) -> str | None:
         method = self._method
@@ -255,8 +255,8 @@ class Tracer:
 
     def _interleaver(self, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout | None) -> Interleaver:
         node = self._node
-        target = node._target(self._method)  # type: ignore[attr-defined]  # every traced node is an Envoy
-        step_place = node._step_place(self._method)  # type: ignore[attr-defined]
+        target = node._target(self._method)
+        step_place = node._step_place(self._method)
         run = Interleaver(functools.partial(target, *args, **kwargs), node._rig(), layout, step_place)
         edits = node._root.__dict__["_edits"]
         if edits:
