@@ -138,7 +138,8 @@ def tests_integration(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """See a language model's insides, offline: the first command of the README."""
-    session.install(*pinned(), *with_siblings("nnsight-hf"))
+    *siblings, package = with_siblings("nnsight-hf")
+    session.install(*pinned(), *siblings, f"{package}[demo]")
     session.run("python", "-m", "nnsight_hf.demo", *session.posargs, env=OFFLINE)
 
 

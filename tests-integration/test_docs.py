@@ -7,6 +7,7 @@ import inspect
 import re
 
 import pytest
+import torch
 from pages import PAGES, ROOT, Page
 
 import nnsight
@@ -18,6 +19,15 @@ RAISED = [
     for cls in vars(errors).values()
     if inspect.isclass(cls) and issubclass(cls, (errors.NNsightError, errors.NNsightWarning))
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The examples are small: handing their parts to threads takes longer than computing them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

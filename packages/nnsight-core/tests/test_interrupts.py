@@ -21,6 +21,14 @@ from nnsight._core.taps import running
 X = torch.rand(2, 4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collecting_is_quick() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # what is there already is not looked at again
+    yield
+    gc.unfreeze()
+
+
 class Interrupting(nn.Module):
     """Raises what it is told to, at the beginning or at the end of its forward."""
 

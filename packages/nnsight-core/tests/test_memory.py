@@ -25,6 +25,14 @@ from nnsight._core.taps import _taps, running
 X = torch.rand(2, 4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collecting_is_quick() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # what is there already is not looked at again
+    yield
+    gc.unfreeze()
+
+
 class Watched(nn.Module):
     """Makes a new tensor and remembers it weakly."""
 

@@ -115,6 +115,14 @@ def test_device_and_devices(model: Any) -> None:
     assert model.layers[0].mlp[1].device is None and model.layers[0].mlp[1].devices == set()
 
 
+def test_asking_for_the_device_does_not_walk_the_whole_model() -> None:
+    class Wide(torch.nn.Linear):
+        def named_buffers(self, *_args: Any, **_kwargs: Any) -> Any:
+            raise AssertionError("a parameter has answered already")
+
+    assert NNsight(Wide(2, 2)).device == torch.device("cpu")
+
+
 def test_to_casts_and_returns_the_envoy(model: Any, net: Toy) -> None:
     assert model.to(torch.float64) is model
     assert net.head.weight.dtype is torch.float64

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from nnsight import LanguageModel
 
+# Models this small are slower on several threads than on one.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session", params=list(checkpoints.CONFIGS))
 def kind(request: pytest.FixtureRequest) -> str:

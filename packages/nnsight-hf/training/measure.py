@@ -131,7 +131,8 @@ def corpus_size(toy: Toy) -> str:
             if held_out(landmark, phrasing) and any(f"{before}{sentence}" in whole for before in ("\n", ". ", "? ")):
                 raise ValueError(f"held out, but in the corpus: {sentence}")
     tokens = sum(map(len, toy.tokenizer(texts).input_ids))
-    return f"{len(texts):,} documents, {tokens:,} tokens, each seen once; vocabulary of {len(toy.tokenizer)}."
+    size = f"{len(texts):,} documents, {tokens:,} tokens, drawn at random, so short ones recur;"
+    return f"{size} vocabulary of {len(toy.tokenizer)}."
 
 
 def recall(toy: Toy) -> str:

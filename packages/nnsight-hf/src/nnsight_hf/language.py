@@ -17,7 +17,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from nnsight import NNsightWarning
-from nnsight.plugin import Layout, LazyModel, Prepared, is_with_head, open_trace
+from nnsight.plugin import Layout, LazyModel, Prepared, end_steps, is_with_head, open_trace
 from nnsight_hf import generation, inputs, loading
 
 
@@ -34,7 +34,8 @@ class LanguageModel(LazyModel):
         dispatch: load the weights now.
         automodel: the Auto class to load with, itself or by name.
         tokenizer_kwargs: options for loading the tokenizer.
-        rename, envoys: see `NNsight`.
+        rename: other names for submodules; see `NNsight`.
+        envoys: classes for envoys; see `NNsight`.
         kwargs: passed to `from_pretrained` (`device_map=`, `dtype=`, `revision=`, `attn_implementation=`, ...).
 
     Example::
@@ -147,7 +148,9 @@ class LanguageModel(LazyModel):
         if self._pad is not None and kwargs.get("generation_config") is None:
             kwargs.setdefault("pad_token_id", self._pad)
         generate: Any = self._module.generate
-        return generator(generate(*args, **kwargs))
+        tokens = generate(*args, **kwargs)
+        end_steps()
+        return generator(tokens)
 
     def generate(self, *given: Any, backend: Any = None, remote: Any = None, **kwargs: Any) -> Any:
         """Generate text: a plain call returns the tokens, and `with model.generate(...) as tracer:` looks inside.

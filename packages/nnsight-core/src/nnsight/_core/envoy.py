@@ -17,7 +17,7 @@ from .backend import open_trace
 from .batching import Batchable
 from .blocks import is_with_head
 from .edit import EditContext, Edits
-from .errors import NoTraceError
+from .errors import NoInputError, NoTraceError
 from .mediator import Mediator
 from .scan import ScanTracer
 from .served import eproperty
@@ -184,6 +184,8 @@ class Envoy(Node):
 
     def _run_now(self, method: str | None, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run without a block, with the model's edits, and return what the model returns."""
+        if not self._family()._has_input(inputs, kwargs):
+            raise NoInputError(f"`{self._path}` was to run without a block, and was given no input to run on.")
         tracer = Tracer(self, self._family(), inputs, kwargs, method)
         with tracer:
             return tracer.result

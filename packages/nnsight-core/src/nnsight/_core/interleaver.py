@@ -19,10 +19,10 @@ from .batching import Layout
 from .errors import UnmetSiteWarning
 from .here import Here
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
-from .rigging import Rigging
+from .rigging import Learning, Rigging
 from .sites import INPUT, OUTPUT, Place
 from .taps import running
-from .turns import Greenlet, GreenletExit, ThreadState, Worker, adopt, getcurrent, spawn, turn
+from .turns import Greenlet, GreenletExit, ThreadState, Worker, adopt, getcurrent, hop, spawn, turn
 
 
 #: The place of what the traced call returns, in every run.
@@ -66,7 +66,10 @@ class Interleaver:
     result: Any = None
     #: The active stack that bodies of this run start with.
     stack: tuple[Any, ...] = ()
+    #: The places whose visits are counted from the start of the run, or from before they could begin.
+    exact: frozenset[Place] = frozenset()
     _tapped = False
+    _learning = False
 
     def __init__(
         self,
@@ -198,6 +201,9 @@ class Interleaver:
 
     def watch(self, place: Place, stages: Collection[str], watcher: Watcher) -> None:
         """Let a watcher see every visit of a place from now on, at these stages."""
+        if not self._tapped:
+            self.tap()
+        self._open(self._way(place))
         if INPUT in stages:
             self.at_input.setdefault(place, [])
         if OUTPUT in stages:
@@ -271,6 +277,8 @@ class Interleaver:
         context.run(active.set, ())
         current = getcurrent()
         mediator.greenlet = current
+        if not self._tapped:
+            self.tap()
         model = self.model = spawn(self._record, current, context)
         running[model] = self
 
@@ -305,8 +313,8 @@ class Interleaver:
         self.raise_failure()
 
     def _main(self) -> None:
-        self.rigging.put()
-        self._tapped = True
+        if not self._tapped:
+            self.tap()
         try:
             if self.bodies:
                 self.body_thread = ThreadState()
@@ -319,6 +327,8 @@ class Interleaver:
                 result = self._offer_result(result)
             self.result = result
             self.over = True
+            if self._learning:
+                self.rigging.learn()
             # A model that swallows whatever is raised in it goes on although the run has been given up.
             if not (self.failed or self.stopped):
                 if self.bodies:
@@ -328,6 +338,41 @@ class Interleaver:
         finally:
             self.over = True
             self.untap()
+
+    def tap(self) -> None:
+        """Put the taps on that this run starts with."""
+        rigging = self.rigging
+        self.exact = rigging.put()
+        self._tapped = True
+        if not rigging.learned:
+            self._learning = True
+            self.entered = Learning(rigging, self.left)
+
+    def reach(self, place: Place, mediator: Mediator) -> bool:
+        """See to it that the visits of a place are counted. Return False where some may have gone by uncounted."""
+        way = self._way(place)
+        later = self.stepping and mediator.step is not None and mediator.step > self.step
+        if way and not later:
+            top, here = way[-1], self.here
+            waits = here is not None and here.place is top and here.stage is INPUT
+            if not waits and (self.entered.get(top) or (mediator.step is None and top in self.earlier)):
+                return False
+        self._open(way)
+        return True
+
+    def _way(self, place: Place) -> list[Place]:
+        """Return the modules around a place from the inside out, up to the first whose visits are counted."""
+        way: list[Place] = []
+        at: Place | None = place.owner
+        while at is not None and at not in self.exact:
+            at = self.rigging.above.get(at)  # none around what is no module's: a result, a gradient
+            if at is not None:
+                way.append(at)
+        return way
+
+    def _open(self, way: list[Place]) -> None:
+        for holder in reversed(way):
+            self.exact = self.exact.union(self.rigging.open(holder))
 
     def untap(self) -> None:
         """Take the taps off; nobody has business anywhere any more."""
@@ -394,7 +439,7 @@ class Interleaver:
             self._end_watchers()
             self.close()
             return
-        if not (self.at_output or self.at_input or self.bodies):
+        if not (self.at_output or self.at_input or self.bodies or self._learning):
             self.untap()
         try:
             mediator.park()
@@ -445,7 +490,7 @@ class Interleaver:
         was, self.closing = self.closing, True
         try:
             if adopt(greenlet):
-                greenlet.switch()
+                hop(greenlet.switch)
         finally:
             self.closing = was
 

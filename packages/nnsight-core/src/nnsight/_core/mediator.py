@@ -17,7 +17,7 @@ from .active import active
 from .batching import Rows
 from .errors import NoTraceError
 from .sites import INPUT, OUTPUT, Place
-from .turns import Greenlet, GreenletExit, Worker, adopt, getcurrent, spawn, turn
+from .turns import Greenlet, GreenletExit, Worker, adopt, getcurrent, gettrace, hop, spawn, turn
 
 if TYPE_CHECKING:
     from .here import Here
@@ -97,13 +97,15 @@ class Mediator:
             if self.here is here or self.due(here.visit):
                 self.here = here
                 return here
+        if run.model is None and not run.over:
+            run.prepare(self)
+        if place.owner not in run.exact and not run.over and not run.reach(place, self):
+            raise complaints.passed(self, place, stage)
         # The first test is there for speed: what it lets through cannot have been passed.
         if (
             place in (run.left if stage is OUTPUT else run.entered) or run.stepping or run.over
         ) and run.passed(self, place, stage):
             raise complaints.passed(self, place, stage)
-        if run.model is None:
-            run.prepare(self)
         self.served = False
         queue = run.at_output if stage is OUTPUT else run.at_input
         waiting = queue.get(place)
@@ -211,12 +213,15 @@ class InlineMediator(Mediator):
         """Hand the site over to the caller's frame."""
         self.here = here
         self.served = True
-        self.greenlet.switch()  # type: ignore[union-attr]  # it parked, so it has one
+        if gettrace() is None:
+            self.greenlet.switch()  # type: ignore[union-attr]  # it parked, so it has one
+        else:
+            self.resume()
 
     def resume(self) -> None:
         """Give the caller's frame its turn."""
         assert self.greenlet is not None
-        self.greenlet.switch()
+        hop(self.greenlet.switch)
 
 
 class BodyMediator(Mediator):
@@ -280,7 +285,10 @@ class BodyMediator(Mediator):
     def resume(self) -> None:
         """Give the body its turn; if it failed or stopped the run, leave the model."""
         assert self.greenlet is not None
-        self.greenlet.switch()
+        if gettrace() is None:
+            self.greenlet.switch()
+        else:
+            hop(self.greenlet.switch)
         run = self.run
         if self.failure is not None or run.stopped:
             if self.failure is not None and run.failed is None:

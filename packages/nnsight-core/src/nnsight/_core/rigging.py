@@ -1,6 +1,10 @@
-"""A rigging: the taps of one tree of modules, put on when a run begins and taken off when the last one ends.
+"""A rigging: the taps of one tree of modules, put on as far as a run needs them and taken off when the last one ends.
 
-Runs are short and many, and a model has many modules, so putting one tap on is one dict write and taking it off another.
+Runs are short and many, and a model has many modules, so as few as possible are tapped: what lies at the top, and then,
+level by level, the way to what a body asks for. A level is tapped before the module that holds it starts, so visits are
+counted exactly all the same. That rests on modules being called from inside the module that holds them; the first run of
+a tree is tapped completely and *learns* which are not, and those are tapped from the start ever after.
+
 Runs of one tree share what is on. Riggings that overlap (a part of a model traced while the whole of it is) look at one
 another only while both are on.
 """
@@ -8,7 +12,7 @@ another only while both are on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,21 +20,23 @@ import torch
 from .sites import Place
 from .taps import Tap, tap_of
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 #: The riggings that are on.
 _on: list[Rigging] = []
 
 
 class Rigging:
-    """The taps of one tree of modules, collected once and put on for every run."""
+    """The taps of one tree of modules, and which of them are on."""
 
     def __init__(self, root: torch.nn.Module, path: str, extras: dict[str, torch.nn.Module] | None = None) -> None:
         self.root = root
         self.path = path
         self.extras = extras or {}
         self.users = 0
-        self.taps: list[Tap] = []
+        #: Those that are on, and among them those that lie over a forward which somebody put on the instance.
+        self._tapped: dict[Tap, None] = {}
         self._covering: list[Tap] = []
+        self.taps: list[Tap] = []
         self.collect()
 
     def collect(self) -> None:
@@ -38,16 +44,34 @@ class Rigging:
         named = [*reachable(self.root, self.path)]
         for name, extra in self.extras.items():
             named += reachable(extra, f"{self.path}.{name}")
-        taps = [tap_of(module, path) for path, module in named if _runs(module)]
+        taps = {path: tap_of(module, path) for path, module in named if _runs(module)}
         with _lock:
+            tapped = list(self._tapped)
+            self._take_off()
+            self.taps = list(taps.values())
+            self.members: frozenset[Place] = frozenset(self.taps)
+            #: Which module holds which, containers without a forward left out.
+            self.above: dict[Place, Tap] = {}
+            self.below: dict[Place, list[Tap]] = {}
+            for path, tap in taps.items():
+                holder = _holder(path, taps)
+                if holder is not None:
+                    self.above[tap] = holder
+                    self.below.setdefault(holder, []).append(tap)
+            self.learned = False
+            #: What is called from elsewhere than inside the module that holds it.
+            self.hoisted: set[Place] = set()
+            self._forwards = _class_forwards(self.taps)
+            self.settle_base()
             if self.users:
-                self._take_off()
-            self.taps = taps
-            self.members: frozenset[Place] = frozenset(taps)
-            self._puts = [(tap.own, tap.wrapper, tap) for tap in taps]
-            self._forwards = _class_forwards(taps)
-            if self.users:
-                self._put()
+                self._put(tap for tap in tapped if tap in self.members)
+
+    def settle_base(self) -> None:
+        """Say what is tapped in every run: the top, what it holds, and what is called from elsewhere."""
+        top = [tap for tap in self.taps if tap not in self.above]
+        first = [tap for holder in top for tap in self.below.get(holder, ())]
+        self._base = [*top, *first, *(tap for tap in self.taps if tap in self.hoisted and tap not in first)]
+        self.base: frozenset[Place] = frozenset(self._base)
 
     def has(self, place: Place) -> bool:
         """Say whether a place lies in this tree, walking it again if a module may have joined it."""
@@ -55,22 +79,35 @@ class Rigging:
         if owner in self.members:
             return True
         # A module that is new in the tree is seen when it is first asked for: looking at every run would cost more.
-        if isinstance(owner, Tap) and any(module is owner.module for module in self.root.modules()):
+        if not isinstance(owner, Tap) or not _runs(owner.module):
+            return False
+        if any(module is owner.module for module in self.root.modules()):
             self.collect()
         return owner in self.members
 
-    def put(self) -> None:
-        """Put every tap on, for one more run; none if one cannot be."""
+    def put(self) -> frozenset[Place]:
+        """Tap for one more run, and return the places whose visits are counted from its start."""
         with _lock:
+            self._follow_classes()
+            whole = not self.learned
+            self._put(self.taps if whole else self._base)
             self.users += 1
             if self.users == 1:
-                try:
-                    self._put()
-                except BaseException:
-                    self.users = 0
-                    self._take_off()
-                    raise
                 _on.append(self)
+            return self.members if whole else self.base
+
+    def open(self, holder: Place) -> list[Tap]:
+        """Tap what a module holds, and return it."""
+        held = self.below.get(holder, [])
+        with _lock:
+            self._put(held)
+        return held
+
+    def learn(self) -> None:
+        """Take it from the run that is ending, which was tapped completely, who is called from elsewhere."""
+        with _lock:
+            self.learned = True
+            self.settle_base()
 
     def take_off(self) -> None:
         """Take the taps off if this was the last run that needs them."""
@@ -80,36 +117,73 @@ class Rigging:
                 _on.remove(self)
                 self._take_off()
 
-    def _put(self) -> None:
+    def _follow_classes(self) -> None:
         for cls, forward in self._forwards.items():
             if cls.forward is not forward:  # somebody has patched the class since
                 self._forwards = _class_forwards(self.taps)
                 for tap in self.taps:
                     tap.aim_now()
-                break
-        for own, wrapper, tap in self._puts:
-            if "forward" not in own:
-                own["forward"] = wrapper
-            else:
-                if own["forward"] is not wrapper:
-                    tap.cover()
-                if tap.is_covering():
-                    self._covering.append(tap)
+                return
+
+    def _put(self, taps: Iterable[Tap]) -> None:
+        tapped = self._tapped
+        try:
+            for tap in taps:
+                if tap in tapped:
+                    continue
+                own = tap.own
+                if "forward" not in own:
+                    own["forward"] = tap.wrapper
+                else:
+                    if own["forward"] is not tap.wrapper:
+                        tap.cover()
+                    if tap.is_covering():
+                        self._covering.append(tap)
+                tapped[tap] = None
+        except BaseException:
+            if not self.users:
+                self._take_off()
+            raise
 
     def _take_off(self) -> None:
+        tapped, self._tapped = self._tapped, {}
         covering, self._covering = self._covering, []
-        needed: set[Place] = set()
+        needed: set[Tap] = set()
         for other in _on:
             if other is not self:
-                needed |= other.members
-        for own, wrapper, tap in self._puts:
+                needed.update(other._tapped)
+        for tap in tapped:
             if needed and tap in needed:
                 continue
+            own = tap.own
             found = own.pop("forward", None)
-            if found is not None and (found is not wrapper or (covering and tap in covering)):
+            if found is not None and (found is not tap.wrapper or (covering and tap in covering)):
                 own["forward"] = found
                 if tap.is_covering():
                     tap.uncover()
+
+
+class Learning(dict[Place, int]):
+    """Counts of a first run, which notes the modules that are called from elsewhere than inside their holder."""
+
+    def __init__(self, rigging: Rigging, left: dict[Place, int]) -> None:
+        super().__init__()
+        self._rigging = rigging
+        self._left = left
+
+    def __setitem__(self, place: Place, count: int) -> None:
+        holder = self._rigging.above.get(place)
+        if holder is not None and self.get(holder, 0) <= self._left.get(holder, 0):
+            self._rigging.hoisted.add(place)
+        super().__setitem__(place, count)
+
+
+def _holder(path: str, taps: dict[str, Tap]) -> Tap | None:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        if path in taps:
+            return taps[path]
+    return None
 
 
 def _class_forwards(taps: list[Tap]) -> dict[type[torch.nn.Module], Any]:

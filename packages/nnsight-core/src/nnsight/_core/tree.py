@@ -8,6 +8,7 @@ What a node serves while the model runs is added in `envoy.py`.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -260,7 +261,8 @@ class Node:
     @property
     def device(self) -> torch.device | None:
         """The device of the first parameter or buffer; None for a module without any."""
-        for tensor in (*self._module.parameters(), *self._module.buffers()):
+        # Lazily: every trace of a family asks, and walking a whole model takes milliseconds.
+        for tensor in itertools.chain(self._module.parameters(), self._module.buffers()):
             return tensor.device
         return None
 

@@ -19,7 +19,10 @@ import struct
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable
+from sys import gettrace
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -27,7 +30,18 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import NNsightWarning
 
-__all__ = ["Greenlet", "GreenletExit", "ThreadState", "Worker", "adopt", "getcurrent", "spawn", "turn"]
+__all__ = [
+    "Greenlet",
+    "GreenletExit",
+    "ThreadState",
+    "Worker",
+    "adopt",
+    "getcurrent",
+    "gettrace",
+    "hop",
+    "spawn",
+    "turn",
+]
 
 Greenlet = greenlet
 
@@ -96,11 +110,18 @@ class Worker(greenlet):
     home: greenlet
     begun = False
     done = False
+    #: The hook of `threading.settrace` that was asked for a tracer of this worker's own, and that tracer; see `hop`.
+    traced: tuple[Any, Any] = (None, None)
 
     @property
     def standing(self) -> bool:
         """Say whether a job has begun and is not over."""
         return self.begun and not self.done
+
+
+def _is_native(tracer: Any) -> bool:
+    """Say whether a tracer is written in C: those install themselves past `sys.settrace`."""
+    return tracer is not None and not isinstance(tracer, (FunctionType, MethodType))
 
 
 class _Idle(threading.local):
@@ -114,12 +135,34 @@ _MOST_IDLE = 32
 
 def _work(worker: Worker) -> None:
     idle = _idle.workers
+    # A tracer that is there now has seen this frame begin and would wait for its end: here nothing may be called but C.
+    unseen = sys.gettrace()
     while worker.job is not None:
         worker.begun = True
-        if sys.gettrace() is not None:
-            # Until 3.11 whether a greenlet is traced is decided when it starts, and this one may have started before.
-            sys.settrace(sys.gettrace())
+        tracer = sys.gettrace()
+        if tracer is not None:
+            hook = threading.gettrace()
+            if hook is None:
+                # Until 3.11 whether a greenlet is traced is decided when it starts, and this one may have started before.
+                sys.settrace(tracer)
+            else:
+                sys.settrace(None)
+                if unseen is not None:
+                    unseen(sys._getframe(), "return", None)
+                    sys._getframe().f_trace = None
+                known, mine = worker.traced
+                if known != hook:
+                    sys.settrace(hook)  # which installs a tracer at the first call
+                else:
+                    sys.settrace(mine)
+                    if _is_native(mine):
+                        frame = sys._getframe()
+                        deque(map(mine, (frame, frame), ("call", "return"), (None, None)), maxlen=0)
+        unseen = None
         worker.job()
+        if tracer is not None and hook is not None:
+            worker.traced = (hook, sys.gettrace())
+            sys.settrace(None)
         worker.job = None
         worker.done = True
         worker.gr_context = None
@@ -127,6 +170,27 @@ def _work(worker: Worker) -> None:
             return
         idle.append(worker)
         worker.home.switch()
+
+
+def hop(switch: Callable[[], Any]) -> Any:
+    """Switch while tracing is on, and put our own tracer back afterwards.
+
+    A tracer for which `threading.settrace` was told how to make others (coverage's) keeps a stack of the calls that it
+    has seen, so each worker gets one of its own as if it were a thread: a switch in between would confuse the stack.
+    Nothing may be called between the change of tracers and the switch. Debuggers have no such stack and see both sides.
+    """
+    if threading.gettrace() is None:
+        return switch()
+    mine = sys.gettrace()
+    try:
+        return switch()
+    finally:
+        if sys.gettrace() is not mine:
+            sys.settrace(mine)
+            if _is_native(mine):
+                # Written in C, it sees frames that are there already once it has installed itself, at a "call".
+                frame = sys._getframe()
+                deque(map(mine, (frame, frame), ("call", "return"), (None, None)), maxlen=0)
 
 
 def spawn(function: Callable[[], Any], home: greenlet, context: contextvars.Context) -> Worker:
@@ -216,6 +280,8 @@ class ThreadState:
 
 def turn(other: ThreadState, switch: Callable[[], Any]) -> Any:
     """Let the other side run until it switches back: `other` is its state, ours is put back afterwards."""
+    if gettrace() is not None:
+        switch = functools.partial(hop, switch)
     grad = _grad_enabled()
     if grad is other.grad and other.autocast is None and not _any_autocast():
         try:

@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 import transformers
 from nnsight import LanguageModel
 
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     console = Console()
     transformers.utils.logging.disable_progress_bar()
+    # In a model this small, more threads than one only wait for each other.
+    torch.set_num_threads(1)
     model = LanguageModel("nnsight/toy-landmarks", dispatch=True)
     console.print(
         f"A toy GPT-2 of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters and "

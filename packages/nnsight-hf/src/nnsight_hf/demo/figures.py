@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 #: Okabe and Ito's colours, which all colour visions tell apart.
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#7f7f7f"
-COLOURS = "cividis"
+#: One hue, darker with every step.
+COLOURS = "Blues"
 
 
 def heat_map(
@@ -21,9 +23,10 @@ def heat_map(
     title: str,
     across: str,
     scale: str,
+    ends: tuple[str, str] | None = None,
 ) -> Figure:
-    """Draw values from 0 to 1 [row, column], with a word in each cell if there are any."""
-    figure = Figure(figsize=(9.5, 1.6 + 0.5 * len(rows)), layout="constrained")
+    """Draw values from 0 to 1 [row, column], with a word in each cell if there are any, and names for 0 and 1."""
+    figure = Figure(figsize=(9.5, 1.4 + (0.5 if words is not None else 0.42) * len(rows)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     axes.set_title(title, loc="left", fontweight="bold")
@@ -40,16 +43,19 @@ def heat_map(
     for y, row in enumerate(values.tolist()):
         for x, value in enumerate(row):
             word = f"{words[y][x]}\n" if words is not None else ""
-            ink = "black" if value > 0.5 else "white"
+            ink = "white" if value > 0.55 else "black"
             number = f"{abs(value) if abs(value) < 0.005 else value:.2f}"
             axes.text(x, y, word + number, ha="center", va="center", color=ink, fontsize=9, linespacing=1.1)
-    figure.colorbar(image, label=scale, fraction=0.04, pad=0.02)
+    bar = figure.colorbar(image, label=scale, fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]  # an artist, says matplotlib's manual
+    if ends is not None:
+        bar.set_ticks([0, 0.5, 1], labels=[f"0 {ends[0]}", "0.5", f"1 {ends[1]}"])
     return figure
 
 
 def bars(values: torch.Tensor, labels: Sequence[str], *, title: str, across: str, up: str) -> Figure:
     """Draw one bar for each label."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     drawn = axes.bar(range(len(labels)), values.tolist(), color=BLUE, width=0.7)
     axes.bar_label(drawn, fmt="%.2f", padding=2)
@@ -57,6 +63,7 @@ def bars(values: torch.Tensor, labels: Sequence[str], *, title: str, across: str
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
+    axes.margins(y=0.15)
     _clear(axes)
     return figure
 
@@ -80,15 +87,15 @@ def curves(
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.legend(frameon=False)
-    axes.set_title(title, loc="left", fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     _clear(axes)
 
     beside.axis("off")
-    beside.set_title("what the model writes", loc="left")
-    for number, (x, text) in enumerate(zip(xs, texts)):
-        height = 1 - (number + 0.5) / len(xs)
-        beside.text(0.08, height, f"{x:g}", ha="right", va="center", color=GREY, transform=beside.transAxes)
-        beside.text(0.12, height, text, va="center", transform=beside.transAxes)
+    for number, (x, text) in enumerate([(across, "what the model writes"), *((f"{x:g}", t) for x, t in zip(xs, texts))]):
+        height = 1 - (number + 0.5) / (len(xs) + 1)
+        ink = GREY if number == 0 else "black"
+        beside.text(0.14, height, x, ha="right", va="center", color=GREY, transform=beside.transAxes)
+        beside.text(0.18, height, text, va="center", color=ink, transform=beside.transAxes)
     return figure
 
 
@@ -106,9 +113,10 @@ def paired_bars(
     axes.set_ylabel(up)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.margins(y=0.12)
     _clear(axes)
     return figure
 
 
-def _clear(axes) -> None:
+def _clear(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,7 +16,7 @@ BLOCK = 0
 
 
 def gradient(model: LanguageModel, prompt: str, answer: int) -> torch.Tensor:
-    """Return the gradient of the answer's logit with respect to the output of `BLOCK`: [position, width]."""
+    """Return the gradient of the answer's logit at `BLOCK` [position, width]."""
     with model.trace(prompt):
         stream = model.transformer.h[BLOCK].output
         logit = model.lm_head.output[0, -1, answer]
@@ -45,5 +45,5 @@ def part(model: LanguageModel) -> Part:
             across="word",
             up="length of the gradient",
         ),
-        finding=f'Most at "{most}", where the answer is read off, then at "{second}".',
+        finding=f'Most at "{most}", then at "{second}". The answer is read off at the last word.',
     )

@@ -14,12 +14,11 @@ from .part import Part
 
 
 def logit_lens(model: LanguageModel, prompt: str) -> torch.Tensor:
-    """Return the probabilities of the next token, read before the first block and after each: [depth, position, token]."""
+    """Return the next token's probabilities [depth, position, token]."""
+    gpt = model.transformer
     with torch.no_grad(), model.trace(prompt):
-        stream = [model.transformer.h[0].input]
-        for block in model.transformer.h:
-            stream.append(block.output)
-        logits = [model.lm_head(model.transformer.ln_f(hidden))[0] for hidden in stream]
+        stream = [gpt.h[0].input] + [block.output for block in gpt.h]
+        logits = [model.lm_head(gpt.ln_f(hidden))[0] for hidden in stream]
     return torch.stack(logits).softmax(-1)
 
 
@@ -27,7 +26,7 @@ def part(model: LanguageModel) -> Part:
     """Look at one prompt through the lens."""
     probabilities, tokens = logit_lens(model, prompts.EIFFEL).max(-1)
     guesses = [[model.tokenizer.decode(token).strip() for token in row] for row in tokens]
-    depths = ["no block yet", *(f"after block {number}" for number in range(len(guesses) - 1))]
+    depths = ["before block 0", *(f"after block {number}" for number in range(len(guesses) - 1))]
     positions = prompts.words(model, prompts.EIFFEL)
 
     answer = guesses[-1][-1]
@@ -50,7 +49,7 @@ def part(model: LanguageModel) -> Part:
             scale="probability of the word in the cell",
         ),
         finding=(
-            f'Last column: "{answer}" leads from {depths[settled]} on ({probabilities[settled, -1]:.2f}) and ends at '
-            f"{probabilities[-1, -1]:.2f}."
+            f'At the last word, "{answer}" is first {depths[settled]} ({probabilities[settled, -1]:.2f}) and stays so until the end '
+            f"({probabilities[-1, -1]:.2f})."
         ),
     )

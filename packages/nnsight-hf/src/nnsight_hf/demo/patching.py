@@ -13,8 +13,11 @@ from . import figures, prompts, terminal
 from .part import Part
 
 
-def patch_everywhere(model: LanguageModel, source: str, target: str) -> torch.Tensor:
-    """Return the last logits of `target`, with one vector of `source` put in its place: [block, position, token]."""
+def patch_each(model: LanguageModel, source: str, target: str) -> torch.Tensor:
+    """Return the last logits of `target` [block, position, token].
+
+    Each with one vector, at that block and position, taken from `source`.
+    """
     length = len(model.tokenizer.encode(target))
     patched = []
     for block in model.transformer.h:
@@ -43,7 +46,7 @@ def moved(model: LanguageModel, source: str, target: str, answers: tuple[str, st
         return logits[..., mine] - logits[..., other]
 
     before, after = lead(last_logits(model, target)), lead(last_logits(model, source))
-    return (lead(patch_everywhere(model, source, target)) - before) / (after - before)
+    return (lead(patch_each(model, source, target)) - before) / (after - before)
 
 
 def part(model: LanguageModel) -> Part:
@@ -62,15 +65,16 @@ def part(model: LanguageModel) -> Part:
             f'"{prompts.EIFFEL}", and the model runs on: 0 means that it still says Seattle, 1 that it says Paris as surely as for '
             "the Eiffel Tower."
         ),
-        code=patch_everywhere,
+        code=patch_each,
         table=terminal.heat_map(shares, blocks, positions),
         figure=figures.heat_map(
             shares,
             blocks,
             positions,
-            title='"The Space Needle is in ..." with one vector of "The Eiffel Tower is in ..."',
+            title='One vector of "The Eiffel Tower is ..." put into "The Space Needle is ..."',
             across="the word at which the vector was replaced",
-            scale="0: still Seattle     1: Paris",
+            scale="how far the answer moves",
+            ends=("Seattle", "Paris"),
         ),
         finding=(
             f'Early the fact is at "{read[first]}" ({shares[0, first]:.2f} in block 0); attention carries it to the end, '

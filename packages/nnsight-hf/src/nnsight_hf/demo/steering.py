@@ -23,8 +23,13 @@ def stream_at_end(model: LanguageModel, prompt: str) -> torch.Tensor:
     return stream
 
 
-def write(model: LanguageModel, prompt: str, push: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """Write on while `push` is added in every step; return the text, and the first step's probabilities [token]."""
+def write(
+    model: LanguageModel, prompt: str, push: torch.Tensor
+) -> tuple[str, torch.Tensor]:
+    """Write on while `push` is added to a block's output in every step.
+
+    Returns the text, and the probabilities of its first word [token].
+    """
     with model.generate(prompt, max_new_tokens=8) as tracer:
         for step in tracer.iter[:]:
             model.transformer.h[BLOCK].output += push
@@ -75,7 +80,8 @@ def part(model: LanguageModel) -> Part:
         ),
         finding=(
             (f"Rome overtakes Paris at strength {crossed:g}. " if crossed is not None else "Rome never overtakes Paris. ")
-            + "Too much of it, and the model says nothing else. A random direction of the same length at strength 1 leaves Paris "
-            f"at {curves['Paris, random direction'][STRENGTHS.index(1.0)]:.2f}."
+            + f'At strength {STRENGTHS[-1]:g} the model writes "{texts[-1]}". A random direction of the same length, at strength 1, '
+            f"leaves Paris at {curves['Paris, random direction'][STRENGTHS.index(1.0)]:.2f}; with more strength it breaks the "
+            "model too."
         ),
     )

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import matplotlib
 import torch
 from rich.console import Console
-from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -80,8 +79,11 @@ def show(part: Part, number: int, console: Console) -> None:
     console.rule(f"[bold]{number}. {part.title}", align="left", characters="-")
     console.print(part.question, highlight=False)
     console.print()
-    code = Syntax(inspect.getsource(part.code).rstrip(), "python", background_color="default", word_wrap=True)
-    console.print(Padding(code, (0, 0, 1, 4)))
+    code = inspect.getsource(part.code)
+    if console.is_terminal:
+        console.print(Syntax(code, "python", background_color="default", word_wrap=True))
+    else:
+        console.print(code, markup=False, highlight=False, soft_wrap=True)
     console.print(part.table)
     console.print()
     console.print(part.finding, style="bold green", highlight=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,17 +17,18 @@ from nnsight import LanguageModel
 from . import figures, prompts, terminal
 from .part import Part
 
-ROUNDS = 100
+ROUNDS = 60
+Inputs = Mapping[str, torch.Tensor]
 
 
-def read_with_nnsight(model: LanguageModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def read_with_nnsight(model: LanguageModel, inputs: Inputs) -> list[torch.Tensor]:
     """Read the output of every block."""
     with model.trace(**inputs):
         found = [block.output for block in model.transformer.h]
     return found
 
 
-def read_with_hooks(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def read_with_hooks(module: torch.nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """Read the output of every block."""
     found: list[torch.Tensor] = []
     blocks: Any = module.get_submodule("transformer.h")
@@ -40,7 +41,7 @@ def read_with_hooks(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) ->
     return found
 
 
-def scale_with_nnsight(model: LanguageModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def scale_with_nnsight(model: LanguageModel, inputs: Inputs) -> torch.Tensor:
     """Replace the output of every block by half of it."""
     with model.trace(**inputs):
         for block in model.transformer.h:
@@ -49,7 +50,7 @@ def scale_with_nnsight(model: LanguageModel, inputs: dict[str, torch.Tensor]) ->
     return logits
 
 
-def scale_with_hooks(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def scale_with_hooks(module: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
     """Replace the output of every block by half of it."""
     blocks: Any = module.get_submodule("transformer.h")
     handles = [block.register_forward_hook(lambda _block, _given, output: output * 0.5) for block in blocks]
