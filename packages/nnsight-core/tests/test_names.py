@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hooked import Stack, by_hooks, untouched
+from hooked import Generator, Stack, by_hooks, untouched
 
 from nnsight import CONFIG, CrossInvokeError, NNsight, NNsightError
 
@@ -381,3 +381,41 @@ def test_switched_off_names_still_come_back(model, no_crossing):
         with tracer.invoke(B):
             two = model.output
     assert one.shape == two.shape == (1, 5)
+
+
+# -- in loops over steps ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_a_loop_binds_anew_is_waited_for_in_each_step():
+    torch.manual_seed(0)
+    generator = Generator()
+    model = NNsight(generator)
+    with model.trace(fn="generate") as tracer:
+        with tracer.invoke(A, n=3):
+            for _ in tracer.iter[:]:
+                hidden = model.first.output
+        with tracer.invoke(B, n=3):
+            for _ in tracer.iter[:]:
+                model.first.output = hidden
+            result = tracer.result
+    expected = by_hooks(
+        generator, torch.cat([A, B]), 3, call="generate", edits={"first": lambda out, _: torch.cat([out[:1]] * 2)}
+    ).result
+    assert torch.allclose(result, expected[1:])
+
+
+def test_a_name_that_was_bound_before_a_loop_is_not_waited_for_again():
+    torch.manual_seed(0)
+    generator = Generator()
+    model = NNsight(generator)
+    with model.trace(fn="generate") as tracer:
+        with tracer.invoke(A, n=3):
+            first = model.first.output
+            for _ in tracer.iter[:]:
+                model.first.output
+        with tracer.invoke(B, n=3):
+            seen = []
+            for _ in tracer.iter[:]:
+                model.first.output = first
+                seen.append(first)
+    assert len(seen) == 3 and all(value is seen[0] for value in seen)

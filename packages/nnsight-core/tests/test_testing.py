@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from nnsight.testing import (
     BackendSuite,
     FamilySuite,
     Generating,
+    GeneratingSuite,
     Hooked,
     LoadableSuite,
     Pair,
@@ -57,8 +62,7 @@ class TestRecurrent(FamilySuite):
         return rows(1, 2)
 
 
-class TestGenerating(FamilySuite):
-    generates = "generate"
+class TestGenerating(GeneratingSuite):
     options = {"steps": 4}
 
     def make_model(self) -> NNsight:
@@ -143,26 +147,18 @@ class TestHereByName(BackendSuite):
 # -- what is wrong is found ------------------------------------------------------------------------------------------
 
 
-def failures(suite: type, tmp_path: Any, pytester_args: Sequence[str] = ()) -> set[str]:
-    """Run a suite and return the names of the checks that fail."""
-    failed: set[str] = set()
-
-    class Recorder:
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            if report.failed:
-                failed.add(report.location[2].rpartition(".")[2].partition("[")[0])
-
-        def pytest_pycollect_makemodule(self, module_path: Any, parent: Any) -> None:
-            return None
-
-    name = f"wrong_{suite.__name__.lower()}"
-    module = tmp_path / f"test_{name}.py"
-    module.write_text(f"import test_testing\n\nclass TestIt(test_testing.{suite.__name__}):\n    pass\n")
-    quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:terminal", "-c", str(tmp_path / "none.ini"), f"--rootdir={tmp_path}"]
-    (tmp_path / "none.ini").write_text("[pytest]\n")
-    pytest.main([*quiet, *pytester_args, str(module)], plugins=[Recorder()])
-    sys.modules.pop(module.stem, None)
-    return failed
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
+    """Run the suites of what is wrong, and return (suite, check) of the checks that fail."""
+    folder = tmp_path_factory.mktemp("wrong")
+    names = [suite.__name__ for suite in WRONG]
+    classes = "".join(f"\nclass Test{name}(test_testing.{name}):\n    __test__ = True\n" for name in names)
+    (folder / "test_wrong.py").write_text(f"import test_testing\n{classes}")
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir=."]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([*command, "test_wrong.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return set(re.findall(r"^FAILED \S*::Test(\w+)::(\w+)", done.stdout, re.MULTILINE))
 
 
 class Blended(FamilySuite):
@@ -249,18 +245,18 @@ class Forgetful(TestLoadable):
         return LazyModel(self.make_source())
 
 
-@pytest.mark.parametrize(
-    ("suite", "expected"),
-    [
-        (Blended, {"test_each_input_of_a_batch_gets_what_it_gets_alone", "test_an_edit_in_one_invoke_leaves_the_others_alone"}),
-        (Unmasked, {"test_each_input_of_a_batch_gets_what_it_gets_alone"}),
-        (Leaving, {"test_the_module_is_left_as_it_was"}),
-        (Careless, {"test_only_what_was_saved_comes_back", "test_an_error_of_the_block_keeps_its_type"}),
-        (Forgetful, {"test_built_without_weights_it_is_named_as_with_them"}),
-    ],
-)
-def test_what_is_wrong_is_found(suite: type, expected: set[str], tmp_path: Any) -> None:
-    assert expected <= failures(suite, tmp_path)
+WRONG = {
+    Blended: {"test_each_input_of_a_batch_gets_what_it_gets_alone", "test_an_edit_in_one_invoke_leaves_the_others_alone"},
+    Unmasked: {"test_each_input_of_a_batch_gets_what_it_gets_alone"},
+    Leaving: {"test_the_module_is_left_as_it_was"},
+    Careless: {"test_only_what_was_saved_comes_back", "test_an_error_of_the_block_keeps_its_type"},
+    Forgetful: {"test_built_without_weights_it_is_named_as_with_them"},
+}
+
+
+@pytest.mark.parametrize("suite", WRONG, ids=lambda suite: suite.__name__)
+def test_what_is_wrong_is_found(suite: type, failed: set[tuple[str, str]]) -> None:
+    assert WRONG[suite] <= {check for name, check in failed if name == suite.__name__}
 
 
 # -- the reference itself --------------------------------------------------------------------------------------------

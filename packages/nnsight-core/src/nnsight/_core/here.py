@@ -7,6 +7,7 @@ so edits in place need nothing at all. How rows lie in a value is the layout's s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -253,6 +254,15 @@ def storage_of(tensor: torch.Tensor) -> int:
     """Return what tells the storage of a tensor from others."""
     number: int = tensor.untyped_storage()._cdata
     return number
+
+
+def assembled(pieces: Mapping[Rows, Any]) -> Any:
+    """Return the value of all rows, made of pieces alone: what every invoke of a batch gave for its own rows."""
+    first, *others = [piece for _, piece in sorted(pieces.items(), key=lambda item: item[0])]
+    columns = zip(*(leaves(piece) for piece in (first, *others)))
+    whole = [torch.cat(column) if column[0].dim() else column[0] for column in columns]
+    at = iter(whole)
+    return tree_map(lambda _: next(at), first)
 
 
 def _overlap(a: Rows, b: Rows) -> bool:

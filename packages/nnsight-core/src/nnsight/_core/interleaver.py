@@ -17,13 +17,12 @@ from . import complaints
 from .active import active
 from .batching import Layout
 from .errors import UnmetSiteWarning
-from .here import Here
+from .here import Here, assembled
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
 from .rigging import Learning, Rigging
 from .sites import INPUT, OUTPUT, Place
 from .taps import running
 from .turns import Greenlet, GreenletExit, ThreadState, Worker, adopt, getcurrent, hop, spawn, turn
-
 
 #: The place of what the traced call returns, in every run.
 RESULT = Place("result", stepless=True)
@@ -189,6 +188,8 @@ class Interleaver:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if self.layout is not None and sum(count for _, count in skipped) == self.layout.total:
+            return assembled(skipped)
         # Some invokes skip the module and others do not: it runs for all, and those who skip get their own value.
         value = call(*args, **kwargs)
         here = Here(place, OUTPUT, value, visit, self.layout)

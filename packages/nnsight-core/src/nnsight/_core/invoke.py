@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import sys
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class Invoke:
         self.prepared = prepared
         self.rows: Rows | None = None
         self.body: Body | None = None
-        self.names: Names | None = None
+        self.names: InvokeNames | None = None
         self.frame: FrameType | None = None
         self.mediator: BodyMediator | None = None
 
@@ -51,7 +52,7 @@ class Invoke:
         self.body = capture(frame)
         self.tracer._check_before(self.body, frame)
         self.frame = frame
-        self.names = self.body.names()
+        self.names = InvokeNames(self.body, self)
         self.body.assign(self.names, self)
         skip(frame)
         return self
@@ -64,36 +65,31 @@ class Invoke:
 
     # -- in the run --------------------------------------------------------------------------------------------------
 
-    def join(self, siblings: list[Invoke], cross: bool) -> None:
-        """Let names that siblings bind be waited for."""
-        assert self.names is not None and self.body is not None
-        if not cross:
-            return
-        mine = [s for s in siblings if s is not self and s.frame is self.frame and s.body is not None]
-        before = [s for s in mine if s.number < self.number][::-1]
-        after = [s for s in mine if s.number > self.number]
-        if mine:
-            self.names.elsewhere = lambda name: self._from_siblings(name, before, after)
+    def join(self, binders: Binders) -> None:
+        """Let names that siblings bind be waited for; `binders` are those of the same frame."""
+        assert self.names is not None
+        self.names.elsewhere = lambda name: self._from_siblings(name, binders.get(name, ()))
 
-    def _from_siblings(self, name: str, before: list[Invoke], after: list[Invoke]) -> Any:
-        writers = [s for s in before if s._binds(name)]
+    def _from_siblings(self, name: str, binders: Sequence[Invoke]) -> Any:
+        if not binders:
+            raise KeyError(name)
+        # The nearest before this one in the text, and what it may leave unbound, the one before that.
+        writers = [other for other in binders if other.number < self.number][::-1]
         if not writers and not self._is_outside(name):
             # In the order of the text nobody has bound it yet, but a later invoke will, and nothing else can be meant.
-            writers = [s for s in after if s._binds(name)]
+            writers = [other for other in binders if other.number > self.number]
         if not writers:
             raise KeyError(name)
+        assert self.mediator is not None
         for writer in writers:
-            names, other = writer.names, writer.mediator
-            assert names is not None and other is not None and self.mediator is not None
-            self.mediator.wait_until(functools.partial(_is_settled, names, name, other))
+            names = writer.names
+            assert names is not None
+            self.mediator.wait_until(functools.partial(names.is_settled, name, self.mediator.step))
             if name in names:
                 return names[name]
         if self._is_outside(name):
             raise KeyError(name)
-        raise CrossInvokeError(complaints.never_bound(name, self.name, [s.name for s in writers]))
-
-    def _binds(self, name: str) -> bool:
-        return self.body is not None and name in self.body.writes
+        raise CrossInvokeError(complaints.never_bound(name, self.name, [other.name for other in writers]))
 
     def _is_outside(self, name: str) -> bool:
         assert self.names is not None
@@ -111,8 +107,47 @@ class Invoke:
         self.frame = self.names = self.mediator = None
 
 
-def _is_settled(names: Names, name: str, other: BodyMediator) -> bool:
-    return name in names or other.done
+class InvokeNames(Names):
+    """The names of an invoke, which know in which step of a loop each was bound last."""
+
+    __slots__ = ("invoke", "steps")
+
+    def __init__(self, body: Body, invoke: Invoke) -> None:
+        super().__init__(body.outer, body.real)
+        self.invoke = invoke
+        self.steps: dict[str, int | None] = {}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        mediator = self.invoke.mediator
+        self.steps[name] = mediator.step if mediator is not None and mediator.loop is not None else None
+        super().__setitem__(name, value)
+
+    def is_settled(self, name: str, step: int | None) -> bool:
+        """Say whether a sibling in this step may read the name now: it is bound, and not left from an earlier round."""
+        mediator = self.invoke.mediator
+        if mediator is None or mediator.done:
+            return True
+        if name not in self:
+            return False
+        bound = self.steps.get(name)
+        # A loop that bound it in an earlier step will bind it again in this one.
+        return bound is None or step is None or bound >= step or mediator.loop is None
+
+
+#: For each name, the invokes of one frame that bind it, in their order.
+Binders = Mapping[str, Sequence[Invoke]]
+
+
+def join_names(invokes: Sequence[Invoke]) -> None:
+    """Let the names that invokes bind be waited for by the others that were written in the same frame."""
+    frames: dict[int, dict[str, list[Invoke]]] = {}
+    for invoke in invokes:
+        assert invoke.body is not None
+        binders = frames.setdefault(id(invoke.frame), {})
+        for name in invoke.body.writes:
+            binders.setdefault(name, []).append(invoke)
+    for invoke in invokes:
+        invoke.join(frames[id(invoke.frame)])
 
 
 def refuse(what: str) -> InvokeError:

@@ -19,8 +19,8 @@ from .active import mediator_for
 from .errors import SourceError
 from .here import Here
 from .mediator import Mediator
-from .served import first_input, replace_first_input
 from .parsing import reading
+from .served import first_input, replace_first_input
 from .sites import INPUT, OUTPUT, Place
 from .source.operations import Operation
 from .source.printing import around, listing

@@ -27,7 +27,7 @@ from .config import CONFIG
 from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
 from .interleaver import RESULT, Interleaver
-from .invoke import Invoke, refuse
+from .invoke import Invoke, join_names, refuse
 from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
 from .sites import OUTPUT, Place
 from .steps import Steps
@@ -235,8 +235,9 @@ class Tracer:
                 invoke.rows = (start, count)
                 start += count
         run = self._run = self._interleaver(args, kwargs, layout)
+        if CONFIG.APP.CROSS_INVOKER:
+            join_names(invokes)
         for invoke in invokes:
-            invoke.join(invokes, CONFIG.APP.CROSS_INVOKER)
             invoke.mediator = BodyMediator(run, invoke.run, invoke.rows, invoke.name, invoke.number)
             run.bodies.append(invoke.mediator)
         for install in self._later:

@@ -143,7 +143,7 @@ def _work(worker: Worker) -> None:
         if tracer is not None:
             hook = threading.gettrace()
             if hook is None:
-                # Until 3.11 whether a greenlet is traced is decided when it starts, and this one may have started before.
+                # Until 3.11 whether a greenlet is traced is decided when it starts, and this one may have before.
                 sys.settrace(tracer)
             else:
                 sys.settrace(None)
@@ -158,6 +158,7 @@ def _work(worker: Worker) -> None:
                     if _is_native(mine):
                         frame = sys._getframe()
                         deque(map(mine, (frame, frame), ("call", "return"), (None, None)), maxlen=0)
+                        del frame
         unseen = None
         worker.job()
         if tracer is not None and hook is not None:
@@ -191,6 +192,7 @@ def hop(switch: Callable[[], Any]) -> Any:
                 # Written in C, it sees frames that are there already once it has installed itself, at a "call".
                 frame = sys._getframe()
                 deque(map(mine, (frame, frame), ("call", "return"), (None, None)), maxlen=0)
+                del frame
 
 
 def spawn(function: Callable[[], Any], home: greenlet, context: contextvars.Context) -> Worker:

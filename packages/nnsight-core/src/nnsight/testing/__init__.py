@@ -11,8 +11,8 @@ A suite is a class of tests. Subclass it in your tests, say how to make your thi
         def inputs(self):
             return ["hello", "a longer line"]
 
-`FamilySuite` is for a family (`NNsight` with its `Batchable` methods), `LoadableSuite` for one whose weights are loaded
-when they are needed, `BackendSuite` for a place to run. pytest is imported here and nowhere else in nnsight.
+`FamilySuite` is for a family (`NNsight` with its `Batchable` methods), `GeneratingSuite` for one that generates,
+`LoadableSuite` for one whose weights are loaded when they are needed, `BackendSuite` for a place to run. pytest is imported here and nowhere else in nnsight.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("reference", 
 
 from nnsight.testing.backend import BackendSuite  # noqa: E402 - after they were registered
 from nnsight.testing.family import FamilySuite  # noqa: E402
+from nnsight.testing.generating import GeneratingSuite  # noqa: E402
 from nnsight.testing.loadable import LoadableSuite  # noqa: E402
 from nnsight.testing.models import MLP, Generating, Pair, Recurrent, Transformer, seeded  # noqa: E402
 from nnsight.testing.reference import Hooked, assert_alike, state_of  # noqa: E402
@@ -36,6 +37,7 @@ __all__ = [
     "BackendSuite",
     "FamilySuite",
     "Generating",
+    "GeneratingSuite",
     "Hooked",
     "LoadableSuite",
     "Pair",

@@ -1,7 +1,7 @@
 """`FamilySuite`: what must hold for every family of models.
 
 An author says how to make a model and what it takes; which modules there are, and what they give, is found by calling the
-model with plain hooks (`reference.py`), and everything a trace gives is compared with that. What concerns generation is in
+model with plain hooks (`reference.py`), and everything a trace gives is compared with that. What concerns generation is
 `generating.py`.
 """
 
@@ -17,7 +17,6 @@ import torch
 import nnsight
 from nnsight._core.structures import leaves, zip_map
 from nnsight.plugin import Envoy, NNsight, eproperty
-from nnsight.testing.generating import GeneratingChecks
 from nnsight.testing.reference import Edit, Hooked, assert_alike, state_of
 
 
@@ -26,7 +25,7 @@ def change(output: torch.Tensor) -> torch.Tensor:
     return output * 1.5 + 0.25
 
 
-class FamilySuite(GeneratingChecks):
+class FamilySuite:
     """Subclass it, and define `make_model` and `inputs`; the rest has defaults that may fit."""
 
     #: On which side of dimension 1 a shorter input is padded in a batch: "left", "right", or None if it never is.
@@ -94,7 +93,7 @@ class FamilySuite(GeneratingChecks):
     @pytest.fixture
     def sites(self, plain: Hooked) -> list[str]:
         """The modules that are visited once and give a tensor that can be computed with, in the order of their outputs."""
-        found = [path for path in plain.order if path and len(plain.outputs[path]) == 1 and _is_floating(plain[path])]
+        found = [path for path in plain.order if path and len(plain.outputs[path]) == 1 and is_floating(plain[path])]
         assert found, "the model has no submodule that gives a tensor"
         return found
 
@@ -392,12 +391,12 @@ def _property(envoy: Any, name: str) -> Any:
     return found if isinstance(found, eproperty) and not found.provided else None
 
 
-def _is_floating(value: Any) -> bool:
+def is_floating(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 def _is_changeable_tuple(outputs: list[Any]) -> bool:
-    return len(outputs) == 1 and type(outputs[0]) is tuple and len(outputs[0]) > 1 and _is_floating(outputs[0][0])
+    return len(outputs) == 1 and type(outputs[0]) is tuple and len(outputs[0]) > 1 and is_floating(outputs[0][0])
 
 
 def _loss(result: Any) -> torch.Tensor:

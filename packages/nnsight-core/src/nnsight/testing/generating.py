@@ -1,7 +1,4 @@
-"""What must hold for a family that generates: a run of several steps, each of which can be looked into.
-
-Part of `FamilySuite`, and switched on by naming the method that generates.
-"""
+"""`GeneratingSuite`: what must hold besides for a family that generates, in a run of several steps."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 
 import nnsight
+from nnsight.testing.family import FamilySuite, is_floating
 from nnsight.testing.reference import Edit, Hooked, assert_alike
 
 
@@ -19,28 +17,15 @@ def change(output: torch.Tensor) -> torch.Tensor:
     return output * -2.0 + 0.25
 
 
-class GeneratingChecks:
-    """The checks; `FamilySuite` says what the attributes and methods used here are."""
+class GeneratingSuite(FamilySuite):
+    """A `FamilySuite` for a family that generates; define `options` too, if the method needs any."""
 
-    padding: str | None
-    rounding: float
-
-    #: The method that generates, such as "generate"; None for a family that does not.
-    generates: str | None = None
+    #: The method that generates.
+    generates: str = "generate"
     #: What it is called with, beside an input: options that give at least two steps.
     options: dict[str, Any] = {}
     #: The module each visit of which is a step; the model itself, if not said otherwise.
     step_path: str = ""
-
-    def hooked(
-        self, model: Any, given: Any, edits: dict[str, Edit] | None = None, grad: bool = False, **options: Any
-    ) -> Hooked:
-        """Call the model with plain hooks."""
-        raise NotImplementedError("FamilySuite defines hooked()")
-
-    def part(self, value: Any, alone: Any) -> Any:
-        """Return that part of an invoke's value which is not padding."""
-        raise NotImplementedError("FamilySuite defines part()")
 
     def generated(self, model: Any, given: Any, edits: dict[str, Edit] | None = None) -> Hooked:
         """Generate with plain hooks."""
@@ -49,8 +34,6 @@ class GeneratingChecks:
     @pytest.fixture
     def steps(self, model: Any, given: list[Any]) -> Hooked:
         """What hooks see of a generation from the first input."""
-        if self.generates is None:
-            pytest.skip("this family does not generate")
         steps = self.generated(model, given[0])
         assert len(steps.outputs[self.step_path]) > 1, "the options of the suite give one step only"
         return steps
@@ -62,18 +45,18 @@ class GeneratingChecks:
         return [
             path
             for path in steps.order
-            if path and len(steps.outputs[path]) == count and all(map(_is_floating, steps.outputs[path]))
+            if path and len(steps.outputs[path]) == count and all(map(is_floating, steps.outputs[path]))
         ]
 
     def test_a_generation_gives_what_it_gives_without_a_trace(self, model: Any, given: list[Any], steps: Hooked) -> None:
-        with getattr(model, str(self.generates))(given[0], **self.options) as tracer:
+        with getattr(model, self.generates)(given[0], **self.options) as tracer:
             result = tracer.result
         assert_alike(result, steps.result, self.rounding)
 
     def test_every_step_gives_what_hooks_see(
         self, model: Any, given: list[Any], steps: Hooked, stepped: list[str]
     ) -> None:
-        with getattr(model, str(self.generates))(given[0], **self.options) as tracer:
+        with getattr(model, self.generates)(given[0], **self.options) as tracer:
             seen = []
             for _ in tracer.iter[:]:
                 seen.append({path: model.get(path).output for path in stepped})
@@ -86,7 +69,7 @@ class GeneratingChecks:
     def test_chosen_steps(self, model: Any, given: list[Any], steps: Hooked, stepped: list[str]) -> None:
         (path, *_) = stepped
         for selection in (1, slice(0, 2), [0, 1]):
-            with getattr(model, str(self.generates))(given[0], **self.options) as tracer:
+            with getattr(model, self.generates)(given[0], **self.options) as tracer:
                 seen = []
                 for step in tracer.iter[selection]:
                     seen.append((step, model.get(path).output))
@@ -98,7 +81,7 @@ class GeneratingChecks:
     def test_an_edit_in_one_step(self, model: Any, given: list[Any], stepped: list[str]) -> None:
         (path, *_) = stepped
         want = self.generated(model, given[0], {path: lambda output, visit: change(output) if visit == 1 else None})
-        with getattr(model, str(self.generates))(given[0], **self.options) as tracer:
+        with getattr(model, self.generates)(given[0], **self.options) as tracer:
             for _ in tracer.iter[1]:
                 model.get(path).output = change(model.get(path).output)
             result = tracer.result
@@ -109,7 +92,7 @@ class GeneratingChecks:
         want = self.generated(model, given[0], {path: lambda output, visit: change(output)})
         with model.edit() as edited:
             model.get(path).output = change(model.get(path).output)
-        with getattr(edited, str(self.generates))(given[0], **self.options) as tracer:
+        with getattr(edited, self.generates)(given[0], **self.options) as tracer:
             result = tracer.result
         assert_alike(result, want.result, self.rounding)
 
@@ -118,7 +101,7 @@ class GeneratingChecks:
     ) -> None:
         alone = [self.generated(model, one).result for one in given]
         got: list[Any] = []
-        with getattr(model, str(self.generates))(**self.options) as tracer:
+        with getattr(model, self.generates)(**self.options) as tracer:
             for one in given:
                 with tracer.invoke(one):
                     got.append(tracer.result)
@@ -131,7 +114,7 @@ class GeneratingChecks:
         (path, *_) = stepped
         edits: dict[str, Edit] = {path: lambda output, visit: change(output) if visit == 1 else None}
         want, other = self.generated(model, given[0], edits).result, self.generated(model, given[1]).result
-        with getattr(model, str(self.generates))(**self.options) as tracer:
+        with getattr(model, self.generates)(**self.options) as tracer:
             with tracer.invoke(given[0]):
                 for _ in tracer.iter[1]:
                     model.get(path).output = change(model.get(path).output)
@@ -146,12 +129,8 @@ class GeneratingChecks:
     ) -> None:
         count = len(steps.outputs[self.step_path])
         with pytest.warns(nnsight.UnmetSiteWarning, match=f"{count} steps"):
-            with getattr(model, str(self.generates))(given[0], **self.options) as tracer:
+            with getattr(model, self.generates)(given[0], **self.options) as tracer:
                 seen = [step for step in tracer.iter[: count + 3] if model.get(stepped[0]).output is not None]
                 result = tracer.result
         assert seen == list(range(count))
         assert_alike(result, steps.result, self.rounding)
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
