@@ -1,12 +1,12 @@
 """A page of the documentation, run as it is written: its fenced python blocks, in order, in one namespace.
 
-The one idea: the blocks keep the file name and the line numbers of the page, and `linecache` is told that this file holds
-nothing else. So tracebacks point into the page, and captured bodies find their source there.
+The one idea: the blocks keep the file name and the line numbers of the page, and `linecache` is told that this file
+holds nothing else. So tracebacks point into the page, and captured bodies find their source there.
 
 What a block is expected to do stands in the page too:
 
-- a fence `text` right behind a block is what it prints, or the error that it raises (`...` stands for anything, and lines may be
-  broken anywhere);
+- a fence `text` right behind a block is what it prints, or the error that it raises (`...` stands for anything, and
+  lines may be broken anywhere);
 - a comment before a block, `<!-- raises: KeyError -->` or `<!-- warns: UnmetSiteWarning -->`, names the class exactly;
   `<!-- without: nnsight-vllm -->` runs the block as if that plugin were not installed.
 """
@@ -53,12 +53,9 @@ class Page:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         self.text = path.read_text(encoding="utf-8")
         self.blocks = list(self._blocks())
-
-    @property
-    def name(self) -> str:
-        return self.path.relative_to(ROOT).as_posix()
 
     def _blocks(self) -> Iterator[Block]:
         last: Block | None = None

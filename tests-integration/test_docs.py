@@ -24,7 +24,7 @@ RAISED = [
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The examples are small: handing their parts to threads takes longer than computing them."""
+    # The examples are small: handing their parts to threads takes longer than computing them.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,6 +34,54 @@ def one_thread():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_examples_of_a_page_run(path):
     Page(path).run()
+
+
+@pytest.mark.parametrize(
+    ("page", "complaint"),
+    [
+        ("```python\nassert 1 == 2, 'no'\n```\n", "^no"),
+        ("```python\nprint(1)\n```\n\n```text\n2\n```\n", "line 2: the page says"),
+        ("<!-- raises: KeyError -->\n```python\npass\n```\n", "line 3: nothing was raised"),
+        ("```python\nimport warnings, nnsight\nwarnings.warn('', nnsight.NNsightWarning)\n```\n", "warned"),
+        ('```python\n--8<-- "nowhere.py"\n```\n', "not there"),
+    ],
+)
+def test_a_page_that_is_wrong_is_found_out(page, complaint, tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    with pytest.raises(AssertionError, match=complaint):
+        Page(path).run()
+
+
+def test_a_captured_body_finds_its_source_in_a_page(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("""# Title
+
+1.  In a list:
+
+    ```python
+    import nnsight, torch
+
+    model = nnsight.NNsight(torch.nn.Linear(2, 1))
+    ```
+
+Then:
+
+```python
+with model.trace() as tracer:
+    with tracer.invoke(torch.zeros(1, 2)):
+        out = model.output
+print(out.shape)
+1 / 0
+```
+
+```text
+torch.Size([1, 1])
+```
+""")
+    with pytest.raises(ZeroDivisionError) as error:
+        Page(path).run()
+    assert (error.traceback[-1].path, error.traceback[-1].lineno + 1) == (path, 18)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

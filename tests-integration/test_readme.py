@@ -1,4 +1,4 @@
-"""What the README promises beside its snippets, which `test_docs.py` runs: its commands, its links, and the order of its demo."""
+"""What the README says beside its snippets, which `test_docs.py` runs: its commands, its links and its table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
-    return [line for block in re.findall(r"^```console\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    blocks = re.findall(r"^```console\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
 
 
 def test_ci_runs_the_test_command_of_the_readme():

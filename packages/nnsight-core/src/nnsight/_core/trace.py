@@ -35,7 +35,7 @@ from .steps import Steps
 if TYPE_CHECKING:
     from .tree import Node
 
-_here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_here = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def is_library(filename: str) -> bool:

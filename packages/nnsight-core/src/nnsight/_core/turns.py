@@ -182,7 +182,7 @@ def hop(switch: Callable[[], Any]) -> Any:
     """
     if threading.gettrace() is None:
         return switch()
-    mine = sys.gettrace()
+    mine: Any = sys.gettrace()
     try:
         return switch()
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+
 from nnsight import LanguageModel
 
 PARTS = ("lens", "patching", "steering", "gradients", "timing")
@@ -32,8 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     model = LanguageModel("nnsight/toy-landmarks", dispatch=True)
     console.print(
         f"A toy GPT-2 of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters and "
-        f"{len(model.transformer.h)} blocks, trained on made-up sentences about landmarks and cities. It comes with the "
-        "package; nothing is downloaded. What is seen in it need not hold in a real language model.\n",
+        f"{len(model.transformer.h)} blocks, trained on made-up sentences about landmarks and cities. It comes with "
+        "the package; nothing is downloaded. What is seen in it need not hold in a real language model.\n",
         highlight=False,
     )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def heat_map(
     """Draw values from 0 to 1 [row, column], with a word in each cell if there are any, and names for 0 and 1."""
     figure = Figure(figsize=(9.5, 1.4 + (0.5 if words is not None else 0.42) * len(rows)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(values.tolist(), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlabel(across)
     axes.set_xticks(range(len(columns)), columns)
@@ -47,7 +47,7 @@ def heat_map(
             number = f"{abs(value) if abs(value) < 0.005 else value:.2f}"
             axes.text(x, y, word + number, ha="center", va="center", color=ink, fontsize=9, linespacing=1.1)
     bar = figure.colorbar(image, label=scale, fraction=0.04, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # an artist, says matplotlib's manual
+    bar.outline.set_visible(False)
     if ends is not None:
         bar.set_ticks([0, 0.5, 1], labels=[f"0 {ends[0]}", "0.5", f"1 {ends[1]}"])
     return figure
@@ -91,10 +91,11 @@ def curves(
     _clear(axes)
 
     beside.axis("off")
-    for number, (x, text) in enumerate([(across, "what the model writes"), *((f"{x:g}", t) for x, t in zip(xs, texts))]):
-        height = 1 - (number + 0.5) / (len(xs) + 1)
+    labels = [across, *(f"{x:g}" for x in xs)]
+    for number, (label, text) in enumerate(zip(labels, ["what the model writes", *texts])):
+        height = 1 - (number + 0.5) / len(labels)
         ink = GREY if number == 0 else "black"
-        beside.text(0.14, height, x, ha="right", va="center", color=GREY, transform=beside.transAxes)
+        beside.text(0.14, height, label, ha="right", va="center", color=GREY, transform=beside.transAxes)
         beside.text(0.18, height, text, va="center", color=ink, transform=beside.transAxes)
     return figure
 

@@ -7,6 +7,7 @@ how much a small change there can do. It costs one backward pass, where patching
 from __future__ import annotations
 
 import torch
+
 from nnsight import LanguageModel
 
 from . import figures, prompts, terminal
@@ -33,8 +34,8 @@ def part(model: LanguageModel) -> Part:
     return Part(
         title="Gradients: which words the answer hangs on",
         question=(
-            f'The model reads "{prompts.EIFFEL}". How much would the logit of Paris change with a small change of the vector that '
-            f"block {BLOCK} gives for each word? The length of the gradient says it."
+            f'The model reads "{prompts.EIFFEL}". How much would the logit of Paris change with a small change of the '
+            f"vector that block {BLOCK} gives for each word? The length of the gradient says it."
         ),
         code=gradient,
         table=terminal.bars(lengths, words),

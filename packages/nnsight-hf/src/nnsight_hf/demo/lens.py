@@ -7,6 +7,7 @@ own last norm and unembedding (nostalgebraist, "interpreting GPT: the logit lens
 from __future__ import annotations
 
 import torch
+
 from nnsight import LanguageModel
 
 from . import figures, prompts, terminal
@@ -34,8 +35,8 @@ def part(model: LanguageModel) -> Part:
     return Part(
         title="Logit lens: the answer takes shape, block by block",
         question=(
-            f'The model reads "{prompts.EIFFEL}". Its words are the columns, its blocks the rows; each cell is the word that the '
-            "model would say next if it stopped there, and how sure it would be."
+            f'The model reads "{prompts.EIFFEL}". Its words are the columns, its blocks the rows; each cell is the '
+            "word that the model would say next if it stopped there, and how sure it would be."
         ),
         code=logit_lens,
         table=terminal.heat_map(probabilities, depths, positions, guesses),
@@ -49,7 +50,7 @@ def part(model: LanguageModel) -> Part:
             scale="probability of the word in the cell",
         ),
         finding=(
-            f'At the last word, "{answer}" is first {depths[settled]} ({probabilities[settled, -1]:.2f}) and stays so until the end '
-            f"({probabilities[-1, -1]:.2f})."
+            f'At the last word, "{answer}" is likeliest {depths[settled]} ({probabilities[settled, -1]:.2f}) and stays '
+            f"so until the end ({probabilities[-1, -1]:.2f})."
         ),
     )

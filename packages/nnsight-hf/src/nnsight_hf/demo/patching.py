@@ -7,6 +7,7 @@ answer along, the vector held it (Meng et al., "Locating and Editing Factual Ass
 from __future__ import annotations
 
 import torch
+
 from nnsight import LanguageModel
 
 from . import figures, prompts, terminal
@@ -62,8 +63,8 @@ def part(model: LanguageModel) -> Part:
         title="Activation patching: where the fact sits, and where it goes",
         question=(
             f'"{prompts.NEEDLE}" is answered with Seattle. For each block and word, one vector is replaced by that of '
-            f'"{prompts.EIFFEL}", and the model runs on: 0 means that it still says Seattle, 1 that it says Paris as surely as for '
-            "the Eiffel Tower."
+            f'"{prompts.EIFFEL}", and the model runs on: 0 means that it still says Seattle, 1 that it says Paris as '
+            "surely as for the Eiffel Tower."
         ),
         code=patch_each,
         table=terminal.heat_map(shares, blocks, positions),
@@ -77,7 +78,7 @@ def part(model: LanguageModel) -> Part:
             ends=("Seattle", "Paris"),
         ),
         finding=(
-            f'Early the fact is at "{read[first]}" ({shares[0, first]:.2f} in block 0); attention carries it to the end, '
-            f'"{read[last]}" ({shares[-1, last]:.2f} in block {len(shares) - 1}).'
+            f'Early the fact is at "{read[first]}" ({shares[0, first]:.2f} in block 0); attention carries it to '
+            f'"{read[last]}" ({shares[-1, last]:.2f} in block {len(shares) - 1}), where the answer is read off.'
         ),
     )

@@ -1,12 +1,13 @@
 """Steering: push the model towards another answer while it writes.
 
-A direction is taken from two other prompts, and added to one block's output in every step of the generation (Turner et al.,
-"Activation Addition", 2023). A direction of the same length with random entries shows what pushing alone does.
+A direction is taken from two other prompts, and added to one block's output in every step of the generation (Turner et
+al., "Activation Addition", 2023). A direction of the same length with random entries shows what pushing alone does.
 """
 
 from __future__ import annotations
 
 import torch
+
 from nnsight import LanguageModel
 
 from . import figures, prompts, terminal
@@ -23,9 +24,7 @@ def stream_at_end(model: LanguageModel, prompt: str) -> torch.Tensor:
     return stream
 
 
-def write(
-    model: LanguageModel, prompt: str, push: torch.Tensor
-) -> tuple[str, torch.Tensor]:
+def write(model: LanguageModel, prompt: str, push: torch.Tensor) -> tuple[str, torch.Tensor]:
     """Write on while `push` is added to a block's output in every step.
 
     Returns the text, and the probabilities of its first word [token].
@@ -55,12 +54,15 @@ def part(model: LanguageModel) -> Part:
     }
     texts = ["..." + text.removeprefix(prompts.EIFFEL) for text, _ in steered]
 
-    crossed = next((s for s, p, q in zip(STRENGTHS, curves["Rome"], curves["Paris"]) if p > q), None)
+    crossed = next(
+        (f"at strength {s:g}" for s, r, p in zip(STRENGTHS, curves["Rome"], curves["Paris"]) if r > p), "never"
+    )
+    alone = curves["Paris, random direction"][STRENGTHS.index(1.0)]
     return Part(
         title="Steering: the Eiffel Tower moves to Rome",
         question=(
-            f'The model writes on from "{prompts.EIFFEL}". In every step, a direction is added to the output of block {BLOCK}: '
-            "what the Colosseum leaves there less what the Louvre does, times a strength."
+            f'The model writes on from "{prompts.EIFFEL}". In every step, a direction is added to the output of block '
+            f"{BLOCK}: what the Colosseum leaves there less what the Louvre does, times a strength."
         ),
         code=write,
         table=terminal.table(
@@ -79,9 +81,7 @@ def part(model: LanguageModel) -> Part:
             up="probability of the next word",
         ),
         finding=(
-            (f"Rome overtakes Paris at strength {crossed:g}. " if crossed is not None else "Rome never overtakes Paris. ")
-            + f'At strength {STRENGTHS[-1]:g} the model writes "{texts[-1]}". A random direction of the same length, at strength 1, '
-            f"leaves Paris at {curves['Paris, random direction'][STRENGTHS.index(1.0)]:.2f}; with more strength it breaks the "
-            "model too."
+            f'Rome overtakes Paris {crossed}; at strength {STRENGTHS[-1]:g} the model writes "{texts[-1]}". A random '
+            f"direction of the same length leaves Paris at {alone:.2f} for strength 1."
         ),
     )

@@ -59,7 +59,8 @@ def bars(values: torch.Tensor, labels: Sequence[str]) -> Table:
     table.add_column(justify="right")
     table.add_column(overflow="crop", no_wrap=True)
     for label, value in zip(labels, values.tolist()):
-        table.add_row(label, f"{value:.2f}", Text("#" * max(1, round(40 * value / float(values.max()))), style="yellow"))
+        length = round(40 * value / float(values.max()))
+        table.add_row(label, f"{value:.2f}", Text("#" * max(1, length), style="yellow"))
     return table
 
 

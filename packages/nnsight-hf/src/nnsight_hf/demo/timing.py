@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
 from nnsight import LanguageModel
 
 from . import figures, prompts, terminal
@@ -63,7 +64,7 @@ def scale_with_hooks(module: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
 
 
 def medians(cases: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
-    """Time the cases in turn, so that a busy machine is as slow for all of them, and return their medians in milliseconds."""
+    """Time the cases in turn, so that a busy machine is as slow for all, and return their medians in milliseconds."""
     samples: list[list[float]] = [[] for _ in cases]
     for number in range(rounds + 5):
         for case, times in zip(cases, samples):
@@ -112,6 +113,8 @@ def part(model: LanguageModel) -> Part:
             title="Time of one forward pass of the toy model",
             up="milliseconds",
         ),
-        finding=f"nnsight takes {ours[0] / bare:.2f} and {ours[1] / bare:.2f} times the bare forward, hooks {hooks[0] / bare:.2f} "
-        f"and {hooks[1] / bare:.2f} times.",
+        finding=(
+            f"nnsight takes {ours[0] / bare:.2f} and {ours[1] / bare:.2f} times the bare forward, hooks "
+            f"{hooks[0] / bare:.2f} and {hooks[1] / bare:.2f} times."
+        ),
     )
