@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from . import plugins
 from . import active as scopes
+from . import plugins
 from .blocks import Body, Names, capture, fold, skip, skipped, write_back
 from .config import CONFIG
 from .errors import NNsightError

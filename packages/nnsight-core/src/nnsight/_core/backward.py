@@ -17,8 +17,8 @@ from .errors import BackwardError, OutOfOrderError
 from .here import WHOLE, Here
 from .interleaver import Interleaver
 from .mediator import InlineMediator, Mediator
-from .sites import OUTPUT, Place
 from .rigging import Rigging
+from .sites import OUTPUT, Place
 from .taps import running
 from .turns import getcurrent
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import served
-from .active import active, mediator_for
+from .active import active
 from .backend import open_trace
 from .batching import Batchable
 from .blocks import is_with_head

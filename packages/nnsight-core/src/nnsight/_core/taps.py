@@ -1,10 +1,10 @@
 """What is put on a module so that it stops at its sites, and taken off again when the run ends.
 
-A module that is already running takes PyTorch's fast path, where a hook that is added late is never called. So every
-module of the tree gets a thin wrapper as its instance-level `forward` before the run: one dict write each, prebuilt.
-The wrapper counts visits and looks whether anybody waits there; all else is in `interleaver.py`. When wrappers are put on and taken off is
-`rigging.py`: between runs a model
-is exactly what it was. An instance-level `forward` that was there first is called by ours and put back.
+A module that is already running takes PyTorch's fast path, where a hook that is added late is never called. So what
+stops a module gets there before the module starts: a thin wrapper as its instance-level `forward`, one dict write,
+prebuilt. The wrapper counts visits and looks whether anybody waits there; all else is in `interleaver.py`. Which modules
+are tapped, and when wrappers come off again, is `rigging.py`: between runs a model is exactly what it was. An
+instance-level `forward` that was there first is called by ours and put back.
 """
 
 from __future__ import annotations

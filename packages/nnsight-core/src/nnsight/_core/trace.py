@@ -181,8 +181,8 @@ class Tracer:
                 break
         if foreign:
             raise InvokeError(
-                f"`{ast.unparse(foreign[0])}` stands before `tracer.invoke(...)` in the same `with`, but it would be over before the "
-                "body runs. Put it inside: `with tracer.invoke(...):` and, below it, `with ...:`."
+                f"`{ast.unparse(foreign[0])}` stands before `tracer.invoke(...)` in the same `with`, but it would be over "
+                "before the body runs. Put it inside: `with tracer.invoke(...):` and, below it, `with ...:`."
             )
 
     def mediator_for(self, place: Place) -> Mediator | None:

@@ -16,9 +16,9 @@ import torch
 
 from .naming import Naming
 from .printing import render
+from .rigging import Rigging, reachable
 from .served import eproperty
 from .sites import Place
-from .rigging import Rigging, reachable
 from .taps import Tap, tap_of
 
 N = TypeVar("N", bound="Node")

@@ -89,7 +89,7 @@ _pages: list[mmap.mmap] = []  # the mapping lives as long as the process
 _first_frame = _map_first_frame()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_unprotected() -> None:
     warnings.warn(
         "This system refuses executable memory, so nnsight cannot shield its greenlets from torch's C++ stack walks: "
