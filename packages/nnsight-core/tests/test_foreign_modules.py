@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from nnsight import NNsight
+from nnsight import NNsight, OutOfOrderError
 
 
 class Mixed(torch.nn.Module):
@@ -70,3 +70,64 @@ def test_a_forward_on_the_instance_is_copied_with_it(x: torch.Tensor) -> None:
         tracer.model[0].output
         other = copy.deepcopy(net)
     assert torch.equal(other(x), x + 1.0)
+
+
+class Hoisting(torch.nn.Module):
+    """Calls a part of a block from outside that block, before the block itself, on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(3, 3)), torch.nn.Linear(3, 3))
+        self.last = torch.nn.Linear(3, 3)
+        self.early = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.early:
+            x = self.block[0][0](x)
+        return self.last(self.block(x))
+
+
+def test_a_module_called_from_outside_its_holder_is_counted_from_the_start(x: torch.Tensor) -> None:
+    net = Hoisting()
+    net.early = True
+    model = NNsight(net)
+    with model.trace(x):
+        pass
+    for _ in range(3):  # the first run learns, the others know
+        with model.trace(x):
+            first = model.block[0][0].output
+        assert torch.equal(first, net.block[0][0](x))
+
+
+def test_a_visit_that_went_by_uncounted_is_never_taken_for_another(x: torch.Tensor) -> None:
+    net = Hoisting()
+    model = NNsight(net)
+    with model.trace(x):  # learns that everything is called from inside
+        model.last.output
+    net.early = True
+    with pytest.raises(OutOfOrderError, match="learned this now"):
+        with model.trace(x):
+            model.block[0][0].output
+    for _ in range(2):
+        with model.trace(x):
+            first = model.block[0][0].output
+        assert torch.equal(first, net.block[0][0](x))
+
+
+def test_only_the_way_to_what_is_asked_for_is_tapped(x: torch.Tensor) -> None:
+    net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()) for _ in range(4)))
+    model = NNsight(net)
+
+    def tapped() -> list[str]:
+        return [name for name, module in net.named_modules() if "forward" in module.__dict__]
+
+    with model.trace(x):
+        model[1].output
+        assert len(tapped()) == 13  # the first run is tapped completely
+    with model.trace(x):
+        model[1].output
+        assert tapped() == ["", "0", "1", "2", "3"]
+        inner = model[2][0].output
+        assert tapped() == ["", "0", "1", "2", "2.0", "2.1", "3"]
+    assert torch.equal(inner, net[2][0](net[1](net[0](x))))
+    assert tapped() == []

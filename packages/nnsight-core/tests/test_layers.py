@@ -24,6 +24,7 @@ LAYERS = [
     ["settings", "rename", "turns", "batching", "active", "discovery", "complaints", "blocks", "source"],
     ["configfile", "naming", "taps", "here", "plugins", "saved"],
     ["config", "mediator", "rigging", "served"],
+    ["ending"],
     ["interleaver", "barrier", "steps", "invoke", "edit", "cache", "session", "tree", "sources"],
     ["backward", "trace"],
     ["scan", "patches"],

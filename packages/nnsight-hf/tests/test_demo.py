@@ -134,7 +134,7 @@ def test_the_clock_runs_all_in_turn():
     calls: list[str] = []
     times = timing.medians([lambda: calls.append("a"), lambda: calls.append("b")], rounds=2)
     assert calls == ["a", "b"] * (len(calls) // 2)
-    assert len(times) == 2 and min(times) >= 0
+    assert 0 <= max(times) < 1000
 
 
 def test_it_prints_plain_text_into_a_pipe_and_writes_its_figures(tmp_path: Path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from . import active as scopes
+from .ending import close
 from .errors import BackwardError, OutOfOrderError
 from .here import WHOLE, Here
 from .interleaver import Interleaver
@@ -185,7 +186,7 @@ class Backward:
         scopes.leave(mediator)
         try:
             if error is not None:
-                run.close()
+                close(run)
             elif run.model is not None:
                 run.finish_inline(mediator)
             else:

@@ -114,3 +114,12 @@ def note_where(error: BaseException, run: Interleaver, frame: FrameType, debuggi
     if debugging and inside is not None:
         stack = "".join(traceback.format_stack(inside))
         error.add_note(f"The model's stack, outermost call first:\n{stack}")
+
+
+def hoisted(place: Place, holder: Place) -> OutOfOrderError:
+    """Return the error for a place that is called from elsewhere than inside the module that holds it."""
+    return OutOfOrderError(
+        f"`{place.path}` is called while `{holder.path}`, which holds it, is not running, so a visit of it may have gone "
+        "by before this block asked for it. nnsight has learned this now: run the trace again, and it is counted from "
+        "the start."
+    )

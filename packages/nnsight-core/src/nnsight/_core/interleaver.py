@@ -9,20 +9,18 @@ What is put on the modules to make them stop is `taps.py`; what a body asks for 
 from __future__ import annotations
 
 import contextvars
-import warnings
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-from . import complaints
+from . import complaints, ending
 from .active import active
 from .batching import Layout
-from .errors import UnmetSiteWarning
 from .here import Here, assembled
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
 from .rigging import Learning, Rigging
 from .sites import INPUT, OUTPUT, Place
 from .taps import running
-from .turns import Greenlet, GreenletExit, ThreadState, Worker, adopt, getcurrent, hop, spawn, turn
+from .turns import Greenlet, GreenletExit, ThreadState, Worker, getcurrent, spawn
 
 #: The place of what the traced call returns, in every run.
 RESULT = Place("result", stepless=True)
@@ -67,6 +65,8 @@ class Interleaver:
     stack: tuple[Any, ...] = ()
     #: The places whose visits are counted from the start of the run, or from before they could begin.
     exact: frozenset[Place] = frozenset()
+    #: Those among them that were tapped during the run, and not visited since.
+    _late: frozenset[Place] = frozenset()
     _tapped = False
     _learning = False
 
@@ -106,6 +106,8 @@ class Interleaver:
         """Pass through a place where somebody has business."""
         if place is self.step_place:
             self._begin_step()
+        if place in self._late:
+            self._check_holder(place)
         visit = self.entered.get(place, 0)
         self.entered[place] = visit + 1
         skipped = None
@@ -129,6 +131,8 @@ class Interleaver:
 
     def leave(self, place: Place, value: Any, visit: int) -> Any:
         """Come out of a place where business came up before or while it was running."""
+        if place in self._late:
+            self._check_holder(place)
         waiting = self.at_output[place]
         first = waiting[0] if len(waiting) == 1 else None
         if first is None or first.step is not None or visit or place.stepless or self.watchers:
@@ -310,7 +314,7 @@ class Interleaver:
                 del running[current]
             else:
                 running[current] = outer
-            self.close()
+            ending.close(self)
         self.raise_failure()
 
     def _main(self) -> None:
@@ -333,9 +337,9 @@ class Interleaver:
             # A model that swallows whatever is raised in it goes on although the run has been given up.
             if not (self.failed or self.stopped):
                 if self.bodies:
-                    self._end_bodies()
+                    ending.end_bodies(self)
                 if self.watchers:
-                    self._end_watchers()
+                    ending.end_watchers(self)
         finally:
             self.over = True
             self.untap()
@@ -373,7 +377,17 @@ class Interleaver:
 
     def _open(self, way: list[Place]) -> None:
         for holder in reversed(way):
-            self.exact = self.exact.union(self.rigging.open(holder))
+            opened = self.rigging.open(holder)
+            self.exact = self.exact.union(opened)
+            self._late = self._late.union(opened)
+
+    def _check_holder(self, place: Place) -> None:
+        """Refuse a place that turns out to be called from elsewhere: a visit may have gone by before it was tapped."""
+        self._late = self._late.difference((place,))
+        holder = self.rigging.above.get(place)
+        if holder is not None and self.entered.get(holder, 0) <= self.left.get(holder, 0):
+            self.rigging.hoist(place)
+            raise complaints.hoisted(place, holder)
 
     def untap(self) -> None:
         """Take the taps off; nobody has business anywhere any more."""
@@ -402,50 +416,20 @@ class Interleaver:
         self.left[place] = visit + 1
         return value
 
-    def _end_bodies(self) -> None:
-        """Let every body that still waits know that the run is over."""
-        self.settle()
-        met = {body.order for body in self.bodies if body.done}
-        for body in self.bodies:
-            if not body.done and body.tree is not None:
-                place, stage = body.place, body.stage
-                # One replay that met its sites is enough. A method that never calls the model has nothing to edit.
-                if place is not None and body.order not in met and (self.entered or self.earlier):
-                    met.add(body.order)
-                    warnings.warn(complaints.unmet_edit(body, place, stage), UnmetSiteWarning, stacklevel=3)
-                self._close_one(body)
-            while not body.done:
-                if body in self.parked:
-                    self.parked.remove(body)
-                body.served = False
-                body.resume()
-                self.settle()
-
-    def _end_watchers(self) -> None:
-        """Say so where a watcher saw nothing."""
-        blind: dict[int, list[Place]] = {}
-        for place, watchers in self.watchers.items():
-            for watcher in watchers:
-                if not watcher.seen:
-                    blind.setdefault(id(watcher), []).append(place)
-        self.watchers.clear()
-        for places in blind.values():
-            warnings.warn(complaints.unmet_cache(places), UnmetSiteWarning, stacklevel=3)
-
     def finish_inline(self, mediator: InlineMediator) -> None:
         """Let the model run to its end after an inline body is done."""
         model = self.model
         assert isinstance(model, Worker)
         if model.done:
-            self._end_watchers()
-            self.close()
+            ending.end_watchers(self)
+            ending.close(self)
             return
         if not (self.at_output or self.at_input or self.bodies or self._learning):
             self.untap()
         try:
             mediator.park()
         finally:
-            self.close()
+            ending.close(self)
 
     def dismiss(self) -> None:
         """Let nobody be served any more, whatever the model still does."""
@@ -453,47 +437,6 @@ class Interleaver:
         self.at_output.clear()
         self.parked.clear()
         self.step_waiters.clear()
-
-    def close(self) -> None:
-        """Give up what is left of the run: the bodies first, then the model. Safe to call twice."""
-        self.closing = True
-        self.dismiss()
-        try:
-            for body in self.bodies:
-                if not body.done:
-                    self._close_one(body)
-            self._leave_model()
-        finally:
-            self.over = True
-            self.here = None
-            self.untap()
-
-    def _leave_model(self) -> None:
-        model = self.model
-        if not isinstance(model, Worker) or model is getcurrent():
-            return
-        try:
-            # If another thread has to unwind it (a generator that was collected elsewhere), greenlet sees to that.
-            if model.standing and adopt(model):
-                turn(self.thread, lambda: model.throw(Abandon))
-                if self.error is not None and not isinstance(self.error, Abandon):
-                    raise self.error
-        except Abandon:
-            pass
-        finally:
-            self.error = None
-            running.pop(model, None)
-
-    def _close_one(self, body: BodyMediator) -> None:
-        greenlet = body.worker
-        if greenlet is None or not greenlet.standing:
-            return
-        was, self.closing = self.closing, True
-        try:
-            if adopt(greenlet):
-                hop(greenlet.switch)
-        finally:
-            self.closing = was
 
     def raise_failure(self) -> None:
         """Raise what a captured body or the model raised, if one did and it was not raised yet."""
@@ -507,13 +450,3 @@ class Interleaver:
             raise failure
         finally:
             del failure  # or the traceback would hold this frame, and this frame the error
-
-    def forget(self) -> None:
-        """Let go of bodies and values when all is over: whoever holds on to the run is not to hold on to those."""
-        self.over = True
-        self.result = self.failed = None
-        for body in self.bodies:
-            body.here = body.greenlet = body.worker = None  # whose context names the body
-        self.bodies.clear()
-        self.watchers.clear()
-        self.stack = ()

@@ -109,6 +109,12 @@ class Rigging:
             self.learned = True
             self.settle_base()
 
+    def hoist(self, place: Place) -> None:
+        """Tap a place from the start of every run from now on: it is called from elsewhere than inside its holder."""
+        with _lock:
+            self.hoisted.add(place)
+            self.settle_base()
+
     def take_off(self) -> None:
         """Take the taps off if this was the last run that needs them."""
         with _lock:

@@ -24,6 +24,7 @@ from .batching import Batchable, Layout, Prepared
 from .blocks import Body, fold, snapshot
 from .cache import Cache, CacheWatcher, chosen, stages
 from .config import CONFIG
+from .ending import close, forget
 from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
 from .interleaver import RESULT, Interleaver
@@ -131,7 +132,7 @@ class Tracer:
         if not isinstance(error, (EarlyStop, GeneratorExit)):
             complaints.note_where(error, run, _caller(), _debugging())
         try:
-            run.close()
+            close(run)
         except BaseException as another:
             _put_behind(another, error)
             raise
@@ -144,7 +145,7 @@ class Tracer:
 
     def _forget(self, run: Interleaver) -> None:
         # The tracer may outlive the run in the caller's frame; the run's values must not.
-        run.forget()
+        forget(run)
         run.call = _no_call
         if self._mediator is not None:
             self._mediator.here = None

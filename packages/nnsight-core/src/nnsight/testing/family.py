@@ -8,6 +8,7 @@ model with plain hooks (`reference.py`), and everything a trace gives is compare
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 import nnsight
 from nnsight._core.structures import leaves, zip_map
-from nnsight.plugin import Envoy, NNsight, eproperty
+from nnsight.plugin import Envoy, Layout, NNsight, Rows, eproperty
 from nnsight.testing.reference import Edit, Hooked, assert_alike, state_of
 
 
@@ -205,14 +206,15 @@ class FamilySuite:
 
     def test_an_invoke_without_input_sees_the_whole_batch(self, model: Any, given: list[Any], sites: list[str]) -> None:
         (path, *_) = self.with_rows(model, given, sites)
+        seen = []
         with model.trace() as tracer:
-            with tracer.invoke(given[0]):
-                first = model.get(path).output.clone()
-            with tracer.invoke(given[1]):
-                second = model.get(path).output.clone()
+            for one in given:
+                with tracer.invoke(one):
+                    seen.append(model.get(path).output.clone())
             with tracer.invoke():
                 whole = model.get(path).output.clone()
-        assert_alike(whole, torch.cat([first, second]))
+        layout, rows = self.stated(model, given)
+        assert_alike(seen, [layout.take(whole, mine, model.get(path).path) for mine in rows])
 
     def test_a_write_of_other_rows_is_refused(self, model: Any, given: list[Any], sites: list[str]) -> None:
         (path, *_) = self.with_rows(model, given, sites)
@@ -232,12 +234,17 @@ class FamilySuite:
                     pass
             with tracer.invoke():
                 seen.update((path, model.get(path).output) for path in sites)
-        prepared = [model._prepare_input(one) for one in given]
-        layout = model._layout(sum(count for _, _, count in prepared), *model._batch(prepared), None)
-        first = (0, prepared[0][2])
-        found = [path for path in sites if layout.take(seen[path], first, model.get(path).path) is not None]
+        layout, rows = self.stated(model, given)
+        found = [path for path in sites if layout.take(seen[path], rows[0], model.get(path).path) is not None]
         assert found, "by the family's layout no value carries rows"
         return found
+
+    def stated(self, model: Any, given: list[Any]) -> tuple[Layout, list[Rows]]:
+        """Return how the family says that the rows of a batch lie, and which rows are whose."""
+        prepared = [model._prepare_input(one) for one in given]
+        ends = list(itertools.accumulate(count for _, _, count in prepared))
+        rows = [(end - count, count) for end, (_, _, count) in zip(ends, prepared)]
+        return model._layout(ends[-1], *model._batch(prepared), None), rows
 
     # -- other contexts ----------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     console = Console()
     transformers.utils.logging.disable_progress_bar()
-    # In a model this small, more threads than one only wait for each other.
+    # In a model this small, more threads than one only wait for each other; `timing.py` relies on there being one.
     torch.set_num_threads(1)
     model = LanguageModel("nnsight/toy-landmarks", dispatch=True)
     console.print(

@@ -1,0 +1,1 @@
+"""Character models for nnsight: an example of a plugin."""
