@@ -32,7 +32,8 @@ from nnsight._core import plugins
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md"))]
 
-_FENCE = re.compile(r"^( *)(```+) *(\w*)")
+# What is only shown is fenced with `{ .python }`: ruff formats the inside of the others, and would spoil the path.
+_FENCE = re.compile(r"^( *)(```+) *(?:\{ *\.)?(\w*)")
 _OPTIONS = re.compile(r"<!-- *((?:raises|warns|without):.*?) *-->")
 #: A file that is shown on a page instead of being copied into it; it has tests of its own.
 _SNIPPET = re.compile(r'^ *--8<-- +"(.+)"', re.MULTILINE)

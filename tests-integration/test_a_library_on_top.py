@@ -138,7 +138,10 @@ def test_it_is_lazy_and_can_be_explored_and_scanned() -> None:
         tracer.stop()
         reached.append("after")
     assert width == lazy.config.hidden_size and not reached and not lazy.dispatched
-    assert isinstance(lazy.get("model.layers.0.mlp"), Envoy) and lazy.model.layers[0]._module is lazy._model.transformer.h[0]
+    assert (
+        isinstance(lazy.get("model.layers.0.mlp"), Envoy)
+        and lazy.model.layers[0]._module is lazy._model.transformer.h[0]
+    )
 
 
 def test_values_by_layer(model: Standardized, hidden_states: list[torch.Tensor]) -> None:

@@ -88,8 +88,10 @@ torch.Size([1, 1])
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_example_is_fenced_so_that_it_is_not_run(path):
-    fences = re.findall(r"^ *```+ *(\S*)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(fences) <= {"", "python", "text", "console", "toml"}
+    text = path.read_text(encoding="utf-8")
+    fences = re.findall(r"^ *```+ *(.*)", text, re.MULTILINE)
+    assert set(fences) <= {"", "python", "text", "console", "toml", "{ .python }"}
+    assert fences.count("{ .python }") == len(re.findall(r"^``` \{ \.python \}\n--8<-- .*\n```$", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("cls", RAISED, ids=lambda cls: cls.__name__)

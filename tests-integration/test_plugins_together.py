@@ -52,12 +52,16 @@ def test_a_family_of_somebody_elses_is_a_name_of_nnsight() -> None:
     assert installed()[EXAMPLE].offers["families"] == {"CharacterModel": "nnsight_example.family:CharacterModel"}
 
 
-@pytest.mark.parametrize(("kind", "name", "distribution"), PROMISED, ids=[f"{kind}-{name}" for kind, name, _ in PROMISED])
+@pytest.mark.parametrize(
+    ("kind", "name", "distribution"), PROMISED, ids=[f"{kind}-{name}" for kind, name, _ in PROMISED]
+)
 def test_a_promised_name_is_there_or_says_whose_it_will_be(kind: str, name: str, distribution: str) -> None:
     if name in installed()[distribution].offers[kind]:
         assert plugins.lookup(kind, name) is not None
     else:
-        with pytest.raises(nnsight.PluginError, match=f"{distribution} .* has no .*{name}.* yet: pip install --upgrade"):
+        with pytest.raises(
+            nnsight.PluginError, match=f"{distribution} .* has no .*{name}.* yet: pip install --upgrade"
+        ):
             plugins.lookup(kind, name)
 
 

@@ -48,7 +48,9 @@ def test_a_forward_can_be_asked_for_its_parameters_while_it_runs(x: torch.Tensor
         assert inspect.signature(net.forward) == plain
 
 
-@pytest.mark.parametrize("take", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copied", "pickled"])
+@pytest.mark.parametrize(
+    "take", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copied", "pickled"]
+)
 def test_a_module_that_is_copied_during_a_run_is_on_its_own(take, x: torch.Tensor) -> None:  # type: ignore[no-untyped-def]
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     model = NNsight(net)

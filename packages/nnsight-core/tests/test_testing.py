@@ -251,7 +251,10 @@ class Forgetful(TestLoadable):
 
 
 WRONG = {
-    Blended: {"test_each_input_of_a_batch_gets_what_it_gets_alone", "test_an_edit_in_one_invoke_leaves_the_others_alone"},
+    Blended: {
+        "test_each_input_of_a_batch_gets_what_it_gets_alone",
+        "test_an_edit_in_one_invoke_leaves_the_others_alone",
+    },
     Unmasked: {"test_each_input_of_a_batch_gets_what_it_gets_alone"},
     Leaving: {"test_the_module_is_left_as_it_was"},
     Careless: {"test_only_what_was_saved_comes_back", "test_an_error_of_the_block_keeps_its_type"},

@@ -86,7 +86,9 @@ def test_a_step_of_one_prompt_in_a_batch(model, plain, kind) -> None:
     assert [int(step.argmax()) for step in steps] != [] and {tuple(step.shape[:1]) for step in steps} == {(1,)}
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=["3", "4 of which 2"])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}], ids=["3", "4 of which 2"]
+)
 def test_beams_of_every_prompt_are_its_own(model, plain, options) -> None:
     count = options.get("num_return_sequences", 1)
     with model.generate(**ALL, **options) as tracer:
@@ -295,7 +297,9 @@ def test_a_result_with_more_than_tokens(gpt2, plain_gpt2) -> None:
 
 def test_stopping_criteria(gpt2) -> None:
     length = len(ids(SHORT)) + 3
-    with gpt2.generate(SHORT, max_new_tokens=9, stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(length)])) as tracer:
+    with gpt2.generate(
+        SHORT, max_new_tokens=9, stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(length)])
+    ) as tracer:
         output = tracer.result
     assert output.shape[1] <= length
 
@@ -332,7 +336,8 @@ def test_a_generation_without_input_is_refused(gpt2) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_new_tokens": 3}, {"do_sample": True, "temperature": 0.5}, {"stopping_criteria": []}, {"num_beams": 2}]
+    "options",
+    [{"max_new_tokens": 3}, {"do_sample": True, "temperature": 0.5}, {"stopping_criteria": []}, {"num_beams": 2}],
 )
 def test_options_of_a_generation_are_refused_in_a_trace(gpt2, options) -> None:
     name = next(iter(options))

@@ -62,7 +62,9 @@ RAGGED = {
 @pytest.mark.parametrize("given", RAGGED.values(), ids=RAGGED)
 def test_rows_of_different_lengths_are_as_they_are_alone(logits, plain_gpt2, given) -> None:
     got = logits(*given)
-    on_the_right = "right" in str(given) or isinstance(given[0], BatchEncoding) and torch.is_tensor(given[0]["input_ids"])
+    on_the_right = (
+        "right" in str(given) or isinstance(given[0], BatchEncoding) and torch.is_tensor(given[0]["input_ids"])
+    )
     short = got[0, :2] if on_the_right else got[0, -2:]
     torch.testing.assert_close(short, alone(plain_gpt2, SHORT)[0], **ROUNDING)
     torch.testing.assert_close(got[1:], alone(plain_gpt2, LONG), **ROUNDING)

@@ -26,7 +26,9 @@ def head_of(plain: torch.nn.Module) -> str:
 
 def test_one_prompt_is_what_transformers_gives(model, plain, kind) -> None:
     seen = []
-    handle = plain.get_submodule(LAYERS[kind])[1].register_forward_hook(lambda m, i, output: seen.append(hidden(output)))
+    handle = plain.get_submodule(LAYERS[kind])[1].register_forward_hook(
+        lambda m, i, output: seen.append(hidden(output))
+    )
     want = alone(plain, LONG)
     handle.remove()
     with model.trace(LONG) as tracer:
@@ -196,7 +198,9 @@ def test_options_for_loading_a_ready_module_are_said_to_change_nothing(plain_gpt
         nnsight.LanguageModel(plain_gpt2, device_map="cpu", attn_implementation="eager", trust_remote_code=True)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
 def test_a_copy_is_a_model_of_its_own(gpt2_folder, plain_gpt2, again) -> None:
     lazy = again(nnsight.LanguageModel(gpt2_folder))
     assert not lazy.dispatched

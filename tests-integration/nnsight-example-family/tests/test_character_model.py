@@ -40,7 +40,11 @@ def test_a_head_is_changed_by_name(model):
         output = model.mix.output
     with model.trace("hello"):
         plain = model.mix.output
-    assert not output[:, 4:8].any() and torch.equal(output[:, :4], plain[:, :4]) and torch.equal(output[:, 8:], plain[:, 8:])
+    assert (
+        not output[:, 4:8].any()
+        and torch.equal(output[:, :4], plain[:, :4])
+        and torch.equal(output[:, 8:], plain[:, 8:])
+    )
 
 
 def test_it_writes_on(model):

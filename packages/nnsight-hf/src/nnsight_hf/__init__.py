@@ -1,10 +1,10 @@
 """Hugging Face models for nnsight.
 
-    from nnsight import LanguageModel
+from nnsight import LanguageModel
 
-    model = LanguageModel("openai-community/gpt2")
-    with model.trace("The Eiffel Tower is in the city of"):
-        hidden = model.transformer.h[5].output
+model = LanguageModel("openai-community/gpt2")
+with model.trace("The Eiffel Tower is in the city of"):
+    hidden = model.transformer.h[5].output
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def encode(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> dict[str, 
     """
     if isinstance(value, Mapping):
         if not any(name in value for name in INPUT_NAMES):
-            raise ValueError(f"an input given as a dict holds `input_ids` or `inputs_embeds`; this one holds {list(value)}")
+            raise ValueError(
+                f"an input given as a dict holds `input_ids` or `inputs_embeds`; this one holds {list(value)}"
+            )
         return dict(value)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
@@ -53,11 +55,15 @@ def encode(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> dict[str, 
     if not texts:
         raise ValueError("the list of prompts is empty")
     if tokenizer is None:
-        raise ValueError("this model has no tokenizer, so it takes token ids and no text: pass `tokenizer=` with the model")
+        raise ValueError(
+            "this model has no tokenizer, so it takes token ids and no text: pass `tokenizer=` with the model"
+        )
     rows = tokenizer(list(texts), **options)["input_ids"]
     for text, row in zip(texts, rows):
         if not len(row):
-            raise ValueError(f"the prompt {text!r} is empty: it has no token, so there is nothing for the model to read")
+            raise ValueError(
+                f"the prompt {text!r} is empty: it has no token, so there is nothing for the model to read"
+            )
     return {"input_ids": rows}
 
 

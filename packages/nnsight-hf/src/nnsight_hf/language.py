@@ -114,7 +114,9 @@ class LanguageModel(LazyModel):
         data = dict(rows[0]) if len(rows) == 1 else inputs.pad_together(rows, self._pad or 0)
         device = self.device
         if device is not None and device.type != "meta":
-            data = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in data.items()}
+            data = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in data.items()
+            }
         return (), data
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:

@@ -18,7 +18,15 @@ from nnsight_hf import toy
 EMBEDDED = {"nnsight/toy-landmarks": toy.path}
 
 #: What `from_pretrained` of a configuration and a tokenizer take too, and not only that of a model.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 
 #: What a module that is built without weights needs to be like the loaded one.
 _BUILD_OPTIONS = ("attn_implementation", "trust_remote_code", "dtype", "torch_dtype")

@@ -155,5 +155,3 @@ def open_trace(
     if scan:
         return ValidatingTracer(node, family, inputs, kwargs, method, validate)
     return Tracer(node, family, inputs, kwargs, method)
-
-

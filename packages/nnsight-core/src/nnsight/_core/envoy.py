@@ -219,5 +219,3 @@ class Method:
 
     def __repr__(self) -> str:
         return repr(self._plain)
-
-

@@ -102,9 +102,9 @@ class Mediator:
         if place.owner not in run.exact and not run.over and not run.reach(place, self):
             raise complaints.passed(self, place, stage)
         # The first test is there for speed: what it lets through cannot have been passed.
-        if (
-            place in (run.left if stage is OUTPUT else run.entered) or run.stepping or run.over
-        ) and run.passed(self, place, stage):
+        if (place in (run.left if stage is OUTPUT else run.entered) or run.stepping or run.over) and run.passed(
+            self, place, stage
+        ):
             raise complaints.passed(self, place, stage)
         self.served = False
         queue = run.at_output if stage is OUTPUT else run.at_input

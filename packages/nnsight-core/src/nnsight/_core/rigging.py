@@ -213,4 +213,3 @@ def reachable(root: torch.nn.Module, path: str) -> Iterator[tuple[str, torch.nn.
         if isinstance(module, torch.jit.ScriptModule):
             scripted.append(name)
         yield ".".join(part for part in (path, name) if part), module
-

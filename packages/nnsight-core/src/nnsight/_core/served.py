@@ -134,6 +134,7 @@ class eproperty(property):  # noqa: N801 - a descriptor, named like `property`
         tap: Place | None = envoy.__dict__["_tap"]
         return envoy._place() if tap is None else tap
 
+
 class WriteBack:
     """Remembers a copy that a read map showed, to carry edits in place back to the site."""
 
@@ -184,7 +185,9 @@ def replace_first_input(envoy: Node, value: Any, new: Any) -> Any:
         return (new, *args[1:]), kwargs
     if kwargs:
         return args, {**kwargs, next(iter(kwargs)): new}
-    raise ValueError(f"`{envoy._path}` was called without arguments, so it has no `.input` to replace; assign `.inputs`.")
+    raise ValueError(
+        f"`{envoy._path}` was called without arguments, so it has no `.input` to replace; assign `.inputs`."
+    )
 
 
 def skip(envoy: Node, value: Any) -> None:

@@ -379,4 +379,3 @@ def _no_call() -> Any:
 
 def _debugging() -> bool:
     return bool(CONFIG.APP.DEBUG)
-

@@ -23,7 +23,9 @@ except ImportError as error:
     raise ImportError('nnsight.testing runs under pytest: pip install "nnsight-core[testing]"') from error
 
 # The suites' asserts are to explain themselves as those of a test file do.
-pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("reference", "family", "generating", "loadable", "backend")))
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{name}" for name in ("reference", "family", "generating", "loadable", "backend"))
+)
 
 from nnsight.testing.backend import BackendSuite  # noqa: E402 - after they were registered
 from nnsight.testing.family import FamilySuite  # noqa: E402

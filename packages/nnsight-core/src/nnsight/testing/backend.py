@@ -94,7 +94,9 @@ class BackendSuite:
             layer = model.layers[where["layer"]]
             layer.output = scaled(layer.output)
             result = tracer.result.save()
-        want = Hooked(model._module, lambda: model._module(self.input()), {"layers.1": lambda output, visit: output * -2})
+        want = Hooked(
+            model._module, lambda: model._module(self.input()), {"layers.1": lambda output, visit: output * -2}
+        )
         assert_alike(result, want.result, self.rounding)
 
     def test_invokes(self, model: Any, backend: Any) -> None:
@@ -104,7 +106,9 @@ class BackendSuite:
                 first = model.output.save()
             with tracer.invoke(self.input() * 2):
                 second = model.output.save()
-        want = Hooked(model._module, lambda: model._module(self.input()), {"layers.0": lambda output, visit: output * 0})
+        want = Hooked(
+            model._module, lambda: model._module(self.input()), {"layers.0": lambda output, visit: output * 0}
+        )
         assert_alike(first, want.result, self.rounding)
         assert_alike(second, Hooked(model._module, lambda: model._module(self.input() * 2)).result, self.rounding)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -110,14 +110,18 @@ class FamilySuite:
 
     # -- reading and writing -----------------------------------------------------------------------------------------
 
-    def test_outputs_are_those_that_hooks_see(self, model: Any, given: list[Any], plain: Hooked, sites: list[str]) -> None:
+    def test_outputs_are_those_that_hooks_see(
+        self, model: Any, given: list[Any], plain: Hooked, sites: list[str]
+    ) -> None:
         with model.trace(given[0]) as tracer:
             seen = {path: model.get(path).output for path in sites}
             result = tracer.result
         assert_alike(seen, {path: plain[path] for path in sites}, self.rounding)
         assert_alike(result, plain.result, self.rounding)
 
-    def test_inputs_are_those_that_hooks_see(self, model: Any, given: list[Any], plain: Hooked, sites: list[str]) -> None:
+    def test_inputs_are_those_that_hooks_see(
+        self, model: Any, given: list[Any], plain: Hooked, sites: list[str]
+    ) -> None:
         for path in some(sites):
             with model.trace(given[0]):
                 inputs = model.get(path).inputs
@@ -161,7 +165,9 @@ class FamilySuite:
                 result = tracer.result
             assert_alike(result, self.changed(model, given[0], path), self.rounding)
 
-    def test_values_of_the_familys_own_are_read_and_written_back(self, model: Any, given: list[Any], plain: Hooked) -> None:
+    def test_values_of_the_familys_own_are_read_and_written_back(
+        self, model: Any, given: list[Any], plain: Hooked
+    ) -> None:
         for path, name in own_values(model, plain):
             with model.trace(given[0]) as tracer:
                 envoy = model.get(path)
@@ -174,7 +180,9 @@ class FamilySuite:
 
     # -- several inputs ----------------------------------------------------------------------------------------------
 
-    def test_each_input_of_a_batch_gets_what_it_gets_alone(self, model: Any, given: list[Any], sites: list[str]) -> None:
+    def test_each_input_of_a_batch_gets_what_it_gets_alone(
+        self, model: Any, given: list[Any], sites: list[str]
+    ) -> None:
         alone = [self.hooked(model, one) for one in given]
         got: list[Any] = []
         with model.trace() as tracer:
@@ -187,7 +195,9 @@ class FamilySuite:
                 assert_alike(self.part(seen[path], plain[path]), plain[path], self.rounding)
             assert_alike(self.part(result, plain.result), plain.result, self.rounding)
 
-    def test_an_edit_in_one_invoke_leaves_the_others_alone(self, model: Any, given: list[Any], sites: list[str]) -> None:
+    def test_an_edit_in_one_invoke_leaves_the_others_alone(
+        self, model: Any, given: list[Any], sites: list[str]
+    ) -> None:
         for path in some(self.with_rows(model, given, sites)):
             want = self.changed(model, given[0], path)
             other = self.hooked(model, given[1]).result
@@ -283,12 +293,13 @@ class FamilySuite:
             pytest.skip("this family says that no gradient flows through it")
         with torch.enable_grad():
             want = self.hooked(model, given[0], grad=True)
-            _loss(want.result).backward()
+            backward: Any = _loss(want.result).backward  # torch does not type it
+            backward()
             path = next(path for path in sites if want[path].grad is not None)
             with model.trace(given[0]) as tracer:
                 output = model.get(path).output
                 loss = _loss(tracer.result)
-                with loss.backward():
+                with cast(Any, loss).backward():
                     grad = output.grad
         assert_alike(grad, want[path].grad, self.rounding)
 
@@ -327,9 +338,9 @@ class FamilySuite:
             with model.trace() as tracer:
                 with tracer.invoke(given[0]):
                     model.get(sites[0]).output
-                    raise mine
                 with tracer.invoke(given[1]):
                     model.get(sites[0]).output
+                    raise mine
         assert caught.value is mine
         assert_alike(model.trace(given[0], trace=False), plain.result, self.rounding)
 

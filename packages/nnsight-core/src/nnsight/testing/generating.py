@@ -48,7 +48,9 @@ class GeneratingSuite(FamilySuite):
             if path and len(steps.outputs[path]) == count and all(map(is_floating, steps.outputs[path]))
         ]
 
-    def test_a_generation_gives_what_it_gives_without_a_trace(self, model: Any, given: list[Any], steps: Hooked) -> None:
+    def test_a_generation_gives_what_it_gives_without_a_trace(
+        self, model: Any, given: list[Any], steps: Hooked
+    ) -> None:
         with getattr(model, self.generates)(given[0], **self.options) as tracer:
             result = tracer.result
         assert_alike(result, steps.result, self.rounding)

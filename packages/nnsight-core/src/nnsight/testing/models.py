@@ -124,7 +124,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A decoder of tokens: `embed`, `layers`, `norm`, `head`, and `generate`, which always takes the likeliest token."""
 
-    def __init__(self, vocabulary: int = 17, width: int = 8, depth: int = 2, heads: int = 2, positions: int = 32) -> None:
+    def __init__(
+        self, vocabulary: int = 17, width: int = 8, depth: int = 2, heads: int = 2, positions: int = 32
+    ) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(depth))

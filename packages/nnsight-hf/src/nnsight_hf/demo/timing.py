@@ -115,7 +115,7 @@ def part(model: LanguageModel) -> Part:
             {"hooks": hooks, "nnsight": ours},
             line=("bare forward", bare),
             title="Time of one forward pass of the toy model",
-            up="milliseconds",
+            up="milliseconds of the processor",
         ),
         finding=(
             f"nnsight takes {ours[0] / bare:.2f} and {ours[1] / bare:.2f} times the bare forward, hooks "
