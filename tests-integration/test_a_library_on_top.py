@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from nnsight.intervention.tracing.globals import Object
 
 from nnsight import Envoy, LanguageModel, save
-from nnsight.intervention.tracing.globals import Object
 
 NAMES = {
     # Many names to one: most keys lead nowhere in any one model.
@@ -30,6 +30,8 @@ NAMES = {
     "attention": "self_attn",
     "feed_forward": "mlp",
     "embed_out": "lm_head",
+    # And the way to the layers cut short.
+    "model.layers": "layers",
 }
 
 

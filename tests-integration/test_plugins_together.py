@@ -45,8 +45,9 @@ def test_every_plugin_is_found_and_can_be_used() -> None:
 
 
 def test_a_family_of_somebody_elses_is_a_name_of_nnsight() -> None:
-    from nnsight import CharacterModel
     from nnsight_example.family import CharacterModel as itself
+
+    from nnsight import CharacterModel
 
     assert nnsight.CharacterModel is CharacterModel is itself
     assert installed()[EXAMPLE].offers["families"] == {"CharacterModel": "nnsight_example.family:CharacterModel"}
@@ -163,9 +164,9 @@ def test_without_a_sibling_its_names_say_what_to_install(extra: str, distributio
 def test_without_a_sibling_imports_say_what_to_install(without: Any) -> None:
     without("nnsight-hf")
     with pytest.raises(ImportError, match=r"nnsight-hf, which is not installed: pip install"):
-        from nnsight import LanguageModel
+        from nnsight import LanguageModel  # noqa: F401
     with pytest.raises(ImportError, match=r"pip install"):
-        import nnsight.modeling.language
+        import nnsight.modeling.language  # noqa: F401
 
 
 def test_without_the_example_its_name_is_unknown(without: Any) -> None:

@@ -664,3 +664,46 @@ def test_a_run_without_trouble_warns_of_nothing(net, model):
             with tracer.invoke(X):
                 for _ in tracer.iter[:]:
                     model.output
+
+
+class MissesAttribute(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        raise Missed(self.first(x).mean())
+
+
+class Missed(AttributeError):
+    pass
+
+
+@pytest.mark.parametrize("name", ["output", "input", "nns_output"])
+def test_an_attribute_error_of_the_model_comes_out_where_a_value_was_awaited(name) -> None:
+    # Python takes an AttributeError in a property for "no such attribute".
+    model = NNsight(MissesAttribute())
+    with pytest.raises(Missed):
+        with model.trace(X):
+            getattr(model.second, name)
+    assert "_raised" not in model.second.__dict__
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'nothing'"):
+        model.second.nothing
+
+
+def test_an_attribute_error_in_a_property_of_a_subclass_is_told() -> None:
+    class Wrapper(NNsight):
+        @property
+        def wrong(self):
+            return self.head.no_such_thing
+
+        @nnsight.eproperty
+        def shown(self, output):
+            return output.no_such_thing
+
+    model = Wrapper(Stack())
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'no_such_thing'"):
+        model.wrong
+    with pytest.raises(AttributeError, match="'Tensor' object has no attribute 'no_such_thing'"):
+        with model.trace(X):
+            model.shown

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from nnsight_example.network import CharacterNetwork
 
 from nnsight import CharacterModel
 from nnsight.testing import GeneratingSuite, seeded
-from nnsight_example.network import CharacterNetwork
 
 
 class TestCharacterModel(GeneratingSuite):

@@ -1,15 +1,31 @@
 """Hugging Face models for nnsight.
 
-from nnsight import LanguageModel
+Example::
 
-model = LanguageModel("openai-community/gpt2")
-with model.trace("The Eiffel Tower is in the city of"):
-    hidden = model.transformer.h[5].output
+    from nnsight import LanguageModel
+
+    model = LanguageModel("openai-community/gpt2")
+    with model.trace("The Eiffel Tower is in the city of"):
+        hidden = model.transformer.h[5].output
+
+Nothing is imported before it is asked for: to know what this plugin offers, the core imports this package.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from nnsight_hf._version import __version__
-from nnsight_hf.language import LanguageModel
+
+if TYPE_CHECKING:
+    from nnsight_hf.language import LanguageModel
 
 __all__ = ["LanguageModel", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LanguageModel":
+        from nnsight_hf.language import LanguageModel
+
+        return LanguageModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

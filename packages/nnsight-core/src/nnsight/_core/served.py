@@ -29,19 +29,24 @@ def _getter(prop: eproperty) -> Callable[[Any], Any]:
     stage, scopes = prop.stage, active.get
 
     def get(envoy: Any) -> Any:
-        place = prop.place(envoy) if prop.provided else envoy.__dict__["_tap"] or envoy._place()
-        stack = scopes()
-        mediator = stack[-1] if stack and place.owner in stack[-1].members else mediator_for(place)
-        here = mediator.ask(place, stage)
-        rows = mediator.rows
-        value = here.value if rows is None and not here.rough else here.read(rows)
-        if prop.read is None:
-            return value
-        shown = prop.read(envoy, value)
-        if shown is not value and _copies(shown, value):
-            here.roughen()
-            here.backs.append(WriteBack(prop, envoy, rows, shown))
-        return shown
+        try:
+            place = prop.place(envoy) if prop.provided else envoy.__dict__["_tap"] or envoy._place()
+            stack = scopes()
+            mediator = stack[-1] if stack and place.owner in stack[-1].members else mediator_for(place)
+            here = mediator.ask(place, stage)
+            rows = mediator.rows
+            value = here.value if rows is None and not here.rough else here.read(rows)
+            if prop.read is None:
+                return value
+            shown = prop.read(envoy, value)
+            if shown is not value and _copies(shown, value):
+                here.roughen()
+                here.backs.append(WriteBack(prop, envoy, rows, shown))
+            return shown
+        except AttributeError as error:
+            # The model's, or a read map's. Python would drop it and ask `__getattr__`, which raises it again.
+            envoy.__dict__["_raised"] = error
+            raise
 
     return get
 

@@ -151,6 +151,11 @@ class Node:
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         module = own.get("_module")
+        if module is not None:
+            # Walking to a module takes as long as stopping at it: a child that is known is given without another call.
+            known = own["_children"].get(name)
+            if known is not None and known.__dict__["_module"] is module._modules.get(name):
+                return known
         if module is None or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)  # what copying and pickling look for is not the module's to answer
         child = children_of(module).get(name)
@@ -158,6 +163,13 @@ class Node:
             child = own["_extras"].get(name)
         if child is not None:
             return self._child(name, child)
+        served = inspect.getattr_static(type(self), name, None)
+        if isinstance(served, property):
+            # It raised an AttributeError, which Python has dropped: the module knows nothing of it.
+            error = own.pop("_raised", None)
+            if error is not None:
+                raise error
+            return served.__get__(self)
         root = own["_root"]
         target = root.__dict__["_names"].resolve(root._module, self._relative(), module, name)
         if target is not None:
@@ -211,17 +223,24 @@ class Node:
         return True
 
     def __getitem__(self, key: Any) -> Any:
-        modules = children_of(self._module)
+        own = self.__dict__
+        holder = own["_module"]
+        if type(key) is int and isinstance(holder, torch.nn.ModuleList):
+            # The shortest way, as in `__getattr__`: a list calls its modules "0", "1", ...
+            name = str(key)
+            child = holder._modules.get(name)
+            known = own["_children"].get(name)
+            if known is not None and known.__dict__["_module"] is child:
+                return known
+            if child is not None:
+                return self._child(name, child)
+        modules = children_of(holder)
         if isinstance(key, str):
             if modules.get(key) is None:
                 raise KeyError(f"`{self._path}` has no submodule {key!r}; it has {', '.join(modules) or 'none'}")
             return self._walk(key)
         if not hasattr(type(self._module), "__getitem__"):
             raise TypeError(f"`{self._path}` is a {type(self._module).__name__}, which cannot be indexed")
-        if type(key) is int and key >= 0:
-            module = modules.get(str(key))  # what ModuleList and Sequential call their children
-            if module is not None and isinstance(self._module, torch.nn.ModuleList):
-                return self._child(str(key), module)
         names = list(modules)
         if isinstance(key, slice):
             return [self._walk(name) for name in names[key]]

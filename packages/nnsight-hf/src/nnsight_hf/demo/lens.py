@@ -27,7 +27,7 @@ def part(model: LanguageModel) -> Part:
     """Look at one prompt through the lens."""
     probabilities, tokens = logit_lens(model, prompts.EIFFEL).max(-1)
     guesses = [[model.tokenizer.decode(token).strip() for token in row] for row in tokens]
-    depths = ["before block 0", *(f"after block {number}" for number in range(len(guesses) - 1))]
+    depths = ["embedding", *(f"block {number}" for number in range(len(guesses) - 1))]
     positions = prompts.words(model, prompts.EIFFEL)
 
     answer = guesses[-1][-1]
@@ -50,7 +50,7 @@ def part(model: LanguageModel) -> Part:
             scale="probability of the word in the cell",
         ),
         finding=(
-            f'At the last word, "{answer}" is likeliest {depths[settled]} ({probabilities[settled, -1]:.2f}) and stays '
-            f"so until the end ({probabilities[-1, -1]:.2f})."
+            f'At the last word, "{answer}" is likeliest from {depths[settled]} on ({probabilities[settled, -1]:.2f}), and '
+            f"ends at {probabilities[-1, -1]:.2f}."
         ),
     )

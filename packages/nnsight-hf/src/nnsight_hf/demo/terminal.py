@@ -28,9 +28,9 @@ def heat_map(
 ) -> Table:
     """Make a heat map of values from 0 to 1 [row, column], with a word in each cell if there are any."""
     table = Table(box=None, padding=0, header_style="bold", pad_edge=False)
-    table.add_column(overflow="crop", no_wrap=True)
+    table.add_column(overflow="ellipsis", no_wrap=True)
     for column in columns:
-        table.add_column(_centred(column), justify="center", overflow="crop", no_wrap=True, vertical="middle")
+        table.add_column(_centred(column), justify="center", overflow="ellipsis", no_wrap=True, vertical="middle")
     for number, row in enumerate(rows):
         cells = []
         for place, value in enumerate(values[number].tolist()):
@@ -41,7 +41,7 @@ def heat_map(
 
 
 def _centred(text: str, style: str = "") -> Text:
-    return Text("\n".join(f" {line} " for line in text.split("\n")), style=style, justify="center", overflow="crop")
+    return Text("\n".join(f" {line} " for line in text.split("\n")), style=style, justify="center", overflow="ellipsis")
 
 
 def _style(value: float) -> str:
@@ -57,7 +57,7 @@ def bars(values: torch.Tensor, labels: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
     table.add_column(justify="right")
     table.add_column(justify="right")
-    table.add_column(overflow="crop", no_wrap=True)
+    table.add_column(overflow="ellipsis", no_wrap=True)
     for label, value in zip(labels, values.tolist()):
         length = round(40 * value / float(values.max()))
         table.add_row(label, f"{value:.2f}", Text("#" * max(1, length), style="yellow"))
