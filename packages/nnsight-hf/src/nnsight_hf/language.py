@@ -134,7 +134,7 @@ class LanguageModel(LazyModel):
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         generation.refuse_in_forward(self._module, kwargs)
-        mask = kwargs.get("attention_mask")
+        mask: Any = kwargs.get("attention_mask")
         padded = mask is not None and mask.dim() == 2 and not bool(_all(mask))
         if padded and "position_ids" not in kwargs and inputs.takes(self._module, "position_ids"):
             kwargs["position_ids"] = inputs.positions(mask)
