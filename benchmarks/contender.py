@@ -44,11 +44,11 @@ class Contender:
         return times
 
     def prepare(self, row: Row, checked: bool = True) -> dict[str, float]:
-        """Build a row's cases and return how long each takes, roughly; empty if this contender cannot do it."""
+        """Build a row's cases and return its times, roughly, as `measure` does; empty if this contender cannot do it."""
         return self._ask(do="prepare", work=row.work, model=row.model, count=row.count, checked=checked)
 
     def measure(self, repetitions: int) -> dict[str, float]:
-        """Time one round of the row that was prepared: the median of each case, in microseconds."""
+        """Time one round of the row: the bare forward, and what each other case adds to it, in microseconds."""
         return self._ask(do="measure", repetitions=repetitions)
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rows import Row, Target, Times
+from rows import Row, Timed
 
 _IMPORT_LIMIT = 60.0
 _COLUMNS = ("hooks", "ours", "in place", "peer", "peer in place", "pyvene", "TransformerLens")
@@ -22,25 +24,21 @@ class Report:
 
     def __init__(self, contenders: Mapping[str, str]) -> None:
         self.contenders = list(contenders)
-        self.rows: list[tuple[Row, Times]] = []
+        self.rows: list[tuple[Row, Timed]] = []
         self.imports: dict[str, float] = {}
 
-    def add(self, row: Row, times: Times) -> None:
+    def add(self, row: Row, timed: Timed) -> None:
         """Take in one row."""
-        self.rows.append((row, times))
+        self.rows.append((row, timed))
 
     # -- verdicts ----------------------------------------------------------------------------------------------------
-
-    def verdicts(self, row: Row, times: Times) -> list[tuple[Target, float | None]]:
-        """Return the row's targets with the figures that they bound."""
-        return [(target, target.figure(times)) for target in row.targets]
 
     def linear(self) -> float | None:
         """Return what an invoke costs late in a large batch, relative to one in a small batch.
 
         Linear growth gives 1; what a trace costs whatever it holds is taken off first.
         """
-        costs = {row.count: times["ours"] - times["bare"] for row, times in self.rows if row.work == "invokes"}
+        costs = {row.count: timed.overheads["ours"] for row, timed in self.rows if row.work == "invokes"}
         if not {1, 8, 32, 128} <= set(costs):
             return None
         return ((costs[128] - costs[32]) / 96) / ((costs[32] - costs[1]) / 31)
@@ -51,8 +49,8 @@ class Report:
         """Print the table."""
         console = Console()
         if not console.is_terminal:
-            console.width = 180
-        shown = [name for name in _COLUMNS if any(name in times for _, times in self.rows)]
+            console.width = 200
+        shown = [name for name in _COLUMNS if any(name in timed.overheads for _, timed in self.rows)]
         if self.rows:
             console.print(self._table(shown))
         growth = self.linear()
@@ -71,17 +69,18 @@ class Report:
         for heading in ("bare", *shown, "ours / hooks", "ours / peer"):
             table.add_column(heading, justify="right")
         table.add_column("must reach")
-        for row, times in self.rows:
-            ratios = [_number(_ratio(times, "hooks"), 2), _number(_ratio(times, "peer"), 2)]
-            overheads = [_number(times[n] - times["bare"] if n in times else None, 1) for n in shown]
-            about = (row.name, row.model, _number(times["bare"], 1))
-            table.add_row(*about, *overheads, *ratios, self._verdict(row, times))
+        for row, timed in self.rows:
+            ratios = [_spelled(timed, other) for other in ("hooks", "peer")]
+            overheads = [_number(timed.overheads.get(name), 1) for name in shown]
+            about = (row.name, row.model, _number(timed.bare, 1))
+            table.add_row(*about, *overheads, *ratios, self._verdict(row, timed))
         return table
 
-    def _verdict(self, row: Row, times: Times) -> str:
+    def _verdict(self, row: Row, timed: Timed) -> str:
         parts = []
-        for target, figure in self.verdicts(row, times):
-            reached = "" if figure is None else f": {figure:.2f} {_mark(figure <= target.at_most)}"
+        for target in row.targets:
+            figure = target.figure(timed)
+            reached = "" if figure is None else f": {_number(figure[0], 2)} {_mark(target.is_reached(timed))}"
             parts.append(f"{target.text}{reached}")
         return "\n".join(parts)
 
@@ -90,26 +89,29 @@ class Report:
     def write(self, path: str) -> None:
         """Write everything as JSON."""
         rows: list[dict[str, Any]] = []
-        for row, times in self.rows:
-            verdicts = [
-                {"target": t.text, "figure": figure, "reached": None if figure is None else figure <= t.at_most}
-                for t, figure in self.verdicts(row, times)
+        for row, timed in self.rows:
+            targets = [
+                {"target": target.text, "figure": _finite(target.figure(timed)), "reached": target.is_reached(timed)}
+                for target in row.targets
             ]
-            rows.append({"work": row.name, "model": row.model, "microseconds": dict(times), "targets": verdicts})
+            rows.append({"work": row.name, "model": row.model, **dataclasses.asdict(timed), "targets": targets})
         about = {"python": platform.python_version(), "machine": platform.machine(), "contenders": self.contenders}
         result = {"about": about, "rows": rows, "linear": self.linear(), "import milliseconds": self.imports}
         Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _ratio(times: Times, other: str) -> float | None:
-    if other not in times or times[other] <= times["bare"]:
-        return None
-    return (times["ours"] - times["bare"]) / (times[other] - times["bare"])
+def _spelled(timed: Timed, other: str) -> str:
+    ratio = timed.ratio(other)
+    return "" if ratio is None else _number(ratio[0], 2)
+
+
+def _finite(figure: tuple[float, float, float] | None) -> float | None:
+    return None if figure is None or math.isnan(figure[0]) else figure[0]
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
+    return "" if value is None else "?" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def _mark(reached: bool) -> str:
-    return "[green]yes[/]" if reached else "[red]no[/]"
+def _mark(reached: bool | None) -> str:
+    return {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]too noisy to tell[/]"}[reached]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from contender import Contender
-from rows import Row, Times
+from rows import Row, Timed
 
 _FEWEST, _MOST = 3, 200
 
@@ -23,18 +24,15 @@ class Timing:
         self.rounds = rounds
         self.seconds = seconds
 
-    def repetitions(self, rough: Times) -> int:
-        """Return how often the cases fit into a round."""
-        fitting = int(self.seconds * 1e6 / max(sum(rough.values()), 1.0))
+    def repetitions(self, rough: Mapping[str, float]) -> int:
+        """Return how often the cases fit into a round, given the bare forward and what each other case adds to it."""
+        once = sum(rough["bare"] + (time if name != "bare" else 0.0) for name, time in rough.items())
+        fitting = int(self.seconds * 1e6 / max(once, 1.0))
         return min(max(fitting, _FEWEST), _MOST)
 
 
-def time_row(row: Row, contenders: Sequence[Contender], timing: Timing) -> dict[str, float]:
-    """Time a row and return the contenders' times, with that of the bare forward as "bare".
-
-    Each process times the bare forward too, and a round's overhead is the difference to its own: the processes need not
-    agree about the forward. What is returned as a contender's time is our bare forward plus its median overhead.
-    """
+def time_row(row: Row, contenders: Sequence[Contender], timing: Timing) -> Timed:
+    """Time a row. Each process times the bare forward too, and an overhead is the difference to its own."""
     able = [(contender, rough) for contender in contenders if (rough := contender.prepare(row))]
     bare: list[float] = []
     overheads: dict[str, list[float]] = {}
@@ -45,9 +43,18 @@ def time_row(row: Row, contenders: Sequence[Contender], timing: Timing) -> dict[
             times = contender.measure(timing.repetitions(rough))
             if contender.name == "ours":
                 bare.append(times["bare"])
-            for name, time in times.items():
+            for name, overhead in times.items():
                 if name != "bare":
                     shown = name if contender.name == "ours" or name == contender.name else f"{contender.name} {name}"
-                    overheads.setdefault(shown, []).append(time - times["bare"])
-    forward = statistics.median(bare)
-    return {"bare": forward, **{name: forward + statistics.median(values) for name, values in overheads.items()}}
+                    overheads.setdefault(shown, []).append(overhead)
+    return Timed(
+        statistics.median(bare),
+        {name: statistics.median(values) for name, values in overheads.items()},
+        {name: _error(values) for name, values in overheads.items()},
+    )
+
+
+def _error(values: list[float]) -> float:
+    """Return the standard error of the median, from the quartiles, as for normally distributed values."""
+    low, _, high = statistics.quantiles(values, n=4)
+    return 1.2533 * (high - low) / 1.349 / math.sqrt(len(values))

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field
 
-#: Times of one row by contender, "bare" among them, in microseconds.
-Times = Mapping[str, float]
+
+@dataclass(frozen=True)
+class Timed:
+    """The times of one row.
+
+    Attributes:
+        bare: the plain forward, in microseconds.
+        overheads: what each contender adds to it.
+        errors: how far each overhead may be off: the standard error of the median.
+    """
+
+    bare: float
+    overheads: dict[str, float]
+    errors: dict[str, float]
+
+    def ratio(self, over: str) -> tuple[float, float, float] | None:
+        """Return our overhead as a multiple of another's, and the least and most that it may be by its errors."""
+        if over not in self.overheads or "ours" not in self.overheads:
+            return None
+        ours, theirs = self.overheads["ours"], self.overheads[over]
+        off, most = self.errors["ours"], theirs + self.errors[over]
+        least = theirs - self.errors[over]
+        if least <= 0 or most <= 0:
+            return (math.nan, 0.0, math.inf)
+        return ours / theirs, max(ours - off, 0.0) / most, max(ours + off, 0.0) / least
 
 
 @dataclass(frozen=True)
@@ -24,19 +47,22 @@ class Target:
     over: str
     at_most: float
 
-    def figure(self, times: Times) -> float | None:
-        """Return the figure that is bounded, or None if the contender has not run."""
-        ours = times["ours"] - times["bare"]
+    def figure(self, timed: Timed) -> tuple[float, float, float] | None:
+        """Return the figure that is bounded, and the least and most that it may be; None if somebody did not run."""
+        if self.over and self.over != "bare":
+            return timed.ratio(self.over)
+        ours, off = timed.overheads["ours"], timed.errors["ours"]
+        least, most = ours - off, ours + off
         if not self.over:
-            return ours
-        if self.over not in times:
+            return ours, least, most
+        return 1 + ours / timed.bare, 1 + least / timed.bare, 1 + most / timed.bare
+
+    def is_reached(self, timed: Timed) -> bool | None:
+        """Say whether the bound is kept; None if the times are too noisy to tell, or somebody did not run."""
+        figure = self.figure(timed)
+        if figure is None or figure[1] <= self.at_most < figure[2]:
             return None
-        if self.over == "bare":
-            return times["ours"] / times["bare"]
-        if self.over == "in place":
-            return times["ours"] / times["in place"]
-        theirs = times[self.over] - times["bare"]
-        return ours / theirs if theirs > 0 else None
+        return figure[2] <= self.at_most
 
 
 @dataclass(frozen=True)

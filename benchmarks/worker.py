@@ -30,7 +30,7 @@ class Worker:
         self.made: dict[str, Case] = {}
 
     def prepare(self, work: str, model: str, count: int, checked: bool) -> dict[str, float]:
-        """Build the cases of a row and warm them up; return how long each takes, roughly."""
+        """Build the cases of a row and warm them up; return what `measure` returns, roughly."""
         if checked and self.contender in ("ours", "peer"):
             agree(work, model, count, self.contender)
         self.made = cases(work, model, count, self.contender)
@@ -38,7 +38,7 @@ class Worker:
         return self.measure(3)
 
     def measure(self, repetitions: int) -> dict[str, float]:
-        """Time the cases in turn and return the median of each, in microseconds."""
+        """Time the cases in turn; return the median of the bare forward and of what each other adds, in microseconds."""
         samples: dict[str, list[int]] = {name: [] for name in self.made}
         order = list(self.made.items())
         # Time on the processor: what else the machine does meanwhile does not count. Nothing here waits for anything.
@@ -56,7 +56,13 @@ class Worker:
                 random.shuffle(order)
         finally:
             gc.enable()
-        return {name: statistics.median(times) / 1000 for name, times in samples.items()}
+        bare = samples.get("bare", [])
+        # Differences of neighbours: what slows the machine for longer than two calls does not count.
+        added = {
+            name: [time - plain for time, plain in zip(times, bare)] if name != "bare" else times
+            for name, times in samples.items()
+        }
+        return {name: statistics.median(values) / 1000 for name, values in added.items()}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a line asks for."""

@@ -391,3 +391,34 @@ def test_properties_of_a_block_are_cached_by_nobody(net: Toy) -> None:
     with model.trace(rows()):
         model.layers[0].seen
     assert Counting.reads == 1
+
+
+def test_what_a_family_attaches_is_called_from_anywhere() -> None:
+    # The first run of a model shows which of its modules are called from elsewhere than inside their holder; what a
+    # family attaches may not be called in that run at all.
+    class Passing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Identity()
+
+        def forward(self, value):
+            return value
+
+    class Family(NNsight):
+        def __init__(self, module):
+            super().__init__(module)
+            self._attach("extra", Passing())
+
+        def _target(self, method):
+            if method != "through":
+                return super()._target(method)
+            return lambda x: self.__dict__["_extras"]["extra"].inner(self._module(x))
+
+    model = Family(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    x = torch.rand(1, 4)
+    with model.trace(x):
+        plain = model[0].output
+    with model.trace(x, fn="through"):
+        first = model[0].output
+        inner = model.extra.inner.output
+    assert torch.equal(inner, plain) and torch.equal(first, plain)

@@ -41,10 +41,9 @@ class Rigging:
 
     def collect(self) -> None:
         """Walk the tree again: modules may have been replaced since. While it is on, the change takes effect at once."""
-        named = [*reachable(self.root, self.path)]
-        for name, extra in self.extras.items():
-            named += reachable(extra, f"{self.path}.{name}")
-        taps = {path: tap_of(module, path) for path, module in named if _runs(module)}
+        held = [*reachable(self.root, self.path)]
+        extra = [found for name, module in self.extras.items() for found in reachable(module, f"{self.path}.{name}")]
+        taps = {path: tap_of(module, path) for path, module in [*held, *extra] if _runs(module)}
         with _lock:
             tapped = list(self._tapped)
             self._take_off()
@@ -59,8 +58,8 @@ class Rigging:
                     self.above[tap] = holder
                     self.below.setdefault(holder, []).append(tap)
             self.learned = False
-            #: What is called from elsewhere than inside the module that holds it.
-            self.hoisted: set[Place] = set()
+            #: What is called from elsewhere than inside the module that holds it; a family calls its own from anywhere.
+            self.hoisted: set[Place] = {taps[path] for path, _ in extra if path in taps}
             self._forwards = _class_forwards(self.taps)
             self.settle_base()
             if self.users:

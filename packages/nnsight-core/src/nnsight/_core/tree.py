@@ -262,8 +262,16 @@ class Node:
 
     def named_modules(self, include: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
         """Return (path, envoy) of this module and all below it, outermost first, shared modules once."""
-        found = [(path, self._walk(path) if path else self) for path, _ in reachable(self._module, "")]
-        return [(node._path, node) for _, node in found if include is None or include(node)]
+        found: list[Node] = []
+        self._gather(found, set())
+        return [(node._path, node) for node in found if include is None or include(node)]
+
+    def _gather(self, found: list[Node], seen: set[torch.nn.Module]) -> None:
+        found.append(self)
+        seen.add(self._module)
+        for name, module in children_of(self._module).items():
+            if module is not None and module not in seen:
+                self._child(name, module)._gather(found, seen)
 
     def modules(self, include: Callable[[Any], bool] | None = None) -> list[Any]:
         """Return the envoys of this module and all below it, outermost first, shared modules once."""
