@@ -30,6 +30,8 @@ OTHERS = ["pyvene==0.1.8", "transformer-lens==4.3.0"]
 
 # Nothing is fetched from a model hub: what the tests and the demo load lies in the repository.
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
+# The models of the tests are tiny, and threads of torch that wait for each other cost more than they compute.
+TESTING = {**OFFLINE, "OMP_NUM_THREADS": "1"}
 
 
 def group(name: str, project: dict[str, Any] = WORKSPACE) -> list[str]:
@@ -56,9 +58,14 @@ def environment(session: nox.Session, place: Path, *requirements: str) -> str:
     return python
 
 
+def spread(session: nox.Session) -> list[str]:
+    """Arguments of pytest: all tests are shared out among the cores; those that somebody picks run in this process."""
+    return [] if session.posargs else ["--numprocesses=auto"]
+
+
 def run_tests(session: nox.Session, package: str, constraints: str) -> None:
     session.install(*pinned(constraints), *with_siblings(package), *group("test", PROJECTS[package]))
-    session.run("pytest", f"{FOLDERS[package]}/tests", *session.posargs, env=OFFLINE)
+    session.run("pytest", *spread(session), f"{FOLDERS[package]}/tests", *session.posargs, env=TESTING)
 
 
 each_package = nox.parametrize("package", [nox.param(package, id=package) for package in PROJECTS])
@@ -86,7 +93,8 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site into site/; `nox -s docs -- serve` shows it while it is written."""
     session.install(*pinned(), *group("docs"))
-    session.run("mkdocs", *(session.posargs or ["build"]), "--strict")
+    # Material prints a notice about a successor of mkdocs, as if something here were amiss.
+    session.run("mkdocs", *(session.posargs or ["build"]), "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session
@@ -132,7 +140,7 @@ def tests_integration(session: nox.Session) -> None:
         session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), str(project.parent), silent=True)
     examples = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
     session.install(*pinned(), *group("integration"), *FOLDERS.values(), *examples)
-    session.run("pytest", str(here), *session.posargs, env=OFFLINE)
+    session.run("pytest", *spread(session), str(here), *session.posargs, env=TESTING)
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -225,18 +226,22 @@ def test_a_model_that_fails_after_the_body_has_caught_its_error(module: nn.Seque
 
 def test_an_interrupt_while_the_model_runs(module: nn.Sequential) -> None:
     """A real signal, handled by the interpreter in whatever greenlet is running."""
-    import signal
 
-    def interrupt(x: torch.Tensor) -> None:
+    def interrupt(*_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    module[1].inner.register_forward_pre_hook(lambda m, args: interrupt(args[0]))
+    hook = module[1].inner.register_forward_pre_hook(interrupt)
     model = nnsight.NNsight(module)
-    for ask in (lambda: model[2].output, lambda: None):
-        with pytest.raises(KeyboardInterrupt):
-            with model.trace(X):
-                ask()
-    module[1].inner._forward_pre_hooks.clear()
+    # What a shell starts in the background ignores the signal, and then Python installs no handler of its own.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for ask in (lambda: model[2].output, lambda: None):
+            with pytest.raises(KeyboardInterrupt):
+                with model.trace(X):
+                    ask()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        hook.remove()
     with untouched(module):
         pass
 
