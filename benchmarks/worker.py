@@ -1,8 +1,8 @@
 """The process that times one contender: it answers requests on stdin, one line of JSON each, until stdin ends.
 
 The contenders share import names, so each lives in a Python of its own; they take turns round by round, so that a
-machine which grows slower grows slower for all of them. Within a round the cases of a process alternate call by call,
-in changing order.
+machine which grows slower grows slower for all of them. Within a round the cases of a process alternate in changing
+order, a burst of calls each: people trace in loops, and the first call after other code would mostly time cold caches.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import torch
 
 from cases import Case, agree, cases
 
+#: How long a burst of calls of one case is to take, in microseconds, and how many calls it has at most.
+_BURST, _MOST = 1000, 10
+
 
 class Worker:
     """Holds the cases of the current row."""
@@ -28,18 +31,29 @@ class Worker:
     def __init__(self, contender: str) -> None:
         self.contender = contender
         self.made: dict[str, Case] = {}
+        #: How many calls a burst of each case has.
+        self.calls: dict[str, int] = {}
 
     def prepare(self, work: str, model: str, count: int, checked: bool) -> dict[str, float]:
         """Build the cases of a row and warm them up; return what `measure` returns, roughly."""
         if checked and self.contender in ("ours", "peer"):
             agree(work, model, count, self.contender)
         self.made = cases(work, model, count, self.contender)
+        self.calls = dict.fromkeys(self.made, 1)
         self.measure(3)
-        return self.measure(3)
+        rough = self.measure(3)
+        for name, added in rough.items():
+            once = rough["bare"] + (added if name != "bare" else 0.0)
+            self.calls[name] = min(max(int(_BURST / max(once, 1.0)), 1), _MOST)
+        return rough
 
     def measure(self, repetitions: int) -> dict[str, float]:
-        """Time the cases in turn; return the median of the bare forward and of what each other adds, in microseconds."""
-        samples: dict[str, list[int]] = {name: [] for name in self.made}
+        """Time the cases in turn; return the median of the bare forward and of what each other adds, in microseconds.
+
+        Args:
+            repetitions: how often each case is called, rounded to whole bursts and to three of them at least.
+        """
+        samples: dict[str, list[float]] = {name: [] for name in self.made}
         order = list(self.made.items())
         # Time on the processor: what else the machine does meanwhile does not count. Nothing here waits for anything.
         clock = time.process_time_ns
@@ -47,17 +61,19 @@ class Worker:
         gc.collect()
         gc.disable()
         try:
-            for _ in range(repetitions):
+            for _ in range(max(repetitions // max(self.calls.values()), 3)):
                 for name, case in order:
+                    calls = range(self.calls[name])
                     begin = clock()
-                    case()
-                    samples[name].append(clock() - begin)
+                    for _ in calls:
+                        case()
+                    samples[name].append((clock() - begin) / len(calls))
                 # Whoever comes after a heavy case finds cold caches, so nobody always does.
                 random.shuffle(order)
         finally:
             gc.enable()
         bare = samples.get("bare", [])
-        # Differences of neighbours: what slows the machine for longer than two calls does not count.
+        # Differences of neighbours: what slows the machine for longer than two bursts does not count.
         added = {
             name: [time - plain for time, plain in zip(times, bare)] if name != "bare" else times
             for name, times in samples.items()

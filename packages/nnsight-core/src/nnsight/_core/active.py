@@ -44,9 +44,13 @@ def members() -> tuple[Any, ...]:
 
 def enter(member: Any, frame: FrameType | None = None) -> None:
     """Make `member` the innermost; `frame` is where its `with` stands."""
-    stack = members()
+    stack = active.get()
     if frame is not None and frame.f_code.co_flags & _SUSPENDS:
         member.frame = frame
+    if not stack:
+        active.set((member,))
+        return
+    stack = members()
     suspended = [other for other in stack if getattr(other, "frame", None) is not None and not _is_running(other.frame)]
     active.set((*stack, member, Guard(member, suspended, stack)) if suspended else (*stack, member))
 

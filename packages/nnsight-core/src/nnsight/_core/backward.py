@@ -163,15 +163,14 @@ def _order(tensor: torch.Tensor) -> int | None:
 class Backward:
     """What `tensor.backward(...)` gives at the head of a `with`."""
 
-    def __init__(self, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
         self._tensor = tensor
         self._args = args
-        self._kwargs = kwargs
 
     def _call(self) -> None:
         # Autograd runs hooks of CUDA nodes on threads of its own, where a greenlet cannot be switched to.
         with torch.autograd.set_multithreading_enabled(False):
-            plain_backward(self._tensor, *self._args, **self._kwargs)
+            plain_backward(self._tensor, *self._args)
 
     def __enter__(self) -> Backward:
         self._mediator = GradMediator(Interleaver(self._call, _no_modules))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import complaints
-from .batching import Rows
+from .batching import Layout, Rows
 from .errors import UnmetSiteWarning
-from .here import Here, narrow
+from .here import narrow
 from .sites import INPUT, OUTPUT, Place
 from .structures import first, tree_map
 
@@ -77,8 +77,10 @@ class Cache(Mapping[str, Any]):
         self._node = node
         self._entries: dict[str, Visits] = {}
 
-    def _add(self, path: str, visit: int) -> Entry:
-        visits = self._entries.setdefault(path, Visits())
+    def _add(self, path: str) -> Entry:
+        visits = self._entries.get(path)
+        if visits is None:
+            visits = self._entries[path] = Visits()
         entry = Entry()
         visits.append(entry)
         return entry
@@ -192,35 +194,37 @@ class CacheWatcher:
         self.seen = False
         self.plain = device is None and dtype is None
 
-    def install(self, run: Interleaver, nodes: Iterable[Node]) -> None:
-        """Watch the modules of these envoys from now on."""
+    def install(self, run: Interleaver, nodes: Iterable[Node] | None) -> None:
+        """Watch the modules of these envoys from now on; all that the run's tree holds, if not given."""
+        if nodes is None:
+            run.rigging.follow()
+            self.paths = run.rigging.held
+            run.watch(self.paths, self.stages, self)
+            return
         outside: list[Place] = []
         for node in nodes:
             place = node._place()
             if run.rigging.has(place):
                 self.paths[place] = node._path
-                run.watch(place, self.stages, self)
             else:
                 outside.append(place)
+        run.watch(self.paths, self.stages, self)
         if outside and not self.paths:
             warnings.warn(complaints.unmet_cache(outside), UnmetSiteWarning, stacklevel=4)
 
-    def see(self, here: Here, run: Interleaver) -> None:
-        """Keep the value that lies here."""
-        if here.stage not in self.stages:
+    def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
+        """Keep the value that lies at a place."""
+        if stage not in self.stages:
             return
         self.seen = True
-        value = here.value
-        if self.rows is not None and run.layout is not None:
-            value = narrow(value, self.rows, run.layout, here.place.path)
-        value = tree_map(self.keep, value)
-        place = here.place
-        if here.stage is INPUT:
-            entry = self.cache._add(self.paths[place], here.visit)
+        if self.rows is not None and layout is not None:
+            value = narrow(value, self.rows, layout, place.path)
+        value = self.keep(value) if type(value) is torch.Tensor else tree_map(self.keep, value)
+        if stage is INPUT:
+            entry = self.open[place] = self.cache._add(self.paths[place])
             entry.inputs = value
-            self.open[place] = entry
         else:
-            entry = self.open.pop(place) if place in self.open else self.cache._add(self.paths[place], here.visit)
+            entry = self.open.pop(place) if place in self.open else self.cache._add(self.paths[place])
             entry.output = value
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -233,10 +237,8 @@ class CacheWatcher:
         return tensor.to(device=self.device, dtype=self.dtype if tensor.is_floating_point() else None)
 
 
-def chosen(node: Node, modules: Iterable[Any] | None) -> list[Node]:
-    """Return the envoys that a cache is to watch: given as envoys or paths, or all of the tree."""
-    if modules is None:
-        return [found for _, found in node.named_modules()]
+def chosen(node: Node, modules: Iterable[Any]) -> list[Node]:
+    """Return the envoys that a cache is to watch, given as envoys or paths."""
     if isinstance(modules, str):
         raise TypeError(f"cache(modules=...) takes a list: write modules=[{modules!r}]")
     root = node._root

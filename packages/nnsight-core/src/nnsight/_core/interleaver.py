@@ -9,7 +9,7 @@ What is put on the modules to make them stop is `taps.py`; what a body asks for 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from . import complaints, ending
@@ -32,8 +32,8 @@ class Watcher(Protocol):
     #: Whether it has seen anything.
     seen: bool
 
-    def see(self, here: Here, run: Interleaver) -> None:
-        """Look at what lies here, after everybody has had their turn."""
+    def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
+        """Look at what lies at a place, after everybody has had their turn."""
 
 
 class Interleaver:
@@ -51,6 +51,8 @@ class Interleaver:
     step = 0
     stepping = False
     steps_over = False
+    #: Whether this is a single forward, with an inline body beside it, that has been started and is not over.
+    plain = False
     #: The places that were entered in earlier steps.
     earlier: frozenset[Place] = frozenset()
     model: Greenlet | None = None
@@ -131,17 +133,20 @@ class Interleaver:
 
     def leave(self, place: Place, value: Any, visit: int) -> Any:
         """Come out of a place where business came up before or while it was running."""
-        if place in self._late:
+        if self._late and place in self._late:
             self._check_holder(place)
         waiting = self.at_output[place]
-        first = waiting[0] if len(waiting) == 1 else None
-        if first is None or first.step is not None or visit or place.stepless or self.watchers:
+        if not waiting and not self.parked:
+            for watcher in self.watchers.get(place, ()):
+                watcher.see(place, OUTPUT, value, self.layout)
+            return value
+        if len(waiting) != 1 or visit or self.watchers or waiting[0].step is not None:
             here = self._arrive(self.at_output, place, OUTPUT, value, visit)
             return value if here is None else here.value
-        # One body that waits for the first visit: what `_arrive` does then, on the shortest way.
+        # One body that waits for the first visit of a module: what `_arrive` does then, on the shortest way.
         del self.at_output[place]
         here = self.here = Here(place, OUTPUT, value, visit, self.layout)
-        first.serve(here)
+        waiting[0].serve(here)
         if self.parked:
             self.settle()
         if here.rough:
@@ -179,7 +184,7 @@ class Interleaver:
             here.settle()
         if self.watchers:
             for watcher in self.watchers.get(place, ()):
-                watcher.see(here, self)
+                watcher.see(place, stage, here.value, self.layout)
         self.here = None
         return here
 
@@ -204,16 +209,17 @@ class Interleaver:
 
     # -- who waits where ---------------------------------------------------------------------------------------------
 
-    def watch(self, place: Place, stages: Collection[str], watcher: Watcher) -> None:
-        """Let a watcher see every visit of a place from now on, at these stages."""
+    def watch(self, places: Iterable[Place], stages: Collection[str], watcher: Watcher) -> None:
+        """Let a watcher see every visit of these places from now on, at these stages."""
         if not self._tapped:
             self.tap()
-        self._open(self._way(place))
-        if INPUT in stages:
-            self.at_input.setdefault(place, [])
-        if OUTPUT in stages:
-            self.at_output.setdefault(place, [])
-        self.watchers.setdefault(place, []).append(watcher)
+        queues = [self.at_output] * (OUTPUT in stages) + [self.at_input] * (INPUT in stages)
+        for place in places:
+            if place.owner not in self.exact:
+                self._open(self._way(place))
+            for queue in queues:
+                queue.setdefault(place, [])
+            self.watchers.setdefault(place, []).append(watcher)
 
     def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
         """Say whether the run has passed the visit that the mediator would ask for."""
@@ -251,6 +257,7 @@ class Interleaver:
             self._begin_edits()
         else:
             self.stepping = True
+            self.plain = False
         if self.step_waiters:
             due = [m for m in self.step_waiters if m.step is not None and m.step <= self.step]
             for mediator in sorted(due, key=lambda m: m.order):
@@ -286,6 +293,7 @@ class Interleaver:
             self.tap()
         model = self.model = spawn(self._record, current, context)
         running[model] = self
+        self.plain = True
 
     def _record(self) -> None:
         try:
@@ -332,6 +340,7 @@ class Interleaver:
                 result = self._offer_result(result)
             self.result = result
             self.over = True
+            self.plain = False
             if self._learning:
                 self.rigging.learn()
             # A model that swallows whatever is raised in it goes on although the run has been given up.
@@ -342,6 +351,7 @@ class Interleaver:
                     ending.end_watchers(self)
         finally:
             self.over = True
+            self.plain = False
             self.untap()
 
     def tap(self) -> None:
@@ -433,6 +443,7 @@ class Interleaver:
 
     def dismiss(self) -> None:
         """Let nobody be served any more, whatever the model still does."""
+        self.plain = False
         self.at_input.clear()
         self.at_output.clear()
         self.parked.clear()

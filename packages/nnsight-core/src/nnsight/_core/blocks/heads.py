@@ -21,7 +21,9 @@ from types import CodeType, FrameType
 _OPS = dis.opmap
 _CACHE = 0
 _EXTENDED_ARG = _OPS["EXTENDED_ARG"]
-_FILLERS = frozenset((_CACHE, _EXTENDED_ARG))
+#: The width of each opcode that was met, caches included. Before 3.11 it is not the opcode's alone.
+_widths: dict[int, int] = {}
+_HAS_CACHES = sys.version_info >= (3, 11)
 _NEW_HEADS = sys.version_info >= (3, 14)
 _ENTER = _OPS["CALL" if _NEW_HEADS else "BEFORE_WITH" if sys.version_info >= (3, 11) else "SETUP_WITH"]
 _HEADS = frozenset((_OPS["COPY"],)) if _NEW_HEADS else frozenset((_ENTER, _OPS["BEFORE_ASYNC_WITH"]))
@@ -33,18 +35,31 @@ def is_with_head(frame: FrameType) -> bool:
 
     True for `with f():` and `async with f():`, false for `f()`, `with g(f()):` and `x = f()`.
     """
+    # Every plain `backward()` comes by here, so the common case takes no loop.
     code = frame.f_code.co_code
     at = frame.f_lasti
+    at += _widths.get(code[at]) or _width(code, at)
+    if at >= len(code) or code[at] not in _HEADS:
+        return False
+    # A `:=` copies as well (3.14); the head of a `with` looks up __exit__ next.
+    return not _NEW_HEADS or code[at + 2] == _LOAD_SPECIAL
+
+
+def _width(code: bytes, at: int) -> int:
+    """Return how far it is from the instruction at `at` to the next one, past the caches that belong to it."""
+    opcode, start = code[at], at
     while code[at] == _EXTENDED_ARG:  # only 3.10 leaves f_lasti there
         at += 2
     at += 2
     end = len(code)
-    while at < end and code[at] in _FILLERS:
+    while at < end and code[at] == _CACHE:
         at += 2
-    if at >= end or code[at] not in _HEADS:
-        return False
-    # A `:=` copies as well (3.14); the head of a `with` looks up __exit__ next.
-    return not _NEW_HEADS or code[at + 2] == _LOAD_SPECIAL
+    if at < end and code[at] == _EXTENDED_ARG:  # only 3.10 says in the head of a `with` how long the block is
+        while code[at] == _EXTENDED_ARG:
+            at += 2
+    elif opcode != _EXTENDED_ARG and _HAS_CACHES:
+        _widths[opcode] = at - start
+    return at - start
 
 
 def after_enter(code: CodeType, at: int) -> int | None:
