@@ -191,6 +191,9 @@ class InlineMediator(Mediator):
     def ask(self, place: Place, stage: str) -> Here:
         """Return where the run stands once it is at this site; see `Mediator.ask`."""
         run = self.run
+        here = run.here
+        if here is not None and here.place is place and here.stage is stage:
+            return here if here is self.here else super().ask(place, stage)
         if (
             stage is not OUTPUT
             or not run.plain
@@ -200,9 +203,6 @@ class InlineMediator(Mediator):
             or place not in run.exact
             or self.loop is not None
         ):
-            return super().ask(place, stage)
-        here = run.here
-        if here is not None and here.place is place and here.stage is OUTPUT:
             return super().ask(place, stage)
         # What most bodies ask for, an output that lies ahead in a single forward, on the shortest way.
         self.place, self.stage = place, OUTPUT

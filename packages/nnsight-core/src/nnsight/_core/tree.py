@@ -189,6 +189,9 @@ class Node:
 
     def __setattr__(self, name: str, value: Any) -> None:
         descriptor = getattr(type(self), name, None)
+        if isinstance(descriptor, eproperty):
+            descriptor.fset(self, value)  # type: ignore[misc]  # it always has one
+            return
         if hasattr(type(descriptor), "__set__"):
             descriptor.__set__(self, value)  # type: ignore[union-attr]
             return
