@@ -707,3 +707,34 @@ def test_an_attribute_error_in_a_property_of_a_subclass_is_told() -> None:
     with pytest.raises(AttributeError, match="'Tensor' object has no attribute 'no_such_thing'"):
         with model.trace(X):
             model.shown
+
+
+# -- modules of torch that do not call their parts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "grad", "said"),
+    [
+        ("layers.0.self_attn.out_proj", True, "MultiheadAttention, which uses the weights"),
+        ("layers.0.linear1", False, r"layers\.0` is a torch\.nn\.TransformerEncoderLayer.*set_fastpath_enabled"),
+        ("layers.1.self_attn", False, r"layers\.1` is a torch\.nn\.TransformerEncoderLayer.*set_fastpath_enabled"),
+    ],
+)
+def test_why_torch_never_called_a_module(path: str, grad: bool, said: str) -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = NNsight(torch.nn.TransformerEncoder(layer, 2).eval())
+    with torch.set_grad_enabled(grad), pytest.raises(errors.MissedProviderError, match=said):
+        with model.trace(torch.rand(1, 3, 8)):
+            model.get(path).output
+
+
+def test_what_is_advised_about_torchs_fast_path_works() -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = NNsight(torch.nn.TransformerEncoder(layer, 1).eval())
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), model.trace(torch.rand(1, 3, 8)):
+            shape = model.layers[0].linear1.output.shape
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert shape == (1, 3, 16)

@@ -10,6 +10,8 @@ import traceback
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import torch
+
 from .errors import MissedProviderError, OutOfOrderError
 from .sites import Place, site_name
 
@@ -64,9 +66,28 @@ def missed(mediator: Mediator, place: Place, stage: str) -> MissedProviderError:
         return MissedProviderError(
             f"{site} never came: this place was visited {run.entered[place]} time(s) in this run. Ask for an earlier visit."
         )
-    return MissedProviderError(
-        f"{site} never came: the run ended without reaching it. The module was not called in this run: it may be unused "
-        "by this forward, lie inside a module that was skipped, or be called for other inputs only."
+    return MissedProviderError(f"{site} never came: the run ended without reaching it. {_why_not_called(run, place)}")
+
+
+def _why_not_called(run: Interleaver, place: Place) -> str:
+    holder = run.rigging.above.get(place.owner)
+    while holder is not None and holder not in run.entered:
+        holder = run.rigging.above.get(holder)
+    if holder is not None and isinstance(holder.module, torch.nn.MultiheadAttention):
+        return (
+            f"`{holder.path}` is a torch.nn.MultiheadAttention, which uses the weights of its parts without calling "
+            "them. Ask for its own input and output, or for the operations of its forward (`.source`)."
+        )
+    if holder is not None and isinstance(
+        holder.module, (torch.nn.TransformerEncoder, torch.nn.TransformerEncoderLayer)
+    ):
+        return (
+            f"`{holder.path}` is a torch.nn.{type(holder.module).__name__}, which in eval mode may take torch's fast path "
+            "and compute its parts without calling them. Call `torch.backends.mha.set_fastpath_enabled(False)` before."
+        )
+    return (
+        "The module was not called in this run: it may be unused by this forward, lie inside a module that was skipped, "
+        "or be called for other inputs only."
     )
 
 
