@@ -39,7 +39,10 @@ active: ContextVar[tuple[Any, ...]] = ContextVar("nnsight_active", default=())
 def members() -> tuple[Any, ...]:
     """Return the active members, but for bodies that ended in another context (a generator, collected elsewhere)."""
     stack = active.get()
-    return tuple(member for member in stack if not getattr(member, "done", False)) if stack else stack
+    for member in stack:
+        if getattr(member, "done", False):
+            return tuple(member for member in stack if not getattr(member, "done", False))
+    return stack
 
 
 def enter(member: Any, frame: FrameType | None = None) -> None:

@@ -49,9 +49,10 @@ class PlainLayout:
         self._multiple_of = {total * multiple: multiple for multiple in multiples}
 
     def _multiple(self, value: torch.Tensor) -> int | None:
-        if value.dim() == 0 or isinstance(value, torch.nn.Parameter):
+        # A plain tensor is no parameter; asking any other is slow.
+        if value.dim() == 0 or (type(value) is not torch.Tensor and isinstance(value, torch.nn.Parameter)):
             return None
-        return self._multiple_of.get(value.shape[0])
+        return self._multiple_of.get(value.size(0))
 
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows as a view, or None for a parameter, a scalar or another size."""
@@ -95,7 +96,7 @@ class Batchable:
         """Turn one invoke's input into arguments of the model and its number of rows."""
         first = inputs[0] if inputs else None
         if isinstance(first, torch.Tensor) and first.dim():
-            return inputs, kwargs, first.shape[0]
+            return inputs, kwargs, first.size(0)
         return inputs, kwargs, _count_rows((inputs, kwargs))
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,7 +7,7 @@ so edits in place need nothing at all. How rows lie in a value is the layout's s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,7 +78,7 @@ class Here:
             return self.pieces[rows]
         if rows in self.views:
             return self.views[rows]
-        if any(_overlap(rows, other) for other in self.pieces):
+        if self.pieces and any(_overlap(rows, other) for other in self.pieces):
             self._put_together()
         view = self.views[rows] = narrow(self.value, rows, self._stated(), self.place.path, self.shared)
         return view
@@ -110,9 +110,11 @@ class Here:
 
     def _put_together(self, last: bool = False) -> None:
         self._check_shared()
-        for rows, view in self.views.items():
-            if rows not in self.pieces and _asks_for_grad(view, self.value):
-                self.pieces[rows] = view
+        without_grad = [at for at, tensor in enumerate(leaves(self.value)) if not tensor.requires_grad]
+        if without_grad:
+            for rows, view in self.views.items():
+                if rows not in self.pieces and _asks_for_grad(view, without_grad):
+                    self.pieces[rows] = view
         if self.pieces:
             if not last:
                 self._set_beside()
@@ -214,6 +216,12 @@ def narrow(
     value: Any, rows: Rows, layout: Layout, path: str, shared: list[tuple[torch.Tensor, int]] | None = None
 ) -> Any:
     """Return the rows of one invoke in every tensor of `value` that carries rows; note the others in `shared`."""
+    if type(value) is torch.Tensor:
+        view = layout.take(value, rows, path)
+        if view is not None:
+            if value.requires_grad:
+                setattr(view, WHOLE, (value, rows, layout, path))
+            return view
     whole: list[torch.Tensor] = []
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
@@ -277,9 +285,10 @@ def _same(old: Any, new: Any) -> bool:
     return bool(old == new)
 
 
-def _asks_for_grad(view: Any, value: Any) -> bool:
-    """Say whether a body made its rows require a gradient where the whole value does not.
+def _asks_for_grad(view: Any, without_grad: Sequence[int]) -> bool:
+    """Say whether a body made its rows require a gradient, in tensors of which the whole value does not.
 
     Such a view is a side branch of the graph unless the run goes on with it, so it is taken as written.
     """
-    return any(a.requires_grad and not b.requires_grad for a, b in zip(leaves(view), leaves(value)))
+    tensors = leaves(view)
+    return any(tensors[at].requires_grad for at in without_grad)

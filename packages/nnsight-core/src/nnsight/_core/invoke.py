@@ -67,8 +67,10 @@ class Invoke:
 
     def join(self, binders: Binders) -> None:
         """Let names that siblings bind be waited for; `binders` are those of the same frame."""
-        assert self.names is not None
-        self.names.elsewhere = lambda name: self._from_siblings(name, binders.get(name, ()))
+        assert self.names is not None and self.body is not None
+        # Most bodies read nothing that any of them binds; then there is nobody to ask.
+        if self.body.reads_anything or not self.body.reads.isdisjoint(binders):
+            self.names.elsewhere = lambda name: self._from_siblings(name, binders.get(name, ()))
 
     def _from_siblings(self, name: str, binders: Sequence[Invoke]) -> Any:
         if not binders:
@@ -100,10 +102,8 @@ class Invoke:
         assert self.body is not None and self.names is not None
         self.body.run(self.names)
 
-    def write_back(self) -> None:
-        """Bind in the caller's frame what the body bound, and let go of the frame."""
-        if self.frame is not None and self.names is not None:
-            write_back(self.frame, self.names)
+    def release(self) -> None:
+        """Let go of the caller's frame and of all values."""
         self.frame = self.names = self.mediator = None
 
 
@@ -148,6 +148,18 @@ def join_names(invokes: Sequence[Invoke]) -> None:
             binders.setdefault(name, []).append(invoke)
     for invoke in invokes:
         invoke.join(frames[id(invoke.frame)])
+
+
+def write_back_all(invokes: Sequence[Invoke]) -> None:
+    """Bind in the frames of the callers what the bodies bound, the last one of them last, and let go of the frames."""
+    # Binding names in a frame takes as long for one as for many, and most invokes stand in one frame.
+    bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
+    for invoke in invokes:
+        if invoke.frame is not None and invoke.names is not None:
+            bound.setdefault(id(invoke.frame), (invoke.frame, {}))[1].update(invoke.names)
+        invoke.release()
+    for frame, names in bound.values():
+        write_back(frame, names)
 
 
 def refuse(what: str) -> InvokeError:

@@ -28,7 +28,7 @@ from .ending import close, forget
 from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
 from .interleaver import RESULT, Interleaver
-from .invoke import Invoke, join_names, refuse
+from .invoke import Invoke, join_names, refuse, write_back_all
 from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
 from .sites import OUTPUT, Place
 from .steps import Steps
@@ -214,8 +214,7 @@ class Tracer:
                 )
             self._run_invokes(invokes)
         finally:
-            for invoke in invokes:
-                invoke.write_back()
+            write_back_all(invokes)
             if self._run is not None:
                 self._forget(self._run)
         return False

@@ -130,7 +130,7 @@ class _Idle(threading.local):
 
 
 _idle = _Idle()
-_MOST_IDLE = 32
+_MOST_IDLE = 256
 
 
 def _work(worker: Worker) -> None:

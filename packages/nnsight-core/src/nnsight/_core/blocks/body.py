@@ -42,10 +42,15 @@ class Block:
         outside = declared_global(found.owners)
         rewritten, scope = rewrite(statements, found.owners, outside, found.filename)
         self.code = self._compile(rewritten, around)
-        if not _names(self.code) <= _names(around):
+        if not _plain(_names(self.code)) <= _plain(_names(around)):
             raise changed(found.filename, found.node.lineno)
         self.target, self.store, needed = self._target(found, outside, around)
+        #: Whether the code refers to what `rewrite.py` puts there.
+        self.rewritten = any(
+            _names(code) != _plain(_names(code)) for code in (self.code, self.store) if code is not None
+        )
         self.reads = frozenset(scope.wanted() | needed)
+        self.reads_anything = not _READS_ANYTHING.isdisjoint(self.reads)
         self.writes = frozenset(scope.stored())
         self.source = _source(found)
 
@@ -110,6 +115,11 @@ class Body:
         return self.block.reads
 
     @property
+    def reads_anything(self) -> bool:
+        """Whether the block computes names at run time (`eval`, `locals()`), and so may read others than `reads`."""
+        return self.block.reads_anything
+
+    @property
     def writes(self) -> frozenset[str]:
         """The names that the block may bind; those declared `global` are not among them."""
         return self.block.writes
@@ -143,7 +153,8 @@ class Body:
         write_back(frame, names)
 
     def _globals(self, names: Names) -> BodyGlobals:
-        return BodyGlobals(names, self.block.code, self.block.found.lines, self.block.warned)
+        block = self.block
+        return BodyGlobals(names, block.code, block.found.lines, block.warned, block.rewritten)
 
     def __repr__(self) -> str:
         return f"<Body {self.filename}:{self.lineno}>"
@@ -164,7 +175,7 @@ def capture(frame: FrameType) -> Body:
     """
     block = block_of(frame)
     reads: Iterable[str] = block.reads
-    if not _READS_ANYTHING.isdisjoint(block.reads):
+    if block.reads_anything:
         reads = set(frame.f_locals) | block.reads
     return Body(block, snapshot(frame, reads), frame.f_globals)
 
@@ -188,11 +199,16 @@ def _with_items(items: list[ast.withitem], node: ast.With) -> list[ast.stmt]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Give every name that code, or code inside it, mentions; names that we put there begin with a dot."""
+    """Give every name that code, or code inside it, mentions."""
     names = {code.co_name, *code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names |= _names(constant)
+    return names
+
+
+def _plain(names: set[str]) -> set[str]:
+    """Leave out the names that we put there: those begin with a dot."""
     return {name for name in names if not name.startswith(".")}
 
 

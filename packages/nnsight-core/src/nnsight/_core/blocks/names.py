@@ -74,18 +74,24 @@ class BodyGlobals(dict[str, Any]):
 
     __slots__ = ("code", "lines", "names", "real")
 
-    def __init__(self, names: Names, code: CodeType, lines: Sequence[str], warned: dict[Any, Any]) -> None:
+    def __init__(
+        self, names: Names, code: CodeType, lines: Sequence[str], warned: dict[Any, Any], rewritten: bool
+    ) -> None:
         real = names.real
-        super().__init__({name: real[name] for name in _PHYSICAL if name in real})
         self.names = names
         self.code = code
         self.lines = lines
         self.real: dict[str, Any] = real.real if isinstance(real, BodyGlobals) else real
         # `warned` outlives the run, so that "once per place" holds for warnings given in a body that runs often.
-        self.update({"__builtins__": BodyBuiltins(self), "__warningregistry__": warned})
-        everywhere = RealGlobals(self.real)
-        # What `rewrite.py` refers to; no name in a program has a dot.
-        self.update({".names": names, ".names :=": names.bind, ".globals": everywhere, ".globals :=": everywhere.bind})
+        super().__init__(__builtins__=BodyBuiltins(self), __warningregistry__=warned)
+        for name in _PHYSICAL:
+            if name in real:
+                dict.__setitem__(self, name, real[name])
+        if rewritten:
+            # What `rewrite.py` refers to; no name in a program has a dot.
+            everywhere = RealGlobals(self.real)
+            self.update({".names": names, ".names :=": names.bind})
+            self.update({".globals": everywhere, ".globals :=": everywhere.bind})
 
     def __missing__(self, name: str) -> Any:
         return self.names[name]
@@ -110,7 +116,7 @@ class BodyBuiltins(dict[str, Any]):
 
     def __init__(self, of: BodyGlobals) -> None:
         plain = _builtins(of.real)
-        super().__init__({name: plain[name] for name in ("__import__", "__build_class__")})
+        super().__init__(__import__=plain["__import__"], __build_class__=plain["__build_class__"])
         self.names = of.names
 
     def __missing__(self, name: str) -> Any:

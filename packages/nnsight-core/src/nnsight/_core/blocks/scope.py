@@ -34,9 +34,10 @@ def snapshot(frame: FrameType, names: Iterable[str]) -> dict[str, Any]:
     if isinstance(here, Names):
         return here.known(names)
     found = {name: here[name] for name in names if name in here}
-    if not _in_function(frame):
+    if _in_function(frame):
+        _forget(frame, here)
+    else:
         found.update(_around_class(frame, names, found))
-    _forget(frame, here)
     return found
 
 
@@ -90,7 +91,7 @@ def _around_class(frame: FrameType, names: Iterable[str], found: Mapping[str, An
 
 def _forget(frame: FrameType, here: Mapping[str, Any]) -> None:
     """Empty the copy of a function's locals, which would keep every tensor in it alive until the function returns."""
-    if _WRITES_THROUGH or not _in_function(frame) or sys.gettrace() is not None:
+    if _WRITES_THROUGH or sys.gettrace() is not None:
         return
     if isinstance(here, dict) and _SHOWS_LOCALS.isdisjoint(frame.f_code.co_names):
         here.clear()
