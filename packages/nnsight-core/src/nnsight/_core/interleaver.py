@@ -3,7 +3,8 @@
 The model runs until it reaches a site that somebody waits for; there it stands (`Here`) while each of them has a turn,
 in the order in which they were defined, and goes on when nobody wants more of it. With an inline body the model's
 forward is in a greenlet of its own; with captured bodies the model stays in the caller's and the bodies are spawned.
-What is put on the modules to make them stop is `taps.py`; what a body asks for and how it parks is `mediator.py`.
+What is put on the modules to make them stop is `taps.py`, what has been passed so far `visits.py`; what a body asks for
+and how it parks is `mediator.py`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import contextvars
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-from . import complaints, ending
+from . import ending
 from .active import active
 from .batching import Layout
 from .here import Here, assembled
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
-from .rigging import Learning, Rigging
+from .rigging import Rigging
 from .sites import INPUT, OUTPUT, Place
 from .taps import running
 from .turns import Greenlet, GreenletExit, ThreadState, Worker, getcurrent, spawn
+from .visits import Visits
 
 #: The place of what the traced call returns, in every run.
 RESULT = Place("result", stepless=True)
@@ -36,7 +38,7 @@ class Watcher(Protocol):
         """Look at what lies at a place, after everybody has had their turn."""
 
 
-class Interleaver:
+class Interleaver(Visits):
     """One run of a model with the bodies that look into it.
 
     Args:
@@ -47,30 +49,18 @@ class Interleaver:
     """
 
     # What a run starts with; set on the class, since most runs are short and change few of these.
-    here: Here | None = None
-    step = 0
-    stepping = False
     steps_over = False
     #: Whether this is a single forward, with an inline body beside it, that has been started and is not over.
     plain = False
-    #: The places that were entered in earlier steps.
-    earlier: frozenset[Place] = frozenset()
     model: Greenlet | None = None
     #: What the model raised, on its way to the body that waits.
     error: BaseException | None = None
-    over = False
     stopped = False
     closing = False
     failed: BodyMediator | None = None
     result: Any = None
     #: The active stack that bodies of this run start with.
     stack: tuple[Any, ...] = ()
-    #: The places whose visits are counted from the start of the run, or from before they could begin.
-    exact: frozenset[Place] = frozenset()
-    #: Those among them that were tapped during the run, and not visited since.
-    _late: frozenset[Place] = frozenset()
-    _tapped = False
-    _learning = False
 
     def __init__(
         self,
@@ -79,8 +69,8 @@ class Interleaver:
         layout: Layout | None = None,
         step_place: Place | None = None,
     ) -> None:
+        super().__init__(rigging)
         self.call = call
-        self.rigging = rigging
         self.layout = layout
         self.step_place = step_place
         #: Who waits where, at either stage. A place is here as long as anybody has business there: the taps look here and
@@ -88,9 +78,6 @@ class Interleaver:
         self.at_input: dict[Place, list[Mediator]] = {} if step_place is None else {step_place: []}
         self.at_output: dict[Place, list[Mediator]] = {}
         self.watchers: dict[Place, list[Watcher]] = {}
-        #: How often each place was entered and left, in this step.
-        self.entered: dict[Place, int] = {}
-        self.left: dict[Place, int] = {}
         self.step_waiters: list[Mediator] = []
         self.bodies: list[BodyMediator] = []
         self.parked: list[BodyMediator] = []
@@ -108,8 +95,8 @@ class Interleaver:
         """Pass through a place where somebody has business."""
         if place is self.step_place:
             self._begin_step()
-        if place in self._late:
-            self._check_holder(place)
+        if place in self.late:
+            self.check_holder(place)
         visit = self.entered.get(place, 0)
         self.entered[place] = visit + 1
         skipped = None
@@ -133,8 +120,8 @@ class Interleaver:
 
     def leave(self, place: Place, value: Any, visit: int) -> Any:
         """Come out of a place where business came up before or while it was running."""
-        if self._late and place in self._late:
-            self._check_holder(place)
+        if self.late and place in self.late:
+            self.check_holder(place)
         waiting = self.at_output[place]
         if not waiting and not self.parked:
             for watcher in self.watchers.get(place, ()):
@@ -211,31 +198,15 @@ class Interleaver:
 
     def watch(self, places: Iterable[Place], stages: Collection[str], watcher: Watcher) -> None:
         """Let a watcher see every visit of these places from now on, at these stages."""
-        if not self._tapped:
+        if not self.tapped:
             self.tap()
         queues = [self.at_output] * (OUTPUT in stages) + [self.at_input] * (INPUT in stages)
         for place in places:
             if place.owner not in self.exact:
-                self._open(self._way(place))
+                self.open_way(place)
             for queue in queues:
                 queue.setdefault(place, [])
             self.watchers.setdefault(place, []).append(watcher)
-
-    def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
-        """Say whether the run has passed the visit that the mediator would ask for."""
-        if self.over:
-            return True
-        visit, step = 0, mediator.step
-        if not place.stepless:
-            if self.stepping:
-                if step is None:
-                    if place in self.earlier:
-                        return True
-                elif step != self.step:
-                    return step < self.step
-            elif step is not None:
-                visit = step
-        return (self.entered if stage is INPUT else self.left).get(place, 0) > visit
 
     def settle(self) -> None:
         """Resume bodies that waited for one another, until none can go on."""
@@ -289,7 +260,7 @@ class Interleaver:
         context.run(active.set, ())
         current = getcurrent()
         mediator.greenlet = current
-        if not self._tapped:
+        if not self.tapped:
             self.tap()
         model = self.model = spawn(self._record, current, context)
         running[model] = self
@@ -326,7 +297,7 @@ class Interleaver:
         self.raise_failure()
 
     def _main(self) -> None:
-        if not self._tapped:
+        if not self.tapped:
             self.tap()
         try:
             if self.bodies:
@@ -341,7 +312,7 @@ class Interleaver:
             self.result = result
             self.over = True
             self.plain = False
-            if self._learning:
+            if self.learning:
                 self.rigging.learn()
             # A model that swallows whatever is raised in it goes on although the run has been given up.
             if not (self.failed or self.stopped):
@@ -353,57 +324,6 @@ class Interleaver:
             self.over = True
             self.plain = False
             self.untap()
-
-    def tap(self) -> None:
-        """Put the taps on that this run starts with."""
-        rigging = self.rigging
-        self.exact = rigging.put()
-        self._tapped = True
-        if not rigging.learned:
-            self._learning = True
-            self.entered = Learning(rigging, self.left)
-
-    def reach(self, place: Place, mediator: Mediator) -> bool:
-        """See to it that the visits of a place are counted. Return False where some may have gone by uncounted."""
-        way = self._way(place)
-        later = self.stepping and mediator.step is not None and mediator.step > self.step
-        if way and not later:
-            top, here = way[-1], self.here
-            waits = here is not None and here.place is top and here.stage is INPUT
-            if not waits and (self.entered.get(top) or (mediator.step is None and top in self.earlier)):
-                return False
-        self._open(way)
-        return True
-
-    def _way(self, place: Place) -> list[Place]:
-        """Return the modules around a place from the inside out, up to the first whose visits are counted."""
-        way: list[Place] = []
-        at: Place | None = place.owner
-        while at is not None and at not in self.exact:
-            at = self.rigging.above.get(at)  # none around what is no module's: a result, a gradient
-            if at is not None:
-                way.append(at)
-        return way
-
-    def _open(self, way: list[Place]) -> None:
-        for holder in reversed(way):
-            opened = self.rigging.open(holder)
-            self.exact = self.exact.union(opened)
-            self._late = self._late.union(opened)
-
-    def _check_holder(self, place: Place) -> None:
-        """Refuse a place that turns out to be called from elsewhere: a visit may have gone by before it was tapped."""
-        self._late = self._late.difference((place,))
-        holder = self.rigging.above.get(place)
-        if holder is not None and self.entered.get(holder, 0) <= self.left.get(holder, 0):
-            self.rigging.hoist(place)
-            raise complaints.hoisted(place, holder)
-
-    def untap(self) -> None:
-        """Take the taps off; nobody has business anywhere any more."""
-        if self._tapped:
-            self._tapped = False
-            self.rigging.take_off()
 
     def _offer_result(self, result: Any) -> Any:
         if self.step_waiters:
@@ -434,7 +354,7 @@ class Interleaver:
             ending.end_watchers(self)
             ending.close(self)
             return
-        if not (self.at_output or self.at_input or self.bodies or self._learning):
+        if not (self.at_output or self.at_input or self.bodies or self.learning):
             self.untap()
         try:
             mediator.park()

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from .classes import EnvoyClasses
 from .model import NNsight
-from .tree import EnvoyClasses
 
 L = TypeVar("L", bound="LazyModel")
 

@@ -13,10 +13,11 @@ import torch
 
 from .active import members
 from .batching import Batchable
+from .classes import EnvoyClasses, without_collisions
 from .edit import Edits
 from .envoy import Envoy
 from .naming import Naming
-from .tree import EnvoyClasses, Node, without_collisions
+from .tree import Node
 
 
 class NNsight(Envoy, Batchable):

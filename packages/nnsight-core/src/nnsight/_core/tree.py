@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
+from .classes import children_of, class_for, without_collisions
 from .naming import Naming
 from .printing import render
 from .rigging import Rigging, reachable
@@ -22,9 +23,6 @@ from .sites import Place
 from .taps import Tap, tap_of
 
 N = TypeVar("N", bound="Node")
-
-#: The classes of the envoys of a tree: one for all, or by module type or path suffix.
-EnvoyClasses = type | Mapping[type | str, type] | None
 
 
 class Node:
@@ -350,11 +348,6 @@ _CORE = ("_module", "_path", "_parent", "_extras", "_names", "_classes", "_defau
 _MADE_ANEW = ("_root", "_children", "_tap", "_rigging")
 
 
-def children_of(module: torch.nn.Module) -> Mapping[str, torch.nn.Module | None]:
-    """Return the submodules of a module by name. A scripted module is a leaf: nothing inside it can be reached."""
-    return {} if isinstance(module, torch.jit.ScriptModule) else module._modules
-
-
 def _restore(cls: type[Node], core: dict[str, Any]) -> Node:
     node = cls.__new__(without_collisions(cls, core["_module"]))
     node.__dict__.update({**core, "_root": node, "_children": {}, "_tap": None, "_rigging": None})
@@ -380,71 +373,3 @@ def _described(cls: type) -> list[tuple[str, str]]:
             if isinstance(value, eproperty) and value.description:
                 found[name] = value.description
     return list(found.items())
-
-
-# -- classes ---------------------------------------------------------------------------------------------------------
-
-
-def class_for(module: torch.nn.Module, path: str, root: Node) -> type[Node]:
-    """Choose the class of an envoy: by path suffix, by module type, or the tree's own."""
-    default: type[Node] = root.__dict__["_default_class"]
-    chosen: EnvoyClasses = root.__dict__["_classes"]
-    cls: type[Node] = default
-    if isinstance(chosen, type):
-        cls = chosen
-    elif chosen is not None:
-        relative = path[len(root._path) + 1 :]
-        by_path = [(key, value) for key, value in chosen.items() if isinstance(key, str) and _ends(relative, key)]
-        by_type = [
-            (type(module).__mro__.index(key), value)
-            for key, value in chosen.items()
-            if isinstance(key, type) and isinstance(module, key)
-        ]
-        if by_path:
-            cls = max(by_path, key=lambda item: len(item[0]))[1]
-        elif by_type:
-            cls = min(by_type, key=lambda item: item[0])[1]
-    return without_collisions(cls, module)
-
-
-def _ends(path: str, suffix: str) -> bool:
-    parts, wanted = path.split("."), suffix.lstrip(".").split(".")
-    tail = parts[-len(wanted) :]
-    return len(tail) == len(wanted) and all(w in ("*", part) for part, w in zip(tail, wanted))
-
-
-class _Submodule:
-    """Gives a submodule whose name we use ourselves; ours is then `nns_` and the name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, node: Any, owner: type | None = None) -> Any:
-        if node is None:
-            return self
-        module = children_of(node._module).get(self.name)
-        if module is None:
-            return getattr(node, f"nns_{self.name}")
-        return node._child(self.name, module)
-
-    def __set__(self, node: Any, value: Any) -> None:
-        setattr(node._module, self.name, value._module if isinstance(value, Node) else value)
-
-
-_made: dict[tuple[type, tuple[str, ...]], type] = {}
-
-
-def without_collisions(cls: type[N], module: torch.nn.Module) -> type[N]:
-    """Return `cls`, or a class like it in which submodules with names of ours are reachable by their names."""
-    names = tuple(sorted(n for n in children_of(module) if not n.startswith("_") and hasattr(cls, n)))
-    if not names:
-        return cls
-    made = _made.get((cls, names))
-    if made is None:
-        body: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
-        for name in names:
-            body[name] = _Submodule(name)
-            body[f"nns_{name}"] = inspect.getattr_static(cls, name)
-        body["_without"] = cls
-        made = _made[cls, names] = type(cls.__name__, (cls,), body)
-    return made
