@@ -69,7 +69,9 @@ class Interleaver(Visits):
         layout: Layout | None = None,
         step_place: Place | None = None,
     ) -> None:
-        super().__init__(rigging)
+        self.rigging = rigging
+        self.entered = {}
+        self.left = {}
         self.call = call
         self.layout = layout
         self.step_place = step_place

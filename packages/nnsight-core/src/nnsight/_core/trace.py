@@ -50,6 +50,13 @@ class Tracer:
     Made by `model.trace(...)`, `model.generate(...)` and the like; it is the `as` target of their `with`.
     """
 
+    #: While a block only defines invokes, no place is given in it; see `active.py`.
+    members: frozenset[Place] = frozenset()
+    _run: Interleaver | None = None
+    _mediator: InlineMediator | None = None
+    _invoked = 0
+    _entered = False
+
     def __init__(
         self,
         node: Node,
@@ -64,15 +71,8 @@ class Tracer:
         self._kwargs = kwargs
         # Named, the forward is still called through the module, so that its hooks run and its own sites are there.
         self._method = None if method == "forward" else method
-        self._run: Interleaver | None = None
-        self._mediator: InlineMediator | None = None
         self._invokes: list[Invoke] = []
-        self._invoked = 0
         self._later: list[Callable[[Interleaver], None]] = []
-        self._entered = False
-
-    #: While a block only defines invokes, no place is given in it; see `active.py`.
-    members: frozenset[Place] = frozenset()
 
     @property
     def model(self) -> Any:

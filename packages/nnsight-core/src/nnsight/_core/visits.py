@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 class Visits:
     """The visits of one run, step by step."""
 
+    rigging: Rigging
+    #: How often each place was entered and left, in this step.
+    entered: dict[Place, int]
+    left: dict[Place, int]
     # What a run starts with; set on the class, since most runs are short and change few of these.
     #: Where the run stands, while somebody is served.
     here: Here | None = None
@@ -36,12 +40,6 @@ class Visits:
     tapped = False
     #: Whether this is the first run of its tree; see `rigging.py`.
     learning = False
-
-    def __init__(self, rigging: Rigging) -> None:
-        self.rigging = rigging
-        #: How often each place was entered and left, in this step.
-        self.entered: dict[Place, int] = {}
-        self.left: dict[Place, int] = {}
 
     def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
         """Say whether the run has passed the visit that the mediator would ask for."""
