@@ -10,7 +10,6 @@ from typing import Any
 
 from rows import Row
 
-
 #: glibc gives large pieces of memory back to the kernel at once, and fresh pages cost more than what is timed here; which
 #: case meets them is chance. With this a process keeps what it had. Other C libraries ignore it.
 _KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_MMAP_THRESHOLD_": "1073741824"}
