@@ -59,7 +59,10 @@ class PlainLayout:
         multiple = self._multiple(value)
         if multiple is None:
             return None
-        return value.narrow(0, rows[0] * multiple, rows[1] * multiple)
+        start, count = rows
+        if multiple != 1:
+            start, count = start * multiple, count * multiple
+        return value[start : start + count]  # `narrow` gives the same view, through one call of torch more
 
     def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
         """Concatenate the pieces with the rows between them: one copy of the batch, however many pieces."""

@@ -7,6 +7,7 @@ so edits in place need nothing at all. How rows lie in a value is the layout's s
 
 from __future__ import annotations
 
+from bisect import bisect, insort
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Here:
         "rough",
         "shared",
         "skipped",
+        "spans",
         "stage",
         "value",
         "views",
@@ -59,6 +61,8 @@ class Here:
             self.rough = True
             self.views: dict[Rows, Any] = {}
             self.pieces: dict[Rows, Any] = {}
+            #: The rows of the pieces, in order; no two of them overlap.
+            self.spans: list[Rows] = []
             self.backs: list[WriteBack] = []
             #: What invokes hold of a value that was put together or replaced since: edits of it would have no effect.
             self.beside: list[tuple[torch.Tensor, Mark]] = []
@@ -67,20 +71,25 @@ class Here:
 
     def read(self, rows: Rows | None) -> Any:
         """Return the value, or the rows of one invoke as views into it."""
-        if self.rough:
+        if not self.rough:
+            if rows is None:
+                return self.value
+            self.roughen()
+        elif self.beside or self.backs:
             self._carry()
         if rows is None:
-            if self.rough and (self.views or self.pieces):
+            if self.views or self.pieces:
                 self._put_together()
             return self.value
-        self.roughen()
-        if rows in self.pieces:
-            return self.pieces[rows]
-        if rows in self.views:
-            return self.views[rows]
-        if self.pieces and any(_overlap(rows, other) for other in self.pieces):
-            self._put_together()
-        view = self.views[rows] = narrow(self.value, rows, self._stated(), self.place.path, self.shared)
+        views, pieces = self.views, self.pieces
+        if pieces:
+            if rows in pieces:
+                return pieces[rows]
+            if rows not in views and self._meets(rows):
+                self._put_together()
+        if rows in views:
+            return views[rows]
+        view = views[rows] = narrow(self.value, rows, self._stated(), self.place.path, self.shared)
         return view
 
     def write(self, rows: Rows | None, value: Any) -> None:
@@ -93,12 +102,14 @@ class Here:
                 self._check_shared()
                 self._set_beside()
                 self.views.clear()
-                self.pieces.clear()
+                self._clear_pieces()
             return
         self.roughen()
         self._check(rows, value)
-        if any(other != rows and _overlap(rows, other) for other in self.pieces):
-            self._put_together()
+        if rows not in self.pieces:
+            if self._meets(rows):
+                self._put_together()
+            insort(self.spans, rows)
         self.pieces[rows] = value
         # The view stays: its leaves stand for the rows of the value that are not written by anybody.
 
@@ -109,18 +120,30 @@ class Here:
             self._put_together(last=True)
 
     def _put_together(self, last: bool = False) -> None:
-        self._check_shared()
+        if self.shared:
+            self._check_shared()
         without_grad = [at for at, tensor in enumerate(leaves(self.value)) if not tensor.requires_grad]
         if without_grad:
+            # Of a plain tensor there may be as many views as invokes, so these are asked without a call.
+            plain = type(self.value) is torch.Tensor
             for rows, view in self.views.items():
-                if rows not in self.pieces and _asks_for_grad(view, without_grad):
+                if (view.requires_grad if plain else _asks_for_grad(view, without_grad)) and rows not in self.pieces:
                     self.pieces[rows] = view
         if self.pieces:
             if not last:
                 self._set_beside()
             self.value = self._joined()
-            self.pieces.clear()
+            self._clear_pieces()
         self.views.clear()
+
+    def _meets(self, rows: Rows) -> bool:
+        """Say whether rows without a piece of their own overlap with a piece."""
+        at = bisect(self.spans, rows)
+        return any(_overlap(rows, other) for other in self.spans[max(at - 1, 0) : at + 1])
+
+    def _clear_pieces(self) -> None:
+        self.pieces.clear()
+        self.spans.clear()
 
     def _set_beside(self) -> None:
         self.beside += [(tensor, mark(tensor)) for held in self._held() for tensor in leaves(held)]
@@ -130,7 +153,7 @@ class Here:
 
     def _carry(self) -> None:
         """Carry back what was edited in copies of the value; what is edited there later is carried back later."""
-        if any(changed(tensor, before) for tensor, before in self.beside):
+        if self.beside and any(changed(tensor, before) for tensor, before in self.beside):
             raise RowsError(
                 f"An invoke edited in place what it had of {self._site()} before another invoke wrote there or read "
                 "the whole batch, so the edit would have no effect. Read it again after waiting for the other, and "

@@ -31,15 +31,16 @@ class Invoke:
         prepared: its input as the model takes it; None without an input of its own.
     """
 
+    rows: Rows | None = None
+    body: Body | None = None
+    names: Names | None = None
+    frame: FrameType | None = None
+    mediator: BodyMediator | None = None
+
     def __init__(self, tracer: Tracer, number: int, prepared: Prepared | None) -> None:
         self.tracer = tracer
         self.number = number
         self.prepared = prepared
-        self.rows: Rows | None = None
-        self.body: Body | None = None
-        self.names: InvokeNames | None = None
-        self.frame: FrameType | None = None
-        self.mediator: BodyMediator | None = None
 
     @property
     def name(self) -> str:
@@ -49,12 +50,17 @@ class Invoke:
 
     def __enter__(self) -> Invoke:
         frame = sys._getframe(1)
-        self.body = capture(frame)
-        self.tracer._check_before(self.body, frame)
+        body = self.body = capture(frame)
+        block = body.block
+        if block.found.index:
+            self.tracer._check_before(body, frame)
+        earlier = self.tracer._invokes
+        body.share(earlier[-1].body if earlier else None)
         self.frame = frame
-        self.names = InvokeNames(self.body, self)
-        self.body.assign(self.names, self)
-        skip(frame)
+        names = self.names = Names(body.outer, body.real)
+        if block.found.item.optional_vars is not None:
+            body.assign(names, self)
+        skip(frame, block.entered)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
@@ -85,7 +91,7 @@ class Invoke:
         assert self.mediator is not None
         for writer in writers:
             names = writer.names
-            assert names is not None
+            assert isinstance(names, InvokeNames)
             self.mediator.wait_until(functools.partial(names.is_settled, name, self.mediator.step))
             if name in names:
                 return names[name]
@@ -108,14 +114,15 @@ class Invoke:
 
 
 class InvokeNames(Names):
-    """The names of an invoke, which know in which step of a loop each was bound last."""
+    """The names of an invoke that others may wait for: they know in which step of a loop each was bound last."""
 
     __slots__ = ("invoke", "steps")
 
-    def __init__(self, body: Body, invoke: Invoke) -> None:
-        super().__init__(body.outer, body.real)
+    def __init__(self, names: Names, invoke: Invoke) -> None:
+        super().__init__(names.outer, names.real)
         self.invoke = invoke
         self.steps: dict[str, int | None] = {}
+        self.update(names)
 
     def __setitem__(self, name: str, value: Any) -> None:
         mediator = self.invoke.mediator
@@ -140,14 +147,22 @@ Binders = Mapping[str, Sequence[Invoke]]
 
 def join_names(invokes: Sequence[Invoke]) -> None:
     """Let the names that invokes bind be waited for by the others that were written in the same frame."""
-    frames: dict[int, dict[str, list[Invoke]]] = {}
+    frames: dict[int, list[Invoke]] = {}
     for invoke in invokes:
-        assert invoke.body is not None
-        binders = frames.setdefault(id(invoke.frame), {})
-        for name in invoke.body.writes:
-            binders.setdefault(name, []).append(invoke)
-    for invoke in invokes:
-        invoke.join(frames[id(invoke.frame)])
+        frames.setdefault(id(invoke.frame), []).append(invoke)
+    for together in frames.values():
+        # Most bodies read nothing that any of them binds, and many are made of one block.
+        blocks = {invoke.body.block for invoke in together if invoke.body is not None}
+        written = frozenset[str]().union(*(block.writes for block in blocks))
+        if any(block.reads_anything or not block.reads.isdisjoint(written) for block in blocks):
+            binders: dict[str, list[Invoke]] = {}
+            for invoke in together:
+                assert invoke.body is not None and invoke.names is not None
+                invoke.names = InvokeNames(invoke.names, invoke)
+                for name in invoke.body.writes:
+                    binders.setdefault(name, []).append(invoke)
+            for invoke in together:
+                invoke.join(binders)
 
 
 def write_back_all(invokes: Sequence[Invoke]) -> None:

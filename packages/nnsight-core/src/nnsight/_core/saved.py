@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from .active import members
+from .active import active
 from .errors import SaveOutsideTraceError
 
 V = TypeVar("V")
@@ -42,13 +42,16 @@ def save(value: V) -> V:
     Raises:
         SaveOutsideTraceError: there is no trace or session around the call.
     """
-    stack = members()
-    if not stack:
+    outside = True
+    for member in active.get():
+        if isinstance(member, Collector):
+            member.values.append(value)
+            outside = False
+        elif outside and not getattr(member, "done", False):  # as `members` leaves out what is over
+            outside = False
+    if outside:
         raise SaveOutsideTraceError(
             "save() was called outside any trace, where there is nothing to save for. Call it inside `with "
             "model.trace(...):`; values that you have already are yours."
         )
-    for member in stack:
-        if isinstance(member, Collector):
-            member.values.append(value)
     return value

@@ -10,7 +10,6 @@ from __future__ import annotations
 import __future__
 
 import ast
-from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -18,10 +17,11 @@ from ..parsing import reading
 from .bindings import declared_global
 from .escapes import refuse_escapes
 from .find import Found, changed, find_with
+from .heads import after_enter
 from .lines import dedented
-from .names import BodyGlobals, Lookup, Names
+from .names import BodyGlobals, Lookup, Names, physical
 from .rewrite import rewrite
-from .scope import snapshot, write_back
+from .scope import Window, snapshot, write_back
 
 # Code that computes names at run time may read any of them, and so may who looks in with a debugger.
 _READS_ANYTHING = frozenset(("eval", "exec", "locals", "vars", "dir", "breakpoint", "pdb", "ipdb"))
@@ -32,7 +32,7 @@ _KEPT_BLOCKS = 4096
 class Block:
     """What the text of a block says about it, whatever the values."""
 
-    def __init__(self, found: Found, around: CodeType) -> None:
+    def __init__(self, found: Found, around: CodeType, at: int) -> None:
         self.found = found
         self.filename = found.filename
         self.lineno = found.node.lineno
@@ -52,6 +52,9 @@ class Block:
         self.reads = frozenset(scope.wanted() | needed)
         self.reads_anything = not _READS_ANYTHING.isdisjoint(self.reads)
         self.writes = frozenset(scope.stored())
+        self.window = Window(around, self.reads)
+        #: Where the code around goes on once the context is entered; for `skip`.
+        self.entered = after_enter(around, at)
         self.source = _source(found)
 
     def _compile(self, statements: list[ast.stmt], around: CodeType) -> CodeType:
@@ -82,12 +85,14 @@ class Block:
 class Body:
     """A captured block and the values around it, ready to be run."""
 
-    __slots__ = ("block", "outer", "real")
+    __slots__ = ("block", "outer", "physical", "real")
 
     def __init__(self, block: Block, outer: dict[str, Any], real: dict[str, Any]) -> None:
         self.block = block
         self.outer = outer
         self.real = real
+        #: Set by `share`: what the globals of each run hold, once the first has begun.
+        self.physical: dict[str, Any] | None = None
 
     @property
     def filename(self) -> str:
@@ -139,12 +144,21 @@ class Body:
 
     def assign(self, names: Names, value: Any) -> None:
         """Bind what stands after `as` to `value`, for one run."""
-        if self.target is not None:
-            names[self.target] = value
-        elif self.block.store is not None:
+        block = self.block
+        if block.target is not None:
+            names[block.target] = value
+        elif block.store is not None:
             around = self._globals(names)
             dict.__setitem__(around, ".given", value)
-            exec(self.block.store, around, names)
+            exec(block.store, around, names)
+
+    def share(self, earlier: Body | None) -> None:
+        """Say that this body's runs and those of an earlier capture of the same block belong to one moment.
+
+        What the interpreter reads of a module without asking (`__name__`, ...) is then looked up once for all of them.
+        """
+        same = earlier is not None and earlier.block is self.block and earlier.real is self.real
+        self.physical = earlier.physical if earlier is not None and same else {}
 
     def bind(self, frame: FrameType, value: Any) -> None:
         """Bind what stands after `as` to `value` in the caller's frame, as entering the context would have."""
@@ -153,8 +167,13 @@ class Body:
         write_back(frame, names)
 
     def _globals(self, names: Names) -> BodyGlobals:
-        block = self.block
-        return BodyGlobals(names, block.code, block.found.lines, block.warned, block.rewritten)
+        block, held = self.block, self.physical
+        if not held:
+            found = physical(self.real, block.warned)
+            if held is None:
+                return BodyGlobals(found, names, block)
+            held.update(found)
+        return BodyGlobals(held, names, block)
 
     def __repr__(self) -> str:
         return f"<Body {self.filename}:{self.lineno}>"
@@ -174,10 +193,11 @@ def capture(frame: FrameType) -> Body:
             skip(frame)
     """
     block = block_of(frame)
-    reads: Iterable[str] = block.reads
     if block.reads_anything:
-        reads = set(frame.f_locals) | block.reads
-    return Body(block, snapshot(frame, reads), frame.f_globals)
+        outer = snapshot(frame, set(frame.f_locals) | block.reads)
+    else:
+        outer = block.window.snapshot(frame)
+    return Body(block, outer, frame.f_globals)
 
 
 def block_of(frame: FrameType) -> Block:
@@ -190,7 +210,7 @@ def block_of(frame: FrameType) -> Block:
         with reading:
             if len(_blocks) >= _KEPT_BLOCKS:
                 _blocks.clear()
-            known = _blocks[key] = (code, Block(find_with(frame), code))
+            known = _blocks[key] = (code, Block(find_with(frame), code, frame.f_lasti))
     return known[1]
 
 

@@ -30,7 +30,7 @@ def lines_of(frame: FrameType) -> Sequence[str]:
     """
     around = frame.f_globals
     if isinstance(around, BodyGlobals):
-        return around.lines
+        return around.block.found.lines
     code = frame.f_code
     filename = code.co_filename
     if filename == "<string>":  # any exec() is called so: linecache's word (3.13) proves nothing either

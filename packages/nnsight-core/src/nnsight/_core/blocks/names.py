@@ -12,9 +12,12 @@ class body LOAD_NAME asks the globals without it, and then the builtins with it.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Sequence
-from types import CodeType, ModuleType
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .body import Block
 
 # What the interpreter, the import system, warnings and linecache read from a frame's globals without asking.
 _PHYSICAL = ("__name__", "__package__", "__spec__", "__loader__", "__file__", "__doc__", "__path__")
@@ -33,8 +36,7 @@ class Names(dict[str, Any]):
     __slots__ = ("elsewhere", "outer", "real")
 
     def __init__(self, outer: dict[str, Any], real: dict[str, Any], elsewhere: Lookup | None = None) -> None:
-        super().__init__()
-        self.outer = dict(outer)
+        self.outer = outer
         self.real = real
         self.elsewhere = elsewhere
 
@@ -44,15 +46,20 @@ class Names(dict[str, Any]):
                 return self.elsewhere(name)
             except KeyError:
                 pass
-        if name in self.outer:
-            return self.outer[name]
-        return _global(self.real, name)
+        outer = self.outer
+        if name in outer:
+            return outer[name]
+        real = self.real
+        return real[name] if name in real else _global(real, name)
 
     def __delitem__(self, name: str) -> None:
-        hidden = self.outer.pop(name, self)
+        hidden = name in self.outer
+        if hidden:
+            # The dict is the body's, which may run more than once.
+            self.outer = {other: value for other, value in self.outer.items() if other != name}
         if name in self:
             super().__delitem__(name)
-        elif hidden is self:
+        elif not hidden:
             raise KeyError(name)
 
     def bind(self, name: str, value: Any) -> Any:
@@ -72,26 +79,25 @@ class Names(dict[str, Any]):
 class BodyGlobals(dict[str, Any]):
     """The globals of a body: nearly empty, asking the body's `Names` for everything; writes reach the real globals."""
 
-    __slots__ = ("code", "lines", "names", "real")
+    __slots__ = ("block", "names")
 
-    def __init__(
-        self, names: Names, code: CodeType, lines: Sequence[str], warned: dict[Any, Any], rewritten: bool
-    ) -> None:
-        real = names.real
+    def __init__(self, physical: dict[str, Any], names: Names, block: Block) -> None:
+        dict.__init__(self, physical)
         self.names = names
-        self.code = code
-        self.lines = lines
-        self.real: dict[str, Any] = real.real if isinstance(real, BodyGlobals) else real
-        # `warned` outlives the run, so that "once per place" holds for warnings given in a body that runs often.
-        super().__init__(__builtins__=BodyBuiltins(self), __warningregistry__=warned)
-        for name in _PHYSICAL:
-            if name in real:
-                dict.__setitem__(self, name, real[name])
-        if rewritten:
+        self.block = block
+        around = BodyBuiltins(physical["__builtins__"])
+        around.names = names
+        dict.__setitem__(self, "__builtins__", around)
+        if block.rewritten:
             # What `rewrite.py` refers to; no name in a program has a dot.
             everywhere = RealGlobals(self.real)
             self.update({".names": names, ".names :=": names.bind})
             self.update({".globals": everywhere, ".globals :=": everywhere.bind})
+
+    @property
+    def real(self) -> dict[str, Any]:
+        """The globals of the module that the body stands in."""
+        return _real(self.names.real)
 
     def __missing__(self, name: str) -> Any:
         return self.names[name]
@@ -113,14 +119,20 @@ class BodyBuiltins(dict[str, Any]):
     """The builtins of a body: the two that the interpreter takes without asking, and `Names` behind them."""
 
     __slots__ = ("names",)
-
-    def __init__(self, of: BodyGlobals) -> None:
-        plain = _builtins(of.real)
-        super().__init__(__import__=plain["__import__"], __build_class__=plain["__build_class__"])
-        self.names = of.names
+    names: Names
 
     def __missing__(self, name: str) -> Any:
         return self.names[name]
+
+
+def physical(real: dict[str, Any], warned: dict[Any, Any]) -> dict[str, Any]:
+    """Give what the globals of a body really hold, and under `__builtins__` what its builtins do."""
+    plain = _builtins(_real(real))
+    found = {name: real[name] for name in _PHYSICAL if name in real}
+    found["__builtins__"] = {name: plain[name] for name in ("__import__", "__build_class__")}
+    # `warned` outlives the run, so that "once per place" holds for warnings given in a body that runs often.
+    found["__warningregistry__"] = warned
+    return found
 
 
 class RealGlobals:
@@ -149,6 +161,10 @@ class RealGlobals:
         """Bind and return a value: what `name := value` does."""
         self.real[name] = value
         return value
+
+
+def _real(around: dict[str, Any]) -> dict[str, Any]:
+    return around.real if isinstance(around, BodyGlobals) else around
 
 
 def _builtins(real: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import ctypes
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping
+from sys import gettrace
 from types import CodeType, FrameType
 from typing import Any
 
@@ -41,6 +42,36 @@ def snapshot(frame: FrameType, names: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+class Window:
+    """The names that one block reads from frames of the code around it; what the code alone decides is decided once."""
+
+    __slots__ = ("forgets", "in_function", "names")
+
+    def __init__(self, code: CodeType, names: Iterable[str]) -> None:
+        shows_locals = not _SHOWS_LOCALS.isdisjoint(code.co_names)
+        self.in_function = bool(code.co_flags & inspect.CO_OPTIMIZED)
+        self.forgets = not _WRITES_THROUGH and not shows_locals
+        # A function has its own variables and no others, unless it writes into the dict that stands for them.
+        known = not self.in_function or shows_locals
+        self.names = tuple(name for name in names if known or _is_local(code, name))
+
+    def snapshot(self, frame: FrameType) -> dict[str, Any]:
+        """Give the values that the names have in a frame of the code just now, as the function `snapshot` does."""
+        names = self.names
+        if not self.in_function:
+            return snapshot(frame, names)
+        if not names:
+            return {}
+        here = frame.f_locals
+        found = {}
+        for name in names:
+            if name in here:
+                found[name] = here[name]
+        if self.forgets and gettrace() is None:
+            here.clear()  # as `_forget` does
+        return found
+
+
 def write_back(frame: FrameType, mapping: Mapping[str, Any]) -> None:
     """Bind names in a frame as code in it would: its own and closed-over ones there, a function's others globally."""
     here = _namespace(frame)
@@ -65,7 +96,7 @@ def _namespace(frame: FrameType) -> MutableMapping[str, Any]:
     # 3.12 gives a stale copy of a module's names once a trace function has run in it, if the variable of a
     # comprehension is called like one of them.
     around = frame.f_globals
-    if isinstance(around, BodyGlobals) and frame.f_code is around.code:
+    if isinstance(around, BodyGlobals) and frame.f_code is around.block.code:
         return around.names
     if here.keys() - set(frame.f_code.co_varnames) <= around.keys():
         return around

@@ -12,9 +12,12 @@ interpreter.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
+from sys import gettrace
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
@@ -25,24 +28,35 @@ from .heads import after_enter
 class Skipped(BaseException):
     """Raised in the caller's frame to leave the body of a `with`; `skipped` recognizes it."""
 
-    def __init__(self, frame: FrameType, local: Any, trace: _Trace | None = None) -> None:
-        super().__init__("the body of this `with` was read, and runs later")
-        self.frame = frame
-        self.local = local
-        self.trace = trace
+    #: Gives the frame the tracing back that it had; None where it had none.
+    put_back: Callable[[], None] | None = None
+
+    def __str__(self) -> str:
+        return "the body of this `with` was read, and runs later"
 
 
-def skip(frame: FrameType) -> None:
+def _putting_back(put_back: Callable[[], None]) -> Skipped:
+    error = Skipped()
+    error.put_back = put_back
+    return error
+
+
+def skip(frame: FrameType, entered: int | None = None) -> None:
     """Make the `with` that `frame` is entering skip its body: its `__exit__` gets `Skipped` at once.
 
     Call it last in `__enter__`, and `skipped` first in `__exit__`. SourceError if that cannot be done just now.
+    `entered` is where the frame goes on once it has entered, for those who know (`Block.entered`).
     """
-    at = after_enter(frame.f_code, frame.f_lasti)
+    at = after_enter(frame.f_code, frame.f_lasti) if entered is None else entered
     if at is None:
         raise SourceError(
             f"{frame.f_code.co_filename}, line {frame.f_lineno}: no `with` statement is being entered here"
         )
-    if not _watch(frame, at):
+    if _monitoring is not None and _watch(frame, at):
+        return
+    if gettrace() is None and frame.f_trace is None and not frame.f_trace_opcodes:
+        _trace_alone(frame, at)
+    else:
         _Trace(frame, at).start()
 
 
@@ -50,13 +64,11 @@ def skipped(error: BaseException | None) -> bool:
     """Tell whether what `__exit__` received is the skipping of its body, and if so put all tracing back as it was."""
     if not isinstance(error, Skipped):
         return False
-    frame = error.frame
-    if error.trace is not None:
-        error.trace.stop()
-    elif error.local is not None:
-        frame.f_trace = error.local
-    # The exception keeps its traceback, and so every frame in it, for as long as anybody keeps the exception.
-    del error.frame, error.local, error.trace
+    put_back = error.put_back
+    if put_back is not None:
+        # The exception keeps its traceback, and so every frame in it, for as long as anybody keeps the exception.
+        error.put_back = None
+        put_back()
     return True
 
 
@@ -121,7 +133,8 @@ def _on_instruction(code: CodeType, at: int) -> None:
         local = frame.f_trace
         if local is not None:
             frame.f_trace = None  # a debugger that steps over the `with` would stop to show the exception
-        raise Skipped(frame, local)
+            raise _putting_back(functools.partial(setattr, frame, "f_trace", local))
+        raise Skipped
 
 
 def _events_arrive(tool: int) -> bool:
@@ -140,6 +153,42 @@ def _probe() -> None:
 
 
 # Before 3.12, and where no tool number is free: a trace function
+
+
+def _trace_alone(frame: FrameType, at: int) -> None:
+    """Where nobody else traces: what `_Trace` does, with nothing to remember or to tell."""
+    thread = threading.get_ident()
+    _seen.discard(thread)
+    frame.f_trace = _raiser(at)
+    frame.f_trace_opcodes = True  # before settrace: 3.12 looks at it then
+    sys.settrace(_on_any_call)
+    _probe()
+    if thread not in _seen:
+        frame.f_trace = None
+        frame.f_trace_opcodes = False
+        sys.settrace(None)
+        raise _suspended()
+
+
+@functools.cache
+def _raiser(at: int) -> Callable[[FrameType, str, Any], None]:
+    """Return a trace function for a frame, that raises `Skipped` at `at`."""
+
+    def on_event(frame: FrameType, event: str, arg: Any) -> None:
+        if event != "opcode":
+            return
+        frame.f_trace_opcodes = False
+        if frame.f_lasti == at:
+            raise Skipped  # which takes the trace functions off
+        frame.f_trace = None  # __enter__ failed after all
+        sys.settrace(None)
+
+    return on_event
+
+
+def _on_any_call(frame: FrameType, event: str, arg: Any) -> None:
+    if frame.f_code is _probe.__code__:
+        _seen.add(threading.get_ident())
 
 
 class _Trace:
@@ -210,7 +259,7 @@ class _Trace:
         if event != "opcode":
             return self._on_event
         if frame.f_lasti == self.at:
-            raise Skipped(frame, None, self)
+            raise _putting_back(self.stop)
         self._put_back()  # __enter__ failed after all
         return self.local
 
