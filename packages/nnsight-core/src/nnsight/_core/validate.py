@@ -45,9 +45,9 @@ class ValidatingTracer(Tracer):
         body = capture(frame)
         names = body.names()
         # The block runs again for real: what it appends to lists and the like must not stay from the trial.
-        for name, value in names.outer.items():
-            if type(value) in (list, dict, set):
-                names.outer[name] = value.copy()
+        names.outer = {
+            name: value.copy() if type(value) in (list, dict, set) else value for name, value in names.outer.items()
+        }
         with scan as tracer:
             body.assign(names, tracer)
             body.run(names)

@@ -36,7 +36,7 @@ class Names(dict[str, Any]):
     __slots__ = ("elsewhere", "outer", "real")
 
     def __init__(self, outer: dict[str, Any], real: dict[str, Any], elsewhere: Lookup | None = None) -> None:
-        self.outer = outer
+        self.outer = outer  # the body's own, never written to
         self.real = real
         self.elsewhere = elsewhere
 
