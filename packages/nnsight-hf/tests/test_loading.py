@@ -29,7 +29,8 @@ class TestCheckpoint(LoadableSuite):
         self.folder = gpt2_folder
 
     def make_source(self) -> Checkpoint:
-        return Checkpoint(transformers.AutoModelForCausalLM, self.folder)
+        config = transformers.AutoConfig.from_pretrained(self.folder)
+        return Checkpoint(transformers.AutoModelForCausalLM, self.folder, config, {})
 
     def make_model(self) -> LanguageModel:
         return LanguageModel(self.folder)
@@ -61,6 +62,27 @@ def test_the_embedded_model_by_its_name() -> None:
     assert model.tokenizer.decode(token) == " Paris"
     again = LanguageModel(model._model, tokenizer=model.tokenizer)
     assert again.dispatched and again._model is model._model
+
+
+def test_a_configuration_gives_new_weights() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=23, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = LanguageModel(config, tokenizer=checkpoints.tokenizer())
+    assert not model.dispatched and model.repo_id is None and len(model.model.layers) == 2
+    assert all(parameter.is_meta for parameter in model._model.parameters())
+    torch.manual_seed(3)
+    got = logits(model, SHORT)
+    torch.manual_seed(3)
+    plain = transformers.LlamaForCausalLM(config).eval()
+    torch.testing.assert_close(got, alone(plain, SHORT), **ROUNDING)
+
+
+def test_an_encoder_with_a_decoder_by_its_configuration() -> None:
+    config = transformers.T5Config(
+        vocab_size=30, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    assert isinstance(LanguageModel(config)._model, transformers.T5ForConditionalGeneration)
 
 
 def test_nothing_is_loaded_before_the_first_run(gpt2_folder, monkeypatch) -> None:
@@ -184,7 +206,7 @@ def test_what_cannot_be_loaded(tmp_path) -> None:
         LanguageModel(str(tmp_path / "nothing-here"))
     with pytest.raises(ValueError, match="name is empty"):
         LanguageModel("")
-    with pytest.raises(TypeError, match="hub id, a local folder or a torch.nn.Module, not int"):
+    with pytest.raises(TypeError, match="hub id, a local folder, a configuration or a torch.nn.Module, not int"):
         LanguageModel(3)
 
 

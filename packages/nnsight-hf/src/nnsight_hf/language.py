@@ -1,6 +1,6 @@
-"""`LanguageModel`: causal language models, from text to sites.
+"""`LanguageModel`: models of text, from a prompt to sites.
 
-What is loaded and how is `loading.py`, how text becomes a batch is `inputs.py`, what a generation adds is
+What is loaded and how is `loading.py` and `pretrained.py`, how text becomes a batch is `inputs.py`, what a generation adds is
 `generation.py`. Here they are one family: prepare an input, batch several, run a forward or a generation.
 """
 
@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from nnsight import NNsightWarning
-from nnsight.plugin import Layout, LazyModel, Prepared, end_steps, is_with_head, open_trace
+from nnsight.plugin import Layout, Prepared, end_steps, is_with_head, open_trace
 from nnsight_hf import generation, inputs, loading
+from nnsight_hf.pretrained import PretrainedModel
 
 
-class LanguageModel(LazyModel):
+class LanguageModel(PretrainedModel):
     """A causal language model with its tokenizer.
 
     Built without weights, so that its tree can be explored and scanned at no cost; they are loaded at the first run, or at
     once with `dispatch=True`.
 
     Args:
-        model: a hub id, a local folder, the name of an embedded model (`"nnsight/toy-landmarks"`), or a loaded module.
+        model: a hub id, a local folder, the name of an embedded model (`"nnsight/toy-landmarks"`), a configuration (for new
+            weights), or a loaded module.
         tokenizer: a tokenizer, if not the model's own. A loaded module comes without one unless it is given.
         config: a configuration, if not the model's own.
         dispatch: load the weights now.
-        automodel: the Auto class to load with, itself or by name.
+        automodel: the Auto class to load with, itself or by name, if not the one that fits the configuration.
         tokenizer_kwargs: options for loading the tokenizer.
         rename: other names for submodules; see `NNsight`.
         envoys: classes for envoys; see `NNsight`.
@@ -47,47 +46,23 @@ class LanguageModel(LazyModel):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | torch.nn.Module,
+        model: str | os.PathLike[str] | PretrainedConfig | torch.nn.Module,
         *,
         tokenizer: Any = None,
         config: PretrainedConfig | None = None,
         dispatch: bool = False,
-        automodel: Any = AutoModelForCausalLM,
+        automodel: Any = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         rename: Mapping[str | type, str | Sequence[str]] | None = None,
         envoys: Any = None,
         **kwargs: Any,
     ) -> None:
-        repo: str | None = None
-        source: torch.nn.Module | loading.Checkpoint
-        if isinstance(model, torch.nn.Module):
-            _warn_of_options(kwargs)
-            source = model
-        elif isinstance(model, (str, os.PathLike)):
-            repo = os.fspath(model)
-            where = loading.locate(repo)
-            loader = getattr(transformers, automodel) if isinstance(automodel, str) else automodel
-            source = loading.Checkpoint(loader, where, config, kwargs)
-            if tokenizer is None:
-                tokenizer = loading.load_tokenizer(where, kwargs, dict(tokenizer_kwargs or {}))
-        else:
-            raise TypeError(f"a model is a hub id, a local folder or a torch.nn.Module, not {type(model).__name__}")
-        super().__init__(source, dispatch=dispatch, rename=rename, envoys=envoys)
-        own = self.__dict__
-        own["tokenizer"] = tokenizer
-        own["repo_id"] = repo
-        if getattr(self._module, "config", None) is None:
-            own["config"] = config  # else it is the module's own, as the module reads it
+        origin = loading.find(model, config, automodel, _automodel, kwargs)
+        if tokenizer is None and origin.where is not None:
+            tokenizer = loading.load_tokenizer(origin.where, kwargs, dict(tokenizer_kwargs or {}))
+        super().__init__(origin, dispatch=dispatch, rename=rename, envoys=envoys)
+        self.__dict__["tokenizer"] = tokenizer
         self._attach("generator", generation.Generator(), stepless=True)
-
-    @property
-    def _model(self) -> torch.nn.Module:
-        return self._module
-
-    @property
-    def name_or_path(self) -> str:
-        """The hub id or folder that the model was loaded from; what its configuration says for a loaded module."""
-        return self.__dict__["repo_id"] or getattr(self.config, "_name_or_path", "") or ""
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -112,12 +87,7 @@ class LanguageModel(LazyModel):
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         rows = [kwargs for _, kwargs, _ in prepared]
         data = dict(rows[0]) if len(rows) == 1 else inputs.pad_together(rows, self._pad or 0)
-        device = self.device
-        if device is not None and device.type != "meta":
-            data = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in data.items()
-            }
-        return (), data
+        return (), self._placed(data)
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
@@ -169,15 +139,8 @@ class LanguageModel(LazyModel):
         return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote)
 
 
-def _warn_of_options(options: dict[str, Any]) -> None:
-    """Say that a module which is loaded already stays as it is, whatever options for loading came with it."""
-    ignored = [name for name in options if name != "trust_remote_code"]
-    if ignored:
-        warnings.warn(
-            f"the module is loaded already, so these options for loading change nothing: {', '.join(ignored)}",
-            NNsightWarning,
-            stacklevel=3,
-        )
+def _automodel(config: PretrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _all(mask: torch.Tensor) -> Any:

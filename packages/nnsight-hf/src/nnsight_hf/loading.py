@@ -1,4 +1,4 @@
-"""Loading a model from a hub id, a local folder or an embedded name: its configuration, its tokenizer, its weights.
+"""Loading a model from a hub id, a local folder, an embedded name or a configuration: its tokenizer, its weights.
 
 Each part is loaded by transformers' own Auto classes and by nothing cleverer. Without weights the module is built from
 the configuration on the meta device, which takes no memory; when and how the weights replace it is the core's business.
@@ -7,11 +7,17 @@ the configuration on the meta device, which takes no memory; when and how the we
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+from nnsight import NNsightWarning
+from nnsight.plugin import Loadable
 from nnsight_hf import toy
 
 #: Models that travel in this package, by the name that loads them.
@@ -52,17 +58,15 @@ class Checkpoint:
     Args:
         automodel: the Auto class that makes the module.
         source: what `from_pretrained` is given.
-        config: a configuration, if not the checkpoint's own.
+        config: the checkpoint's configuration, or another one.
         options: passed to `from_pretrained`.
     """
 
-    def __init__(
-        self, automodel: Any, source: str, config: PretrainedConfig | None = None, options: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, automodel: Any, source: str, config: PretrainedConfig, options: dict[str, Any]) -> None:
         self.automodel = automodel
         self.source = source
-        self.options = dict(options or {})
-        self.config = config or AutoConfig.from_pretrained(source, **hub_options(self.options))
+        self.options = options
+        self.config = config
 
     def build(self) -> torch.nn.Module:
         """Build the module on the meta device: the tree is there, the numbers are not."""
@@ -75,6 +79,102 @@ class Checkpoint:
         """Load the module with its weights."""
         module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **self.options)
         return module.eval()
+
+
+class Untrained:
+    """A model that begins with new weights, made by its own initialisation from a configuration.
+
+    Args:
+        automodel: the Auto class that makes the module.
+        config: the configuration.
+        options: passed to `from_config`.
+    """
+
+    def __init__(self, automodel: Any, config: PretrainedConfig, options: dict[str, Any]) -> None:
+        self.automodel = automodel
+        self.config = config
+        self.options = options
+
+    def build(self) -> torch.nn.Module:
+        """Build the module on the meta device."""
+        with torch.device("meta"):
+            return self.load()
+
+    def load(self) -> torch.nn.Module:
+        """Build the module with new weights, drawn with torch's generator."""
+        module: torch.nn.Module = self.automodel.from_config(self.config, **self.options)
+        return module.eval()
+
+
+@dataclass
+class Origin:
+    """Where a model comes from.
+
+    Attributes:
+        source: the module, or what loads it.
+        config: its configuration; None for a module that has none.
+        name: as the user named it; None for a module or a configuration.
+        where: what `from_pretrained` is given; None for a module or a configuration.
+        options: the options for loading.
+    """
+
+    source: torch.nn.Module | Loadable
+    config: PretrainedConfig | None
+    name: str | None
+    where: str | None
+    options: dict[str, Any]
+
+
+#: Says which Auto class makes the module of a configuration.
+Choice = Callable[[PretrainedConfig], Any]
+
+
+def find(
+    model: Any, config: PretrainedConfig | None, automodel: Any, choose: Choice, options: dict[str, Any]
+) -> Origin:
+    """Find out where a model comes from.
+
+    Args:
+        model: a hub id, a local folder, the name of an embedded model, a configuration, or a loaded module.
+        config: a configuration, if not the model's own.
+        automodel: the Auto class to load with, itself or by name; None to let `choose` say.
+        choose: says which Auto class fits a configuration.
+        options: passed to `from_pretrained`.
+
+    Raises:
+        TypeError: the model is none of these.
+    """
+    if isinstance(model, torch.nn.Module):
+        _warn_of_options(options)
+        return Origin(model, getattr(model, "config", None) or config, None, None, options)
+    if isinstance(model, PretrainedConfig):
+        return Origin(Untrained(_loader(automodel, choose, model), model, options), model, None, None, options)
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            "a model is a hub id, a local folder, a configuration or a torch.nn.Module, not " + type(model).__name__
+        )
+    name = os.fspath(model)
+    where = locate(name)
+    config = config or AutoConfig.from_pretrained(where, **hub_options(options))
+    loader = _loader(automodel, choose, config)
+    return Origin(Checkpoint(loader, where, config, options), config, name, where, options)
+
+
+def _loader(automodel: Any, choose: Choice, config: PretrainedConfig) -> Any:
+    if automodel is None:
+        return choose(config)
+    return getattr(transformers, automodel) if isinstance(automodel, str) else automodel
+
+
+def _warn_of_options(options: dict[str, Any]) -> None:
+    """Say that a module which is loaded already stays as it is, whatever options for loading came with it."""
+    ignored = [name for name in options if name != "trust_remote_code"]
+    if ignored:
+        warnings.warn(
+            f"the module is loaded already, so these options for loading change nothing: {', '.join(ignored)}",
+            NNsightWarning,
+            stacklevel=4,
+        )
 
 
 def load_tokenizer(source: str, options: dict[str, Any], tokenizer_options: dict[str, Any]) -> Any:

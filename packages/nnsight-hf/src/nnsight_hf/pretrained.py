@@ -1,0 +1,55 @@
+"""`PretrainedModel`: what every family of transformers' models shares, whatever its inputs are.
+
+It knows where a model came from (`loading.py`), its configuration, and that its weights come when they are needed. How an
+input becomes a call is left to the families: `language.py` and its siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nnsight.plugin import LazyModel
+from nnsight_hf.loading import Origin
+
+
+class PretrainedModel(LazyModel):
+    """A model of transformers, with its configuration and its origin.
+
+    Args:
+        origin: where it comes from.
+        dispatch: load the weights now.
+        rename, envoys: see `NNsight`.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        dispatch: bool = False,
+        rename: Mapping[str | type, str | Sequence[str]] | None = None,
+        envoys: Any = None,
+    ) -> None:
+        super().__init__(origin.source, dispatch=dispatch, rename=rename, envoys=envoys)
+        own = self.__dict__
+        own["repo_id"] = origin.name
+        if getattr(self._module, "config", None) is None:
+            own["config"] = origin.config  # else it is the module's own, as the module reads it
+
+    @property
+    def _model(self) -> torch.nn.Module:
+        return self._module
+
+    @property
+    def name_or_path(self) -> str:
+        """The hub id or folder that the model was loaded from; what its configuration says for a loaded module."""
+        return self.__dict__["repo_id"] or getattr(self.config, "_name_or_path", "") or ""
+
+    def _placed(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments of the model with their tensors on its device."""
+        device = self.device
+        if device is None or device.type == "meta":
+            return data
+        return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in data.items()}
