@@ -1,0 +1,240 @@
+"""What must hold for every language model: each check runs a model through nnsight and through plain hooks, and compares.
+
+A check returns nothing if it holds and raises `Failed` with the first difference otherwise. `CHECKS` names them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from nnsight import LanguageModel, NNsightError
+from nnsight.plugin import leaves
+from nnsight_hf.oracle.zoo import tokens
+
+#: Prompts of three lengths, as token ids.
+PROMPTS = (tokens(5), tokens(9), tokens(7))
+
+#: How far values may lie apart, as a part of the largest value there.
+ROUNDING = 2e-4
+
+#: How many tokens are generated.
+NEW = 4
+
+
+class Failed(AssertionError):
+    """A check that does not hold."""
+
+
+# -- what plain hooks see --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hooks(handles: Sequence[Any]) -> Iterator[None]:
+    """Remove hooks at the end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def seen(module: torch.nn.Module, call: Callable[[], Any]) -> dict[str, list[Any]]:
+    """Return the outputs of all modules in a call, visit by visit."""
+    outputs: dict[str, list[Any]] = {}
+
+    def watch(path: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            outputs.setdefault(path, []).append(copied(output))
+
+        return hook
+
+    handles = [part.register_forward_hook(watch(path)) for path, part in module.named_modules()]
+    with hooks(handles), torch.no_grad():
+        call()
+    return outputs
+
+
+def output(model: Any, path: str) -> Any:
+    """Return the output of a module, also of one with a submodule called `output`, as BERT's layers have."""
+    return model.get(path).nns_output
+
+
+def copied(output: Any) -> list[torch.Tensor]:
+    """Return the floating-point tensors of an output, as they are now."""
+    return [leaf.detach().clone() for leaf in leaves(output) if leaf.is_floating_point()]
+
+
+def blocks(module: torch.nn.Module) -> list[str]:
+    """Return the paths of the blocks of the decoder: the members of its longest list of modules that a call visits once."""
+    ran = seen(module, lambda: module(input_ids=torch.tensor([PROMPTS[0]]), use_cache=False))
+    lists = [
+        [f"{path}.{name}" for name, _ in part.named_children()]
+        for path, part in module.named_modules()
+        if isinstance(part, torch.nn.ModuleList)
+    ]
+    whole = [paths for paths in lists if paths and all(len(ran.get(path, ())) == 1 and ran[path][0] for path in paths)]
+    if not whole:
+        raise Failed("no list of blocks that a forward visits once each")
+    # The outermost of the longest: experts and heads lie inside of a block.
+    return min(whole, key=lambda paths: (paths[0].count("."), -len(paths)))
+
+
+def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
+    """Compare two tensors."""
+    if got.shape != want.shape:
+        raise Failed(f"{what}: shape {tuple(got.shape)} instead of {tuple(want.shape)}")
+    if got.numel() == 0:
+        return
+    finite = want.isfinite()
+    if not torch.equal(finite, got.isfinite()):
+        raise Failed(f"{what}: not finite in other places")
+    scale = max(1.0, float(want[finite].abs().max())) if finite.any() else 1.0
+    apart = float((got[finite].float() - want[finite].float()).abs().max()) if finite.any() else 0.0
+    if not apart <= ROUNDING * scale:
+        raise Failed(f"{what}: off by {apart:.2g} where values reach {scale:.2g}")
+
+
+def _edit(output: Any) -> Any:
+    first = leaves(output)[0]
+    changed = first * 1.5 + 0.25
+    if isinstance(output, torch.Tensor):
+        return changed
+    return (changed, *output[1:])
+
+
+def _alone(module: torch.nn.Module, prompt: Sequence[int]) -> dict[str, list[Any]]:
+    return seen(module, lambda: module(input_ids=torch.tensor([prompt])))
+
+
+def _generated(module: Any, prompt: Sequence[int]) -> torch.Tensor:
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        tokens: torch.Tensor = module.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+    return tokens
+
+
+# -- the checks ------------------------------------------------------------------------------------------------------
+
+
+def trace(model: Any) -> None:
+    """A trace gives at every module what a hook sees there."""
+    want = _alone(model._model, PROMPTS[1])
+    paths = [path for path, visits in want.items() if path and visits[0]]
+    got: dict[str, Any] = {}
+    with torch.no_grad(), model.trace(PROMPTS[1]) as tracer:
+        cache = tracer.cache(modules=[model.get(path) for path in paths])
+        logits = model.output.logits
+    for path in paths:
+        entry = cache[f"{model._path}.{path}"]
+        first = entry[0] if isinstance(entry, list) else entry
+        got[path] = copied(first.output)
+        for mine, other in zip(got[path], want[path][0], strict=True):
+            close(mine, other, path)
+    close(logits, want[""][0][0], "logits")
+
+
+def batched(model: Any) -> None:
+    """Invokes of different lengths share one forward, and each gets at its tokens what it gets alone."""
+    paths = blocks(model._model)
+    want = [_alone(model._model, prompt) for prompt in PROMPTS]
+    got: list[dict[str, Any]] = []
+    with torch.no_grad(), model.trace() as tracer:
+        for prompt in PROMPTS:
+            with tracer.invoke(prompt):
+                mine = {path: leaves(output(model, path))[0] for path in paths}
+                mine["logits"] = model.output.logits
+                got.append(mine)
+    for prompt, mine, alone in zip(PROMPTS, got, want, strict=True):
+        for path in paths:
+            close(_own(mine[path], len(prompt)), alone[path][0][0], f"{path} of the prompt of {len(prompt)} tokens")
+        close(mine["logits"][:, -len(prompt) :], alone[""][0][0], f"logits of the prompt of {len(prompt)} tokens")
+
+
+def _own(value: torch.Tensor, length: int) -> torch.Tensor:
+    # Some decoders carry streams in front of the batch: [streams, rows, positions, width].
+    return value[..., -length:, :] if value.dim() > 2 else value[-length:]
+
+
+def generate(model: Any) -> None:
+    """A generation gives the tokens that transformers gives, alone and among others."""
+    want = [_generated(model._model, prompt) for prompt in PROMPTS]
+    alone = model.generate(PROMPTS[1], max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    if not torch.equal(alone, want[1]):
+        raise Failed(f"alone: {alone[0, -NEW:].tolist()} instead of {want[1][0, -NEW:].tolist()}")
+    got: list[torch.Tensor] = []
+    with model.generate(max_new_tokens=NEW, do_sample=False, pad_token_id=0) as tracer:
+        for prompt in PROMPTS:
+            with tracer.invoke(prompt):
+                got.append(tracer.result)
+    for prompt, mine, other in zip(PROMPTS, got, want, strict=True):
+        new, right = mine[0, max(map(len, PROMPTS)) :], other[0, len(prompt) :]
+        if not torch.equal(new[: len(right)], right):
+            raise Failed(f"the prompt of {len(prompt)} tokens among others: {new.tolist()} instead of {right.tolist()}")
+
+
+def edit(model: Any) -> None:
+    """An edit has the effect that a hook has, and in an invoke leaves the other alone."""
+    path = blocks(model._model)[0]
+    part = model._model.get_submodule(path)
+    with hooks([part.register_forward_hook(lambda module, args, output: _edit(output))]), torch.no_grad():
+        want = model._model(input_ids=torch.tensor([PROMPTS[1]])).logits
+    with torch.no_grad(), model.trace(PROMPTS[1]):
+        model.get(path).nns_output = _edit(output(model, path))
+        got = model.output.logits
+    close(got, want, "logits after an edit")
+    unchanged = _alone(model._model, PROMPTS[1])[""][0][0]
+    if torch.allclose(want, unchanged, atol=1e-3):
+        raise Failed("the edit changes nothing")
+    with torch.no_grad(), model.trace() as tracer:
+        with tracer.invoke(PROMPTS[1]):
+            model.get(path).nns_output = _edit(output(model, path))
+            changed = model.output.logits
+        with tracer.invoke(PROMPTS[1]):
+            other = model.output.logits
+    close(changed, want, "logits of the invoke that edits")
+    close(other, unchanged, "logits of the invoke beside it")
+
+
+def scan(model: Any) -> None:
+    """A scan gives the shapes of a run."""
+    want = _alone(model._model, PROMPTS[1])
+    paths = blocks(model._model)
+    with model.scan(PROMPTS[1]):
+        got = {path: [tuple(leaf.shape) for leaf in copied(output(model, path))] for path in paths}
+        logits = tuple(model.output.logits.shape)
+    for path in paths:
+        if got[path] != [tuple(leaf.shape) for leaf in want[path][0]]:
+            raise Failed(f"{path}: {got[path]} instead of {[tuple(leaf.shape) for leaf in want[path][0]]}")
+    if logits != tuple(want[""][0][0].shape):
+        raise Failed(f"logits: {logits} instead of {tuple(want[''][0][0].shape)}")
+
+
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "trace": trace,
+    "batched": batched,
+    "generate": generate,
+    "edit": edit,
+    "scan": scan,
+}
+
+
+def check(model: Any, name: str) -> str | None:
+    """Make one check, and return what is wrong, or None."""
+    try:
+        CHECKS[name](model)
+    except Failed as failure:
+        return str(failure)
+    except NNsightError as refusal:
+        return f"{type(refusal).__name__}: {refusal}"
+    return None
+
+
+def wrap(module: torch.nn.Module) -> Any:
+    """Return a language model for the checks."""
+    return LanguageModel(module)
