@@ -21,7 +21,19 @@ CORE = ROOT / "_core"
 #: `blocks` and `source` are packages, which know the leaves and no context.
 LAYERS = [
     ["errors", "sites", "structures", "directory", "hookspecs", "legacy", "printing", "aliases", "parsing"],
-    ["settings", "rename", "turns", "batching", "active", "discovery", "complaints", "blocks", "source"],
+    [
+        "settings",
+        "rename",
+        "turns",
+        "batching",
+        "active",
+        "discovery",
+        "complaints",
+        "blocks",
+        "source",
+        "notebook",
+        "shapes",
+    ],
     ["configfile", "naming", "taps", "here", "plugins", "saved"],
     ["config", "mediator", "rigging", "served", "classes"],
     ["ending", "visits"],

@@ -54,6 +54,17 @@ def test_the_code_is_shown_whole_and_in_its_columns():
     )
 
 
+def test_a_long_name_stands_above_its_line_and_does_not_widen_the_margin():
+    def function(self, x):
+        y = self.projection_of_the_attention_of_the_encoder(x)
+        return y.sum()
+
+    rows = listing(rewrite(function)).splitlines()[2:]
+    assert rows[1] == " self_projection_of_the_attention_of_the_encoder_0"
+    assert rows[2].split("->")[0].strip() == "" and rows[2].endswith("encoder(x)")
+    assert rows[3].startswith(" y_sum_0 -> ") and rows[2].index("->") == rows[3].index("->")
+
+
 def test_around_one_operation():
     rewritten = rewrite(Attention.forward)
     text = around(rewritten, rewritten.by_name["self_attend_0"])

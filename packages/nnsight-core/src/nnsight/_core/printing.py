@@ -1,10 +1,11 @@
 """How a wrapped model shows itself: the picture that torch draws of a module, and what torch leaves out.
 
-Added are aliases (`(h/layers): ModuleList(`), lines that the caller supplies for a module, and a note where a module
-comes a second time. Neighbours that are alike are drawn once, in any container. To find them, each module becomes a
-`Drawing` with a number that equal drawings share, so a stack of eighty blocks costs eighty looks and one block of text.
+Added are aliases (`(h/layers): ModuleList(`), lines that the caller supplies for a module, the shapes that it saw there,
+and a note where a module comes a second time. Neighbours that are alike are drawn once, in any container. To find them,
+each module becomes a `Drawing` with a number that equal drawings share, so a stack of eighty blocks costs eighty looks
+and one block of text. `notebook.py` writes the same drawings as HTML.
 
-Without aliases, supplied lines, shared modules and runs outside a ModuleList the text is torch's to the letter
+Without aliases, supplied lines, shapes, shared modules and runs outside a ModuleList the text is torch's to the letter
 (but for spaces in empty lines, where torch does not agree with itself).
 """
 
@@ -44,6 +45,7 @@ class Label(NamedTuple):
 class Drawing(NamedTuple):
     """One module, ready to be written."""
 
+    module: Module
     number: int
     """Equal for two modules exactly if the same would be written for both."""
     head: str
@@ -53,6 +55,8 @@ class Drawing(NamedTuple):
     more: tuple[str, ...]
     children: tuple[Child, ...]
     note: str
+    shapes: str
+    """What passed in and out of it: `[1, 8, 128] -> [1, 8, 512]`."""
 
 
 Child = tuple[Label, "Drawing | None"]
@@ -62,13 +66,15 @@ def render(
     module: Module,
     describe: Callable[[str, Module], Sequence[str]] | None = None,
     names_of: Callable[[str], Sequence[str]] | None = None,
+    shapes_of: Callable[[str], str] | None = None,
 ) -> str:
-    """Draw `module` as torch would, with aliases and supplied lines.
+    """Write `module` as torch would, with aliases, supplied lines and shapes.
 
     Args:
         module: The outermost module of the picture.
         describe: Given the path from there to a module ("" for `module`), and it, the lines to show in it besides.
         names_of: Given such a path, the aliases of what is there.
+        shapes_of: Given such a path, the shapes that were seen there, or nothing.
 
     Example:
         >>> print(render(mlp, names_of=lambda path: ["up"] if path == "0" else []))
@@ -77,7 +83,17 @@ def render(
           (1): ReLU()
         )
     """
-    return _write(_Artist(describe, names_of).draw(module, ""))
+    return _write(draw(module, describe, names_of, shapes_of))
+
+
+def draw(
+    module: Module,
+    describe: Callable[[str, Module], Sequence[str]] | None = None,
+    names_of: Callable[[str], Sequence[str]] | None = None,
+    shapes_of: Callable[[str], str] | None = None,
+) -> Drawing:
+    """Draw `module`, ready to be written in one way or another; the arguments are those of `render`."""
+    return _Artist(describe, names_of, shapes_of).draw(module, "")
 
 
 class _Artist:
@@ -87,9 +103,11 @@ class _Artist:
         self,
         describe: Callable[[str, Module], Sequence[str]] | None,
         names_of: Callable[[str], Sequence[str]] | None,
+        shapes_of: Callable[[str], str] | None,
     ) -> None:
         self._describe = describe
         self._names_of = names_of
+        self._shapes_of = shapes_of
         self._seen: dict[Module, str] = {}
         self._numbers: dict[object, int] = {}
 
@@ -101,13 +119,14 @@ class _Artist:
         how = type(module).__repr__
         described = self._describe(path, module) if self._describe is not None else ()
         more = tuple(line for text in described for line in text.split("\n"))
+        shapes = self._shapes_of(path) if self._shapes_of is not None else ""
         if how not in (Module.__repr__, ModuleList.__repr__):
             # It draws itself, its children included, and we cannot know in which of its lines they are.
-            return self._drawing(repr(module), True, more=more)
+            return self._drawing(module, repr(module), True, more=more, shapes=shapes)
         lines = _lines(module.extra_repr()) if how is Module.__repr__ else ()
         counted = isinstance(module, (Sequential, ModuleList, ModuleDict))
         children = tuple(self._child(name, child, path, counted) for name, child in module._modules.items())
-        return self._drawing(_name(module), False, lines, more, children)
+        return self._drawing(module, _name(module), False, lines, more, children, shapes=shapes)
 
     def _child(self, name: str, child: Module | None, path: str, counted: bool) -> Child:
         path = f"{path}.{name}" if path else name
@@ -123,10 +142,11 @@ class _Artist:
         # though, so they are compared by the way from the one place to the other.
         here, there = path.split("."), first.split(".")
         common = len(os.path.commonprefix([here, there]))
-        return self._drawing(head, True, note=note, way=(len(here) - common, *there[common:]))
+        return self._drawing(module, head, True, note=note, way=(len(here) - common, *there[common:]))
 
     def _drawing(
         self,
+        module: Module,
         head: str,
         closed: bool,
         lines: tuple[str, ...] = (),
@@ -134,40 +154,54 @@ class _Artist:
         children: tuple[Child, ...] = (),
         note: str = "",
         way: tuple[object, ...] = (),
+        shapes: str = "",
     ) -> Drawing:
         inside = tuple([(label, child and child.number) for label, child in children])
-        number = self._numbers.setdefault((head, closed, lines, more, inside, way), len(self._numbers))
-        return Drawing(number, head, closed, lines, more, children, note)
+        number = self._numbers.setdefault((head, closed, lines, more, inside, way, shapes), len(self._numbers))
+        return Drawing(module, number, head, closed, lines, more, children, note, shapes)
 
 
-def _write(drawing: Drawing) -> str:
-    if drawing.closed:
-        return "\n  ".join((drawing.head, *drawing.more)) + drawing.note
-    inside = [*drawing.lines, *drawing.more, *_rows(drawing.children)]
-    if inside == list(drawing.lines[:1]):
-        return f"{drawing.head}({''.join(inside)})"
-    body = "".join(f"\n  {line}" if line.strip() else "\n" for line in inside)
-    return f"{drawing.head}({body}\n)"
+class Run(NamedTuple):
+    """Neighbours that are alike, drawn once; most often just one."""
+
+    name: str
+    times: int
+    first: Label
+    drawing: Drawing | None
 
 
-def _rows(children: Sequence[Child]) -> list[str]:
-    """Write each child, and each run of children that are alike once."""
-    rows: list[str] = []
+def runs(children: Sequence[Child]) -> list[Run]:
+    """Put neighbours that are alike together."""
+    found: list[Run] = []
     at = 0
     while at < len(children):
         label, drawing = children[at]
         end = at + 1
         while end < len(children) and drawing is not None and _alike(children[end - 1], children[end]):
             end += 1
-        text = "None" if drawing is None else _write(drawing)
-        if end - at > 1:
-            text = f"({label}-{children[end - 1][0]}): {end - at} x {text}"
-        else:
-            text = f"({label}): {text}"
-        first, *rest = text.split("\n")
-        rows.append("\n".join([first, *(f"  {line}" if line.strip() else "" for line in rest)]))
+        name = f"{label}-{children[end - 1][0]}" if end - at > 1 else str(label)
+        found.append(Run(name, end - at, label, drawing))
         at = end
-    return rows
+    return found
+
+
+def _write(drawing: Drawing) -> str:
+    shapes = f"  # {drawing.shapes}" if drawing.shapes else ""
+    if drawing.closed:
+        first, *rest = "\n  ".join((drawing.head, *drawing.more)).split("\n")
+        return "\n".join((first + shapes, *rest)) + drawing.note
+    inside = [*drawing.lines, *drawing.more, *map(_row, runs(drawing.children))]
+    if inside == list(drawing.lines[:1]):
+        return f"{drawing.head}({''.join(inside)}){shapes}"
+    body = "".join(f"\n  {line}" if line.strip() else "\n" for line in inside)
+    return f"{drawing.head}({shapes}{body}\n)"
+
+
+def _row(run: Run) -> str:
+    text = "None" if run.drawing is None else _write(run.drawing)
+    times = f"{run.times} x " if run.times > 1 else ""
+    first, *rest = f"({run.name}): {times}{text}".split("\n")
+    return "\n".join([first, *(f"  {line}" if line.strip() else "" for line in rest)])
 
 
 def _alike(one: Child, other: Child) -> bool:

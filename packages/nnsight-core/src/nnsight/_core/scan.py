@@ -1,7 +1,8 @@
 """`model.scan(...)`: a trace on fake tensors, which have shapes, types and devices, and no data.
 
 The block runs as in a trace, and nothing is computed. Weights are faked as they are met; those that were never loaded
-(the meta device) stand in as fakes on the CPU while the scan lasts. What modules keep from a forward is put back.
+(the meta device) stand in as fakes on the CPU while the scan lasts. What modules keep from a forward is put back. The
+shapes that pass are noted for the picture of the model (`shapes.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .batching import Layout
 from .interleaver import Interleaver
+from .shapes import ShapeWatcher
 from .structures import leaves, tree_map
 from .trace import Tracer
 
@@ -43,7 +45,11 @@ class ScanTracer(Tracer):
 
     def _interleaver(self, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout | None) -> Interleaver:
         args, kwargs = fake((args, kwargs), self._mode)
-        return super()._interleaver(args, kwargs, layout)
+        run = super()._interleaver(args, kwargs, layout)
+        watcher = ShapeWatcher()
+        watcher.install(run)
+        self._node._root.__dict__["_shapes"] = watcher.shapes
+        return run
 
 
 #: Tensors of other kinds (quantized weights) may not have a fake; those are faked, if they can be, when they are met.

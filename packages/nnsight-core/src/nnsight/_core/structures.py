@@ -67,6 +67,12 @@ def first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
+def items(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return the parts of a container with what tells them apart, an index or a name; None for a leaf."""
+    parts = _parts(value)
+    return None if parts is None else list(zip(_keys(value), parts))
+
+
 def _gather(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
         found.append(value)

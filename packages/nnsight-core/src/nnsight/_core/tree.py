@@ -16,7 +16,8 @@ import torch
 
 from .classes import children_of, class_for, without_collisions
 from .naming import Naming
-from .printing import render
+from .notebook import render_html
+from .printing import draw, render
 from .rigging import Rigging, reachable
 from .served import eproperty
 from .sites import Place
@@ -45,6 +46,8 @@ class Node:
         own["_rigging"] = None
         #: Modules of a family that the model itself does not hold (a generator), by name; on a root only.
         own["_extras"] = {}
+        #: What the last scan saw pass each module, by path; on a root only.
+        own["_shapes"] = {}
 
     # -- places ------------------------------------------------------------------------------------------------------
 
@@ -310,8 +313,17 @@ class Node:
     # -- showing -----------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
+        return render(self._module, *self._shown())
+
+    def _repr_html_(self) -> str:
+        """Return the tree as notebooks show it."""
+        return render_html(draw(self._module, *self._shown()), self._path)
+
+    def _shown(self) -> tuple[Callable[..., list[str]], Callable[[str], list[str]], Callable[[str], str]]:
+        """Return what a picture says of a module besides what torch says: lines, aliases, and shapes."""
         base = self._relative()
         naming, top = self._naming(), self._root._module
+        seen = self._root.__dict__["_shapes"]
 
         def names(path: str) -> list[str]:
             return naming.names_of(top, f"{base}.{path}" if base and path else base or path)
@@ -324,7 +336,11 @@ class Node:
             served = _described(type(node))
             return [f"({name}): {text}" for name, text in served]
 
-        return render(self._module, describe, names)
+        def shapes(path: str) -> str:
+            # One of the two is missing where the run was stopped in between.
+            return " -> ".join(text or "..." for text in seen.get(f"{self._path}.{path}" if path else self._path, ()))
+
+        return describe, names, shapes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module by hand, with values of the trace or outside of one; its sites are not part of any run."""
@@ -350,7 +366,7 @@ _MADE_ANEW = ("_root", "_children", "_tap", "_rigging")
 
 def _restore(cls: type[Node], core: dict[str, Any]) -> Node:
     node = cls.__new__(without_collisions(cls, core["_module"]))
-    node.__dict__.update({**core, "_root": node, "_children": {}, "_tap": None, "_rigging": None})
+    node.__dict__.update({**core, "_root": node, "_children": {}, "_tap": None, "_rigging": None, "_shapes": {}})
     return node
 
 

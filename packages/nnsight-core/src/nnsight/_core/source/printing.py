@@ -8,6 +8,8 @@ from .operations import Operation
 from .rewrite import Rewritten
 
 _CONTEXT = 5
+#: A longer name stands on a row of its own, above its line: one of them would push all the code to the right.
+_WIDEST = 30
 
 
 def listing(rewritten: Rewritten) -> str:
@@ -24,15 +26,26 @@ def listing(rewritten: Rewritten) -> str:
     beside: dict[int, list[Operation]] = defaultdict(list)
     for operation in rewritten.operations:
         beside[operation.lineno].append(operation)
-    names = max((len(operation.name) for operation in rewritten.operations), default=0)
+    lengths = [len(operation.name) for operation in rewritten.operations]
+    names = max((length for length in lengths if length <= _WIDEST), default=0)
     digits = len(str(rewritten.first_line + len(rewritten.lines)))
-    rows = []
+    rows: list[str] = []
+
+    def write(name: str, number: str, text: str) -> None:
+        if len(name) > names:
+            rows.append(f" {name}")
+            name = ""
+        rows.append(f" {name:<{names}} -> {number:>{digits}} {text}")
+
     for lineno, line in enumerate(_dedented(rewritten), start=rewritten.first_line):
         here = beside[lineno]
-        head = f" {here[0].name:<{names}} ->" if here else " " * (names + 4)
-        rows.append(f"{head} {lineno:>{digits}} {line}")
+        if here:
+            write(here[0].name, str(lineno), line)
+        else:
+            rows.append(" " * (names + 4) + f" {lineno:>{digits}} {line}")
         indent = line[: len(line) - len(line.lstrip())]
-        rows += [f" {other.name:<{names}} -> {'+':>{digits}} {indent}{_brief(other)}" for other in here[1:]]
+        for other in here[1:]:
+            write(other.name, "+", indent + _brief(other))
     return "\n".join([_head(rewritten), "", *map(str.rstrip, rows)])
 
 
