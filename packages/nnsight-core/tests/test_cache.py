@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from core_toys import Colliding, Hooked, Recurrent, Toy, TupleModel, rows, seeded
+from torch import nn
 
 import nnsight
 from nnsight import NNsight
@@ -287,3 +288,27 @@ def test_a_cache_that_sees_nothing_says_so(model: Any) -> None:
             tracer.result
             after = tracer.cache()
     assert not after
+
+
+class Ahead(nn.Module):
+    """Calls a part of a module before the module itself, and in it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = nn.ModuleDict()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.block[1][0](x))
+
+
+def test_a_part_that_is_called_ahead_of_its_module_is_cached_in_every_run() -> None:
+    net = seeded(Ahead)
+    model = NNsight(net)
+    x = rows(2)
+    for _ in range(3):
+        with model.trace(x) as tracer:
+            cache = tracer.cache()
+        first, second = cache["model.block.1.0"]
+        torch.testing.assert_close(first.output, net.block[1][0](x))
+        torch.testing.assert_close(second.output, net.block[1][0](net.block[0](first.output)))

@@ -47,6 +47,7 @@ BUILTINS = {
     "CrossInvokeError": NameError,
     "BarrierError": RuntimeError,
     "BackwardError": RuntimeError,
+    "ScanError": RuntimeError,
     "SourceError": RuntimeError,
     "RenameError": ValueError,
     "ConfigError": ValueError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from core_toys import Hooked, Toy, TupleModel, rows, seeded
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from nnsight import NNsight, OutOfOrderError
+from nnsight import NNsight, OutOfOrderError, ScanError
 
 
 @pytest.fixture
@@ -232,3 +233,48 @@ def test_validate_and_then_a_real_run(model: Any, net: Toy) -> None:
 def test_validate_needs_scan(model: Any) -> None:
     with pytest.raises(ValueError, match="scan=True"):
         model.trace(rows(), validate=True)
+
+
+class Picky(nn.Module):
+    """Gives as many numbers as are positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.layer(x)
+        return hidden[hidden > 0]
+
+
+def test_a_forward_that_asks_for_numbers_says_so() -> None:
+    model = NNsight(seeded(Picky))
+    with pytest.raises(ScanError, match=r"`model` cannot be scanned.*Trace a small input instead"):
+        with model.scan(rows(2)):
+            model.layer.output
+            shape = model.output.shape
+    with model.scan(rows(2)) as tracer:
+        shape = model.layer.output.shape
+        tracer.stop()
+    assert tuple(shape) == (2, 4)
+
+
+def test_a_family_prepares_its_model_for_a_scan_and_undoes_it() -> None:
+    class Family(NNsight):
+        def _on_fakes(self) -> Any:
+            return mock.patch.object(self._module, "selects", False)
+
+    class Selecting(Picky):
+        selects = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if self.selects else self.layer(x)
+
+    model = Family(seeded(Selecting))
+    with model.scan(rows(2)):
+        shape = model.output.shape
+    assert tuple(shape) == (2, 4) and model._module.selects
+    with pytest.raises(ZeroDivisionError):
+        with model.scan(rows(2)):
+            1 / 0
+    assert model._module.selects

@@ -328,3 +328,14 @@ def test_examples_run() -> None:
     for function in (tree_map, zip_map):
         for test in doctest.DocTestFinder().find(function, function.__name__, structures, globs=dict(globs)):
             assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_what_a_class_refuses_to_compute_is_not_asked_for() -> None:
+    class Refusing(Plain):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "value":
+                raise ValueError("not to be read")
+            return super().__getattribute__(name)
+
+    value = Refusing(torch.ones(2))
+    assert [tuple(leaf.shape) for leaf in leaves(value)] == [(2,)]

@@ -107,11 +107,6 @@ def test_positions_that_are_one_dimensional_are_no_rows(gpt2) -> None:
         with tracer.invoke("a dog", position_ids=[1, 0]):
             other = gpt2.transformer.inputs[1]["position_ids"]
     assert mine.tolist() == [[0, 1]] and other.tolist() == [[1, 0]]
-    from nnsight_hf.generation import TextLayout
-
-    layout = TextLayout(2)
-    assert layout.take(torch.arange(2), (0, 1), "model.transformer.rotary") is None
-    assert layout.take(torch.arange(2), (1, 1), "model.generator.streamer").tolist() == [1]
 
 
 def test_gradients_reach_an_early_layer(model, plain, kind) -> None:

@@ -37,6 +37,7 @@ from nnsight._core.errors import (
     RenameError,
     RowsError,
     SaveOutsideTraceError,
+    ScanError,
     SourceError,
     UnmetSiteWarning,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "RenameError",
     "RowsError",
     "SaveOutsideTraceError",
+    "ScanError",
     "SourceError",
     "Tracer",
     "UnmetSiteWarning",

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from nnsight.plugin import PlainLayout, Rows
-
 
 class Passing(torch.nn.Module):
     """Returns what it is given, so that the value has a site."""
@@ -62,16 +60,6 @@ class Stream:
         """Tell the user's streamer."""
         if self._then is not None:
             self._then.end()
-
-
-class TextLayout(PlainLayout):
-    """Rows along dimension 0; inside the model, a value with that dimension alone counts positions and has no rows."""
-
-    def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
-        """Return the rows as a view, or None."""
-        if value.dim() == 1 and path != "result" and path.split(".")[1:2] != ["generator"]:
-            return None
-        return super().take(value, rows, path)
 
 
 def _stated(module: torch.nn.Module, options: Mapping[str, Any], name: str) -> int:

@@ -1,17 +1,17 @@
-"""What a user gives as text, turned into what a model takes: token ids and a mask, padded on the left.
+"""What a user gives as text, turned into what a model takes: token ids and a mask, padded to one length.
 
-A batch is padded to its longest row, and positions are derived from the mask: models that count them over the padding
-predict garbage for the shorter rows, and a row in a batch must give what it gives alone. Padding is done here and not
-by the tokenizer, so it needs no token of its own, and a tokenizer that pads on the right does no harm.
+A batch is padded to its longest row. Padding is done here and not by the tokenizer, so it needs no token of its own, and
+a tokenizer that pads on the other side does no harm. On which side, and what follows for positions, is `padding.py`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from nnsight_hf.padding import pad as fill_up
 
 #: Names under which an input can be given by keyword.
 INPUT_NAMES = ("input_ids", "inputs_embeds")
@@ -67,18 +67,19 @@ def encode(tokenizer: Any, value: Any, options: Mapping[str, Any]) -> dict[str, 
     return {"input_ids": rows}
 
 
-def complete(given: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
+def complete(given: Mapping[str, Any], pad: int = 0, side: str = "left") -> dict[str, Any]:
     """Make tensors of the arguments that have an entry for each token, with a row dimension, and add a missing mask.
 
     Args:
         given: keyword arguments with `input_ids` or `inputs_embeds`; those that are None are left out.
         pad: what to fill shorter rows with.
+        side: where.
     """
     data = {name: value for name, value in given.items() if value is not None}
     mask = None
     for name in PER_TOKEN:
         if name in data:
-            data[name], real = _table(data[name], pad if name == "input_ids" else PER_TOKEN[name], name)
+            data[name], real = _table(data[name], pad if name == "input_ids" else PER_TOKEN[name], name, side)
             mask = real if name == "input_ids" else mask
     if "input_ids" in data:
         _check_ids(data["input_ids"])
@@ -92,7 +93,7 @@ def complete(given: Mapping[str, Any], pad: int = 0) -> dict[str, Any]:
     return data
 
 
-def _table(value: Any, fill: int, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _table(value: Any, fill: int, name: str, side: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return what was given for each token as [rows, positions], and a mask if rows had to be padded."""
     mask = None
     if not isinstance(value, torch.Tensor):
@@ -100,8 +101,8 @@ def _table(value: Any, fill: int, name: str) -> tuple[torch.Tensor, torch.Tensor
             if _is_rows(value):
                 rows = [torch.as_tensor(row) for row in value]
                 length = max(len(row) for row in rows)
-                value = torch.stack([_pad_left(row, length, fill, 0) for row in rows])
-                mask = torch.stack([_pad_left(torch.ones_like(row), length, 0, 0) for row in rows])
+                value = torch.stack([fill_up(row, length, fill, side, 0) for row in rows])
+                mask = torch.stack([fill_up(torch.ones_like(row), length, 0, side, 0) for row in rows])
             else:
                 value = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
@@ -132,8 +133,8 @@ def _check_ids(ids: torch.Tensor) -> None:
         raise TypeError(f"token ids are whole numbers [rows, positions], not {ids.dtype} of shape {tuple(ids.shape)}")
 
 
-def pad_together(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
-    """Put several inputs into one batch, padded on the left to the longest."""
+def pad_together(rows: Sequence[Mapping[str, Any]], pad: int, side: str = "left") -> dict[str, Any]:
+    """Put several inputs into one batch, padded to the longest."""
     length = max(row["attention_mask"].shape[1] for row in rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     batch: dict[str, Any] = {}
@@ -147,7 +148,7 @@ def pad_together(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
         values = [row[name] for row in rows]
         if name in PER_TOKEN or name == "inputs_embeds":
             fill = pad if name == "input_ids" else PER_TOKEN.get(name, 0)
-            batch[name] = torch.cat([_pad_left(value, length, fill) for value in values])
+            batch[name] = torch.cat([fill_up(value, length, fill, side) for value in values])
         elif all(isinstance(value, torch.Tensor) and value.dim() for value in values):
             batch[name] = torch.cat(values)
         elif all(value is values[0] or value == values[0] for value in values):
@@ -157,24 +158,7 @@ def pad_together(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
     return batch
 
 
-def _pad_left(tensor: torch.Tensor, length: int, fill: float, dim: int = 1) -> torch.Tensor:
-    missing = length - tensor.shape[dim]
-    if not missing:
-        return tensor
-    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - dim - 1) + (missing, 0), value=fill)
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return the position of every token, counted over real tokens: [rows, positions]."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def targets(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return labels without those that would be predicted from padding: a row alone has nothing before its first token."""
     after_padding = torch.nn.functional.pad(mask[:, :-1] == 0, (1, 0), value=False)
     return labels.masked_fill(after_padding, PER_TOKEN["labels"])
-
-
-def takes(module: torch.nn.Module, name: str) -> bool:
-    """Say whether a module's forward has a parameter of this name."""
-    return name in inspect.signature(type(module).forward).parameters

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, end_steps, is_with_head, open_trace
-from nnsight_hf import generation, inputs, loading
+from nnsight_hf import generation, inputs, loading, padding
 from nnsight_hf.pretrained import PretrainedModel
+from nnsight_hf.rows import Facts, ProbedLayout, probe
 
 
 class LanguageModel(PretrainedModel):
@@ -71,6 +72,12 @@ class LanguageModel(PretrainedModel):
         pad: int | None = getattr(self.tokenizer, "pad_token_id", None)
         return pad
 
+    @property
+    def _filler(self) -> int:
+        """The token that shorter rows are filled with; some models tell padding by it."""
+        pad = self._pad if self._pad is not None else getattr(self.config, "pad_token_id", None)
+        return pad if isinstance(pad, int) else 0
+
     def _has_input(self, given: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return bool(given) or any(kwargs.get(name) is not None for name in inputs.INPUT_NAMES)
 
@@ -79,19 +86,26 @@ class LanguageModel(PretrainedModel):
             raise TypeError(f"a language model takes one input, a list for several prompts; it was given {len(given)}")
         options = inputs.tokenizer_options(kwargs)
         encoded = inputs.encode(self.tokenizer, given[0], options) if given else {}
-        data = inputs.complete({**encoded, **kwargs}, self._pad or 0)
-        if "token_type_ids" in encoded and not inputs.takes(self._module, "token_type_ids"):
+        data = inputs.complete({**encoded, **kwargs}, self._filler, padding.side(self._module))
+        if "token_type_ids" in encoded and not padding.takes(self._module, "token_type_ids"):
             del data["token_type_ids"]  # tokenizers give it whatever the model
         return (), data, data["attention_mask"].shape[0]
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         rows = [kwargs for _, kwargs, _ in prepared]
-        data = dict(rows[0]) if len(rows) == 1 else inputs.pad_together(rows, self._pad or 0)
+        data = dict(rows[0]) if len(rows) == 1 else inputs.pad_together(rows, self._filler, padding.side(self._module))
         return (), self._placed(data)
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        return generation.TextLayout(total, multiples)
+        return ProbedLayout(total, multiples, self._facts(), ("result", f"{self._path}.generator"))
+
+    def _facts(self) -> Facts:
+        """How rows lie in the values of this module, found out when it is first asked."""
+        known: tuple[Any, Facts] | None = self.__dict__.get("_rows")
+        if known is None or known[0] is not self._module:
+            known = self.__dict__["_rows"] = (self._module, probe(self))
+        return known[1]
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -106,14 +120,23 @@ class LanguageModel(PretrainedModel):
         generation.refuse_in_forward(self._module, kwargs)
         mask: Any = kwargs.get("attention_mask")
         padded = mask is not None and mask.dim() == 2 and not bool(_all(mask))
-        if padded and "position_ids" not in kwargs and inputs.takes(self._module, "position_ids"):
-            kwargs["position_ids"] = inputs.positions(mask)
+        if padded:
+            padding.refuse_together(self._module, mask, generates=False)
+            if (
+                "position_ids" not in kwargs
+                and padding.takes(self._module, "position_ids")
+                and not padding.counts_from_ids(self._module)
+            ):
+                kwargs["position_ids"] = padding.positions(mask)
         labels = kwargs.get("labels")
         if padded and labels is not None and labels.shape == mask.shape:
             kwargs["labels"] = inputs.targets(labels, mask)
         return self._module(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        mask: Any = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and not bool(_all(mask)):
+            padding.refuse_together(self._module, mask, generates=True)
         generator: Any = self.__dict__["_extras"]["generator"]
         if generation.streams(self._module, kwargs):
             kwargs["streamer"] = generation.Stream(generator.streamer, kwargs.get("streamer"))

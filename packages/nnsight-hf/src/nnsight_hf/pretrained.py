@@ -6,7 +6,8 @@ input becomes a call is left to the families: `language.py` and its siblings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,21 @@ class PretrainedModel(LazyModel):
     def name_or_path(self) -> str:
         """The hub id or folder that the model was loaded from; what its configuration says for a loaded module."""
         return self.__dict__["repo_id"] or getattr(self.config, "_name_or_path", "") or ""
+
+    @contextlib.contextmanager
+    def _on_fakes(self) -> Iterator[None]:
+        """Let experts multiply in a way that fake tensors can follow: the grouped one asks them for bfloat16."""
+        module: Any = self._module
+        # relies on: PreTrainedModel.get_experts_implementation and set_experts_implementation, transformers 5.23
+        before = module.get_experts_implementation() if hasattr(module, "get_experts_implementation") else {}
+        grouped = any(name is not None for name in before.values()) and module._can_set_experts_implementation()
+        if grouped:
+            module.set_experts_implementation("batched_mm")
+        try:
+            yield
+        finally:
+            if grouped:
+                module.set_experts_implementation(before)
 
     def _placed(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return arguments of the model with their tensors on its device."""

@@ -15,6 +15,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── BarrierError (RuntimeError)            a barrier that not everybody reached
     ├── BackwardError (RuntimeError)           something other than a gradient was asked for in a backward block
     ├── SourceError (RuntimeError)             a block's or a forward's source cannot be found or does not match
+    ├── ScanError (RuntimeError)               a forward that cannot run on fake tensors
     ├── RenameError (ValueError)               a rename of the wrong form, or one name for two modules
     ├── ConfigError (ValueError)               a configuration that cannot be read, or a setting of the wrong kind
     └── PluginError (RuntimeError)             a plugin is missing, for another core, or claims a taken name
@@ -70,6 +71,10 @@ class BackwardError(NNsightError, RuntimeError):
 
 class SourceError(NNsightError, RuntimeError):
     """The source of a block or of a forward cannot be found, or is not what is running."""
+
+
+class ScanError(NNsightError, RuntimeError):
+    """A forward cannot run on fake tensors, because what it does depends on numbers."""
 
 
 class RenameError(NNsightError, ValueError):

@@ -7,6 +7,7 @@ is made ready, what a method of theirs calls, which module's visits are steps).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -106,6 +107,10 @@ class NNsight(Envoy, Batchable):
 
     def _ready(self) -> None:
         """Make the model ready for a real run; families that load lazily load here."""
+
+    def _on_fakes(self) -> AbstractContextManager[Any]:
+        """Prepare the model for a scan, and undo it at its end; families whose forward needs numbers override it."""
+        return nullcontext()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model: inside a trace by hand, with values of the trace; outside one with its edits, if it has any."""

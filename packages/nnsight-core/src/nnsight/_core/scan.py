@@ -8,13 +8,20 @@ shapes that pass are noted for the picture of the model (`shapes.py`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 
 from .batching import Layout
+from .errors import ScanError
 from .interleaver import Interleaver
 from .shapes import ShapeWatcher
 from .structures import leaves, tree_map
@@ -31,6 +38,7 @@ class ScanTracer(Tracer):
             # Inputs are prepared for real, tokenised and all, and only then faked.
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             entered = super().__enter__()
+            stack.enter_context(self._node._root._on_fakes())
             stack.enter_context(unchanged(self._node._module, self._mode))
             stack.enter_context(self._mode)
             self._stack = stack.pop_all()
@@ -49,7 +57,18 @@ class ScanTracer(Tracer):
         watcher = ShapeWatcher()
         watcher.install(run)
         self._node._root.__dict__["_shapes"] = watcher.shapes
+        run.call = functools.partial(_without_numbers, run.call, self._node._path)
         return run
+
+
+def _without_numbers(call: Callable[[], Any], path: str) -> Any:
+    try:
+        return call()
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ScanError(
+            f"`{path}` cannot be scanned: its forward asks for numbers, to decide what to do or how large a tensor is "
+            f"({error}), and a scan has shapes only. Trace a small input instead: `with model.trace(...):`."
+        ) from error
 
 
 #: Tensors of other kinds (quantized weights) may not have a fake; those are faked, if they can be, when they are met.

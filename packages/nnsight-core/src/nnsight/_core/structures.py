@@ -11,6 +11,7 @@ attribute; both are kept in step, and neither library is needed to do so.
 from __future__ import annotations
 
 import copy
+import types
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+_Slot = types.MemberDescriptorType
 
 # Asked first, because what a call takes and returns is full of these and the other questions are slow.
 _ATOMS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
@@ -91,7 +94,7 @@ def _parts(value: Any) -> Collection[Any] | None:
     if isinstance(value, (dict, UserDict)):
         return list(value.values())
     if is_dataclass(value) and not isinstance(value, (type, Module)):
-        return [getattr(value, name) for name in _fields(value)]
+        return [_field(value, name) for name in _fields(value)]
     return None
 
 
@@ -103,7 +106,18 @@ def _keys(value: Any) -> list[Any]:
 
 
 def _fields(value: Any) -> list[str]:
-    return [field.name for field in fields(value) if hasattr(value, field.name)]
+    # What the instance holds, asked of it alone: an attribute that a class computes may refuse to be read.
+    own, cls = getattr(value, "__dict__", {}), type(value)
+    return [
+        field.name
+        for field in fields(value)
+        if field.name in own or (isinstance(getattr(cls, field.name, None), _Slot) and hasattr(value, field.name))
+    ]
+
+
+def _field(value: Any, name: str) -> Any:
+    own = getattr(value, "__dict__", {})
+    return own[name] if name in own else getattr(value, name)
 
 
 def _rebuilt(value: Any, old: Collection[Any], new: list[Any]) -> Any:
@@ -156,7 +170,7 @@ def _copied(value: Any) -> Any:
     bare = cls.__new__(cls)
     attributes = getattr(value, "__dict__", {})
     for name in dict.fromkeys((*attributes, *_fields(value))):
-        object.__setattr__(bare, name, getattr(value, name))
+        object.__setattr__(bare, name, _field(value, name))
     return bare
 
 

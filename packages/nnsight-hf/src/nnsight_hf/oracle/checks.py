@@ -13,10 +13,14 @@ import torch
 
 from nnsight import LanguageModel, NNsightError
 from nnsight.plugin import leaves
+from nnsight_hf import padding
 from nnsight_hf.oracle.zoo import tokens
 
 #: Prompts of three lengths, as token ids.
 PROMPTS = (tokens(5), tokens(9), tokens(7))
+
+#: Two prompts of one length.
+TWINS = (tokens(9), tokens(9, seed=1))
 
 #: How far values may lie apart, as a part of the largest value there.
 ROUNDING = 2e-4
@@ -69,16 +73,16 @@ def copied(output: Any) -> list[torch.Tensor]:
 
 
 def blocks(module: torch.nn.Module) -> list[str]:
-    """Return the paths of the blocks of the decoder: the members of its longest list of modules that a call visits once."""
+    """Return the paths of the blocks of the decoder: the members of its longest list of modules that a call visits."""
     ran = seen(module, lambda: module(input_ids=torch.tensor([PROMPTS[0]]), use_cache=False))
     lists = [
         [f"{path}.{name}" for name, _ in part.named_children()]
         for path, part in module.named_modules()
         if isinstance(part, torch.nn.ModuleList)
     ]
-    whole = [paths for paths in lists if paths and all(len(ran.get(path, ())) == 1 and ran[path][0] for path in paths)]
+    whole = [paths for paths in lists if paths and all(ran.get(path) and ran[path][0] for path in paths)]
     if not whole:
-        raise Failed("no list of blocks that a forward visits once each")
+        raise Failed("no list of blocks that a forward visits")
     # The outermost of the longest: experts and heads lie inside of a block.
     return min(whole, key=lambda paths: (paths[0].count("."), -len(paths)))
 
@@ -127,13 +131,11 @@ def trace(model: Any) -> None:
     want = _alone(model._model, PROMPTS[1])
     paths = [path for path, visits in want.items() if path and visits[0]]
     got: dict[str, Any] = {}
-    with torch.no_grad(), model.trace(PROMPTS[1]) as tracer:
-        cache = tracer.cache(modules=[model.get(path) for path in paths])
-        logits = model.output.logits
+    with torch.no_grad(), model.trace(PROMPTS[1]):
+        for path in paths:  # in the order in which their first visits end
+            got[path] = copied(output(model, path))
+        logits = model.nns_output.logits
     for path in paths:
-        entry = cache[f"{model._path}.{path}"]
-        first = entry[0] if isinstance(entry, list) else entry
-        got[path] = copied(first.output)
         for mine, other in zip(got[path], want[path][0], strict=True):
             close(mine, other, path)
     close(logits, want[""][0][0], "logits")
@@ -148,32 +150,47 @@ def batched(model: Any) -> None:
         for prompt in PROMPTS:
             with tracer.invoke(prompt):
                 mine = {path: leaves(output(model, path))[0] for path in paths}
-                mine["logits"] = model.output.logits
+                mine["logits"] = model.nns_output.logits
                 got.append(mine)
+    side = padding.side(model._model)
     for prompt, mine, alone in zip(PROMPTS, got, want, strict=True):
-        for path in paths:
-            close(_own(mine[path], len(prompt)), alone[path][0][0], f"{path} of the prompt of {len(prompt)} tokens")
-        close(mine["logits"][:, -len(prompt) :], alone[""][0][0], f"logits of the prompt of {len(prompt)} tokens")
+        for path, value in mine.items():
+            right = alone["" if path == "logits" else path][0][0]
+            close(*_own(value, right, len(prompt), side), f"{path} of the prompt of {len(prompt)} tokens")
 
 
-def _own(value: torch.Tensor, length: int) -> torch.Tensor:
-    # Some decoders carry streams in front of the batch: [streams, rows, positions, width].
-    return value[..., -length:, :] if value.dim() > 2 else value[-length:]
+def _own(value: torch.Tensor, alone: torch.Tensor, length: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the parts of two values that belong to the tokens of a prompt."""
+    if value.dim() == alone.dim():
+        for dim, (size, own) in enumerate(zip(value.shape, alone.shape)):
+            if size > own >= length:  # here lie the positions, maybe with a prefix that the model adds
+                start = (size - length, own - length) if side == "left" else (0, 0)
+                value, alone = (part.narrow(dim, at, length) for part, at in zip((value, alone), start))
+    return value, alone
 
 
 def generate(model: Any) -> None:
-    """A generation gives the tokens that transformers gives, alone and among others."""
-    want = [_generated(model._model, prompt) for prompt in PROMPTS]
-    alone = model.generate(PROMPTS[1], max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-    if not torch.equal(alone, want[1]):
-        raise Failed(f"alone: {alone[0, -NEW:].tolist()} instead of {want[1][0, -NEW:].tolist()}")
+    """A generation gives the tokens that transformers gives, alone and beside one of the same length."""
+    want = [_generated(model._model, prompt) for prompt in TWINS]
+    alone = model.generate(TWINS[0], max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    if not torch.equal(alone, want[0]):
+        raise Failed(f"alone: {alone[0, -NEW:].tolist()} instead of {want[0][0, -NEW:].tolist()}")
+    _continued(model, TWINS, want)
+
+
+def together(model: Any) -> None:
+    """Prompts of different lengths are continued in one batch as they are alone."""
+    _continued(model, PROMPTS, [_generated(model._model, prompt) for prompt in PROMPTS])
+
+
+def _continued(model: Any, prompts: Sequence[list[int]], want: Sequence[torch.Tensor]) -> None:
     got: list[torch.Tensor] = []
     with model.generate(max_new_tokens=NEW, do_sample=False, pad_token_id=0) as tracer:
-        for prompt in PROMPTS:
+        for prompt in prompts:
             with tracer.invoke(prompt):
                 got.append(tracer.result)
-    for prompt, mine, other in zip(PROMPTS, got, want, strict=True):
-        new, right = mine[0, max(map(len, PROMPTS)) :], other[0, len(prompt) :]
+    for prompt, mine, other in zip(prompts, got, want, strict=True):
+        new, right = mine[0, max(map(len, prompts)) :], other[0, len(prompt) :]
         if not torch.equal(new[: len(right)], right):
             raise Failed(f"the prompt of {len(prompt)} tokens among others: {new.tolist()} instead of {right.tolist()}")
 
@@ -186,7 +203,7 @@ def edit(model: Any) -> None:
         want = model._model(input_ids=torch.tensor([PROMPTS[1]])).logits
     with torch.no_grad(), model.trace(PROMPTS[1]):
         model.get(path).nns_output = _edit(output(model, path))
-        got = model.output.logits
+        got = model.nns_output.logits
     close(got, want, "logits after an edit")
     unchanged = _alone(model._model, PROMPTS[1])[""][0][0]
     if torch.allclose(want, unchanged, atol=1e-3):
@@ -194,9 +211,9 @@ def edit(model: Any) -> None:
     with torch.no_grad(), model.trace() as tracer:
         with tracer.invoke(PROMPTS[1]):
             model.get(path).nns_output = _edit(output(model, path))
-            changed = model.output.logits
+            changed = model.nns_output.logits
         with tracer.invoke(PROMPTS[1]):
-            other = model.output.logits
+            other = model.nns_output.logits
     close(changed, want, "logits of the invoke that edits")
     close(other, unchanged, "logits of the invoke beside it")
 
@@ -207,7 +224,7 @@ def scan(model: Any) -> None:
     paths = blocks(model._model)
     with model.scan(PROMPTS[1]):
         got = {path: [tuple(leaf.shape) for leaf in copied(output(model, path))] for path in paths}
-        logits = tuple(model.output.logits.shape)
+        logits = tuple(model.nns_output.logits.shape)
     for path in paths:
         if got[path] != [tuple(leaf.shape) for leaf in want[path][0]]:
             raise Failed(f"{path}: {got[path]} instead of {[tuple(leaf.shape) for leaf in want[path][0]]}")
@@ -219,6 +236,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "trace": trace,
     "batched": batched,
     "generate": generate,
+    "together": together,
     "edit": edit,
     "scan": scan,
 }

@@ -1,0 +1,99 @@
+"""On which side the shorter rows of a batch are padded, so that each gives what it gives alone.
+
+The left is the custom of text models: the last token of every row is at -1, and a generation goes on from there. It needs
+a model that is told the positions, or counts none. Others count them over the padding, or carry a state through it; for
+those a forward is padded on the right, where nothing that a causal model reads comes after padding, and a generation
+takes rows of one length only. What stands in the lists here is measured by the oracle (`nnsight_hf.oracle`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nnsight import RowsError
+
+#: Model types without `position_ids` that give a row padded on the left what it gets alone: they count no positions but
+#: distances, or a state that heeds the mask.
+LEFT = frozenset({"bloom", "cpmant", "falcon_mamba", "mamba", "mamba2", "moss_transcribe_diarize", "mpt", "xlnet"})
+
+#: Model types with `position_ids` that do not, because a state goes through the padding or lengths are counted from the left.
+RIGHT = frozenset({"recurrent_gemma", "xlm"})
+
+#: Model types that give no row with padding what it gets alone.
+NOWHERE = frozenset({"prophetnet", "reformer"})
+
+#: Model types whose forward is right with padding on the left and whose generation is not.
+FORWARD_ONLY = frozenset({"git", "xlnet"})
+
+
+def takes(module: torch.nn.Module, name: str) -> bool:
+    """Say whether a module's forward has a parameter of this name."""
+    return name in inspect.signature(type(module).forward).parameters
+
+
+def _type(module: torch.nn.Module) -> str:
+    return getattr(getattr(module, "config", None), "model_type", "")
+
+
+def side(module: torch.nn.Module) -> str:
+    """Return "left" or "right"."""
+    kind = _type(module)
+    if kind in RIGHT:
+        return "right"
+    return "left" if kind in LEFT or takes(module, "position_ids") else "right"
+
+
+def counts_from_ids(module: torch.nn.Module) -> bool:
+    """Say whether a model counts positions over the ids that are no padding, and from another number than 0.
+
+    RoBERTa and its kin do, and positions given to them would have to begin where theirs begin.
+    """
+    return any(hasattr(part, "create_position_ids_from_input_ids") for part in module.modules())
+
+
+def refuse_together(module: torch.nn.Module, mask: Any, generates: bool) -> None:
+    """Raise if rows of different lengths cannot share a run of this model.
+
+    Args:
+        module: the model.
+        mask: which tokens are real [rows, positions].
+        generates: whether the run is a generation.
+
+    Raises:
+        RowsError: the rows would not get what they get alone.
+    """
+    kind = _type(module)
+    if kind in NOWHERE:
+        why = "has no way to tell padding from text"
+    elif generates and not _encodes(module) and (kind in FORWARD_ONLY or side(module) == "right"):
+        why = "counts positions over padding, or carries a state through it, so it cannot continue a padded row"
+    else:
+        return
+    lengths: Sequence[int] = mask.sum(-1).tolist()
+    raise RowsError(
+        f"The inputs have {sorted(set(lengths))} tokens, and {type(module).__name__} {why}: in one batch they would not get "
+        f"what they get alone. {'Generate from' if generates else 'Trace'} each in a run of its own, or give inputs of one "
+        "length."
+    )
+
+
+def _encodes(module: torch.nn.Module) -> bool:
+    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+
+
+def pad(tensor: torch.Tensor, length: int, fill: float, where: str, dim: int = 1) -> torch.Tensor:
+    """Return a tensor with its dimension `dim` filled up to a length, on the left or on the right."""
+    missing = length - tensor.shape[dim]
+    if not missing:
+        return tensor
+    widths = (missing, 0) if where == "left" else (0, missing)
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - dim - 1) + widths, value=fill)
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Return the position of every token, counted over real tokens: [rows, positions]."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

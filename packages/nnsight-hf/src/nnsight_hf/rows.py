@@ -1,0 +1,172 @@
+"""How the rows of a batch lie in the values of a model: found out by running it on batches of two sizes.
+
+Which dimension of a value counts rows cannot be told from one run, where a number of heads or of positions may happen to
+be the number of rows. So a model is *probed* once, before several inputs first share a forward: it runs on fake tensors
+with 3 rows and with 5, and with two lengths, and whatever grew with the rows counts rows. A router that sees rows and
+positions as one long list of tokens, decoders that carry rows in another dimension than the first, tables and biases
+without any: all show.
+
+What is derived here is only looked up while a run stands at a site. How a generation multiplies rows is `generation.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnsight import ScanError
+from nnsight.plugin import PlainLayout, Rows, leaves
+
+#: Rows and positions of the runs. Only the differences between them say anything, so no size can coincide.
+_RUNS = ((3, 7), (5, 7), (3, 11))
+
+#: What a size depends on that differs between runs in another way than as a multiple of the rows.
+_VARIES = -1
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The shape of a value, as far as it is the same in every run.
+
+    Attributes:
+        sizes: the size of each dimension, -1 for one that depends on the input.
+        rows: the dimension that counts rows; None for a value without rows.
+        single: whether each row has one entry there; else it has several in a row (its tokens, its heads).
+    """
+
+    sizes: tuple[int, ...]
+    rows: int | None
+    single: bool
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Say whether a value of this shape may be one of these."""
+        return len(shape) == len(self.sizes) and all(a in (_VARIES, b) for a, b in zip(self.sizes, shape))
+
+
+#: For each path, the patterns of what its module takes and gives.
+Facts = Mapping[str, tuple[Pattern, ...]]
+
+
+def probe(model: Any) -> Facts:
+    """Find out how rows lie in what each module takes and gives.
+
+    Args:
+        model: a language model; it is run without its edits. No weights are read unless its forward needs numbers to know
+            the shapes, as some mixtures of experts do.
+    """
+    bare = copy.copy(model)
+    bare.clear_edits()
+    try:
+        runs = [_shapes(bare.scan, *run) for run in _RUNS]
+    except ScanError:
+        runs = [_shapes(bare.trace, *run) for run in _RUNS]
+    few, many, long = runs
+    return {
+        path: tuple(dict.fromkeys(_pattern(*shapes) for shapes in zip(few[path], many[path], long[path])))
+        for path in few
+        if len(few[path]) == len(many.get(path, ())) == len(long.get(path, ()))
+    }
+
+
+Shapes = dict[str, list[tuple[int, ...]]]
+
+
+def _shapes(run: Any, rows: int, positions: int) -> Shapes:
+    ids = torch.full((rows, positions), 1)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0  # positions are counted by row in a batch that has padding
+    with torch.no_grad(), run({"input_ids": ids, "attention_mask": mask}) as tracer:
+        cache = tracer.cache(include_inputs=True)
+    shapes: Shapes = {}
+    for path, visits in cache.items():
+        found = shapes[path] = []
+        for visit in visits if isinstance(visits, list) else [visits]:
+            found += [tuple(leaf.shape) for leaf in leaves((visit.inputs, visit.output))]
+    return shapes
+
+
+def _pattern(few: Sequence[int], many: Sequence[int], long: Sequence[int]) -> Pattern:
+    if not len(few) == len(many) == len(long):
+        return Pattern(tuple(_VARIES for _ in few), None, True)
+    rows = [dim for dim, (a, b) in enumerate(zip(few, many)) if a != b and a * _RUNS[1][0] == b * _RUNS[0][0]]
+    sizes = tuple(a if a == b == c else _VARIES for a, b, c in zip(few, many, long))
+    if len(rows) != 1:  # as many as chance has it, such as the tokens that one expert gets
+        return Pattern(sizes, None, True)
+    return Pattern(sizes, rows[0], few[rows[0]] == _RUNS[0][0])
+
+
+class ProbedLayout(PlainLayout):
+    """Rows as they were found to lie; by a plain rule where nothing was found: along dimension 0 of a value with several.
+
+    Args:
+        total: how many rows the run has.
+        multiples: how many times in a row each may lie (beams, returned sequences).
+        facts: what `probe` found.
+        plain: paths below which there are no modules of the model, and where a value of one dimension may count rows.
+    """
+
+    def __init__(
+        self, total: int, multiples: Sequence[int] = (1,), facts: Facts | None = None, plain: Iterable[str] = ()
+    ) -> None:
+        super().__init__(total, multiples)
+        self._facts = facts or {}
+        self._plain = tuple(plain)
+        #: What was looked up already, by path and shape.
+        self._known: dict[tuple[str, torch.Size], tuple[int, int] | None] = {}
+
+    def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
+        """Return the rows as a view, or None for a value without rows."""
+        found = self._where(value, path)
+        if found is None:
+            return None
+        dim, each = found
+        start, count = rows
+        return value.narrow(dim, start * each, count * each) if dim else value[start * each : (start + count) * each]
+
+    def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
+        """Concatenate the pieces with the rows between them: one copy of the batch, however many pieces."""
+        found = self._where(value, path)
+        assert found is not None, "only values that carry rows have pieces"
+        dim, each = found
+        parts: list[torch.Tensor] = []
+        at = 0
+        for (start, count), piece in sorted(pieces.items(), key=lambda item: item[0]):
+            if start > at:
+                parts.append(value.narrow(dim, at * each, (start - at) * each))
+            parts.append(piece)
+            at = start + count
+        if at < self.total:
+            parts.append(value.narrow(dim, at * each, (self.total - at) * each))
+        return torch.cat(parts, dim)
+
+    def _where(self, value: torch.Tensor, path: str) -> tuple[int, int] | None:
+        """Return along which dimension rows lie, and how many entries each has there."""
+        if isinstance(value, torch.nn.Parameter):
+            return None
+        key = path, value.shape
+        try:
+            return self._known[key]
+        except KeyError:
+            found = self._known[key] = self._look_up(value.shape, path)
+            return found
+
+    def _look_up(self, shape: torch.Size, path: str) -> tuple[int, int] | None:
+        fitting = [pattern for pattern in self._facts.get(path, ()) if pattern.fits(shape)]
+        for pattern in fitting:
+            if pattern.rows is not None:
+                each = self._each(shape[pattern.rows], pattern.single)
+                if each is not None:
+                    return pattern.rows, each
+        if fitting or not shape or (len(shape) == 1 and not path.startswith(self._plain)):
+            return None
+        multiple = self._multiple_of.get(shape[0])
+        return None if multiple is None else (0, multiple)
+
+    def _each(self, size: int, single: bool) -> int | None:
+        if single:
+            return self._multiple_of.get(size)
+        return size // self.total if size and size % self.total == 0 else None
