@@ -32,7 +32,10 @@ def one_thread():
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_examples_of_a_page_run(path):
+def test_the_examples_of_a_page_run(path, tmp_path, monkeypatch):
+    # Some write a file, and some draw.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     if path == DOCS / "plugins.md":
         pytest.importorskip("nnsight_example", reason="nnsight-example-family, beside this file, is not installed")
     Page(path).run()

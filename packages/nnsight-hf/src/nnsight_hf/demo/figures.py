@@ -1,4 +1,7 @@
-"""Numbers as figures. Made without pyplot, so nothing asks for a display and no figure outlives its use."""
+"""The figures of the demo that `nnsight_hf.figures` does not have.
+
+Made without pyplot, so nothing asks for a display and no figure outlives its use.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,14 @@ from matplotlib.figure import Figure
 
 #: Okabe and Ito's colours, which all colour visions tell apart.
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#7f7f7f"
-#: One hue, darker with every step.
-COLOURS = "Blues"
 
 
-def heat_map(
-    values: torch.Tensor,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    words: Sequence[Sequence[str]] | None = None,
-    *,
-    title: str,
-    across: str,
-    scale: str,
-    ends: tuple[str, str] | None = None,
-) -> Figure:
-    """Draw values from 0 to 1 [row, column], with a word in each cell if there are any, and names for 0 and 1."""
-    figure = Figure(figsize=(9.5, 1.4 + (0.5 if words is not None else 0.42) * len(rows)), layout="constrained")
+def empty(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Make a figure with one place to draw on."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values.tolist(), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel(across)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    # White lines between the cells.
-    axes.set_xticks([x - 0.5 for x in range(1, len(columns))], minor=True)
-    axes.set_yticks([y - 0.5 for y in range(1, len(rows))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    for y, row in enumerate(values.tolist()):
-        for x, value in enumerate(row):
-            word = f"{words[y][x]}\n" if words is not None else ""
-            ink = "white" if value > 0.55 else "black"
-            number = f"{abs(value) if abs(value) < 0.005 else value:.2f}"
-            axes.text(x, y, word + number, ha="center", va="center", color=ink, fontsize=9, linespacing=1.1)
-    bar = figure.colorbar(image, label=scale, fraction=0.04, pad=0.02)
-    bar.outline.set_visible(False)
-    if ends is not None:
-        bar.set_ticks([0, 0.5, 1], labels=[f"0 {ends[0]}", "0.5", f"1 {ends[1]}"])
-    return figure
+    return figure, axes
 
 
 def bars(values: torch.Tensor, labels: Sequence[str], *, title: str, across: str, up: str) -> Figure:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from nnsight import LanguageModel
+from nnsight_hf.figures import logit_lens as draw_lens
 
 from . import figures, prompts, terminal
 from .part import Part
@@ -32,6 +33,8 @@ def part(model: LanguageModel) -> Part:
 
     answer = guesses[-1][-1]
     settled = next(depth for depth in range(len(guesses)) if all(row[-1] == answer for row in guesses[depth:]))
+    figure, axes = figures.empty(9.5, 1.4 + 0.5 * len(depths), "Logit lens: the likeliest next word after each block")
+    draw_lens(probabilities, guesses, positions, depths, ax=axes)
     return Part(
         title="Logit lens: the answer takes shape, block by block",
         question=(
@@ -40,15 +43,7 @@ def part(model: LanguageModel) -> Part:
         ),
         code=logit_lens,
         table=terminal.heat_map(probabilities, depths, positions, guesses),
-        figure=figures.heat_map(
-            probabilities,
-            depths,
-            positions,
-            guesses,
-            title="Logit lens: the likeliest next word after each block",
-            across="the word that the model has just read",
-            scale="probability of the word in the cell",
-        ),
+        figure=figure,
         finding=(
             f'At the last word, "{answer}" is likeliest from {depths[settled]} on ({probabilities[settled, -1]:.2f}), and '
             f"ends at {probabilities[-1, -1]:.2f}."

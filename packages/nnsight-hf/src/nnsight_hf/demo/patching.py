@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from nnsight import LanguageModel
+from nnsight_hf.figures import patching as draw_patching
 
 from . import figures, prompts, terminal
 from .part import Part
@@ -59,6 +60,10 @@ def part(model: LanguageModel) -> Part:
 
     first, last = (int(row.argmax()) for row in (shares[0], shares[-1]))
     read = prompts.words(model, prompts.EIFFEL)
+    title = 'One vector of "The Eiffel Tower is ..." put into "The Space Needle is ..."'
+    figure, axes = figures.empty(9.5, 1.4 + 0.42 * len(blocks), title)
+    label = "how far the answer moves: 0 Seattle, 1 Paris"
+    draw_patching(shares, prompts.words(model, prompts.NEEDLE), blocks, sources=read, label=label, ax=axes)
     return Part(
         title="Activation patching: where the fact sits, and where it goes",
         question=(
@@ -68,15 +73,7 @@ def part(model: LanguageModel) -> Part:
         ),
         code=patch_each,
         table=terminal.heat_map(shares, blocks, positions),
-        figure=figures.heat_map(
-            shares,
-            blocks,
-            positions,
-            title='One vector of "The Eiffel Tower is ..." put into "The Space Needle is ..."',
-            across="the word at which the vector was replaced",
-            scale="how far the answer moves",
-            ends=("Seattle", "Paris"),
-        ),
+        figure=figure,
         finding=(
             f'Early the fact is at "{read[first]}" ({shares[0, first]:.2f} in block 0); attention carries it to '
             f'"{read[last]}" ({shares[-1, last]:.2f} in block {len(shares) - 1}), where the answer is read off.'
