@@ -13,19 +13,21 @@ Nothing is imported before it is asked for: to know what this plugin offers, the
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from nnsight_hf._version import __version__
 
 if TYPE_CHECKING:
     from nnsight_hf.language import LanguageModel
+    from nnsight_hf.vision import VisionLanguageModel
 
-__all__ = ["LanguageModel", "__version__"]
+__all__ = ["LanguageModel", "VisionLanguageModel", "__version__"]
+
+_PLACES = {"LanguageModel": "nnsight_hf.language", "VisionLanguageModel": "nnsight_hf.vision"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LanguageModel":
-        from nnsight_hf.language import LanguageModel
-
-        return LanguageModel
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

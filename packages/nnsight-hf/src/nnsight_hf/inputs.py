@@ -6,7 +6,7 @@ a tokenizer that pads on the other side does no harm. On which side, and what fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,20 +133,35 @@ def _check_ids(ids: torch.Tensor) -> None:
         raise TypeError(f"token ids are whole numbers [rows, positions], not {ids.dtype} of shape {tuple(ids.shape)}")
 
 
-def pad_together(rows: Sequence[Mapping[str, Any]], pad: int, side: str = "left") -> dict[str, Any]:
-    """Put several inputs into one batch, padded to the longest."""
+def pad_together(
+    rows: Sequence[Mapping[str, Any]], pad: int, side: str = "left", optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """Put several inputs into one batch, padded to the longest.
+
+    Args:
+        rows: the inputs.
+        pad: what to fill shorter rows with.
+        side: where.
+        optional: arguments with one entry for something else than a row; not every input has them.
+    """
     length = max(row["attention_mask"].shape[1] for row in rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     batch: dict[str, Any] = {}
     for name in names:
+        if name in optional:
+            batch[name] = torch.cat([row[name] for row in rows if name in row])
+            continue
         missing = [number for number, row in enumerate(rows) if name not in row]
-        if missing:
+        if missing and all(_counts_tokens(row, name) for row in rows if name in row) and optional:
+            # Which tokens stand for images: in an input without any, none do.
+            rows = [{name: torch.zeros_like(row["attention_mask"]), **row} for row in rows]
+        elif missing:
             raise ValueError(
                 f"the input of invoke {missing[0]} has no `{name}` and another invoke's has, so they cannot share one "
                 "forward: give it to each of them, or to the trace if it is an option, or trace them separately"
             )
         values = [row[name] for row in rows]
-        if name in PER_TOKEN or name == "inputs_embeds":
+        if name in PER_TOKEN or name == "inputs_embeds" or all(_counts_tokens(row, name) for row in rows):
             fill = pad if name == "input_ids" else PER_TOKEN.get(name, 0)
             batch[name] = torch.cat([fill_up(value, length, fill, side) for value in values])
         elif all(isinstance(value, torch.Tensor) and value.dim() for value in values):
@@ -156,6 +171,12 @@ def pad_together(rows: Sequence[Mapping[str, Any]], pad: int, side: str = "left"
         else:
             raise ValueError(f"the invokes differ in `{name}` ({values}), and one forward can take one value only")
     return batch
+
+
+def _counts_tokens(row: Mapping[str, Any], name: str) -> bool:
+    """Say whether an argument has an entry for each token [rows, positions, ...]."""
+    value = row[name]
+    return isinstance(value, torch.Tensor) and value.shape[:2] == row["attention_mask"].shape
 
 
 def targets(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

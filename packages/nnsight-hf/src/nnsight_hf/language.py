@@ -58,12 +58,17 @@ class LanguageModel(PretrainedModel):
         envoys: Any = None,
         **kwargs: Any,
     ) -> None:
-        origin = loading.find(model, config, automodel, _automodel, kwargs)
+        origin = loading.find(model, config, automodel, self._choose, kwargs)
         if tokenizer is None and origin.where is not None:
             tokenizer = loading.load_tokenizer(origin.where, kwargs, dict(tokenizer_kwargs or {}))
         super().__init__(origin, dispatch=dispatch, rename=rename, envoys=envoys)
         self.__dict__["tokenizer"] = tokenizer
         self._attach("generator", generation.Generator(), stepless=True)
+
+    @staticmethod
+    def _choose(config: PretrainedConfig) -> Any:
+        """Return the Auto class that fits a configuration."""
+        return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -93,12 +98,20 @@ class LanguageModel(PretrainedModel):
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         rows = [kwargs for _, kwargs, _ in prepared]
-        data = dict(rows[0]) if len(rows) == 1 else inputs.pad_together(rows, self._filler, padding.side(self._module))
-        return (), self._placed(data)
+        return (), self._placed(dict(rows[0]) if len(rows) == 1 else self._together(rows))
+
+    def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Put several inputs into one batch."""
+        return inputs.pad_together(rows, self._filler, padding.side(self._module))
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        return ProbedLayout(total, multiples, self._facts(), ("result", f"{self._path}.generator"))
+        return ProbedLayout(total, multiples, self._facts(), self._beyond)
+
+    @property
+    def _beyond(self) -> tuple[str, ...]:
+        """Below which paths there are no modules of transformers."""
+        return "result", f"{self._path}.generator"
 
     def _facts(self) -> Facts:
         """How rows lie in the values of this module, found out when it is first asked."""
@@ -125,7 +138,7 @@ class LanguageModel(PretrainedModel):
             if (
                 "position_ids" not in kwargs
                 and padding.takes(self._module, "position_ids")
-                and not padding.counts_from_ids(self._module)
+                and not padding.counts_itself(self._module)
             ):
                 kwargs["position_ids"] = padding.positions(mask)
         labels = kwargs.get("labels")
@@ -160,10 +173,6 @@ class LanguageModel(PretrainedModel):
         if backend is None and remote in (None, False) and not is_with_head(sys._getframe(1)):
             return self._run_now("generate", given, kwargs)
         return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote)
-
-
-def _automodel(config: PretrainedConfig) -> Any:
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _all(mask: torch.Tensor) -> Any:

@@ -181,6 +181,11 @@ def load_tokenizer(source: str, options: dict[str, Any], tokenizer_options: dict
     """Load a tokenizer that pads on the left, and with its end-of-text token if it has none for that, as is usual."""
     given = {"padding_side": "left", **hub_options(options), **tokenizer_options}
     tokenizer = AutoTokenizer.from_pretrained(source, **given)
+    let_pad(tokenizer)
+    return tokenizer
+
+
+def let_pad(tokenizer: Any) -> None:
+    """Let a tokenizer without a token for padding use its end-of-text token."""
     if getattr(tokenizer, "pad_token", None) is None and getattr(tokenizer, "eos_token", None) is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

@@ -47,12 +47,13 @@ def side(module: torch.nn.Module) -> str:
     return "left" if kind in LEFT or takes(module, "position_ids") else "right"
 
 
-def counts_from_ids(module: torch.nn.Module) -> bool:
-    """Say whether a model counts positions over the ids that are no padding, and from another number than 0.
+def counts_itself(module: torch.nn.Module) -> bool:
+    """Say whether a model makes positions of its own that heed padding, other than a count of the real tokens from 0.
 
-    RoBERTa and its kin do, and positions given to them would have to begin where theirs begin.
+    RoBERTa and its kin count from another number; models of images and text place the patches of an image in a plane.
     """
-    return any(hasattr(part, "create_position_ids_from_input_ids") for part in module.modules())
+    own = ("create_position_ids_from_input_ids", "get_rope_index")
+    return any(hasattr(part, name) for part in module.modules() for name in own)
 
 
 def refuse_together(module: torch.nn.Module, mask: Any, generates: bool) -> None:

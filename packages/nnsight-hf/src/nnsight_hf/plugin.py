@@ -8,10 +8,13 @@ from nnsight.plugin import hookimpl
 @hookimpl
 def families() -> dict[str, str]:
     """The kinds of models."""
-    return {"LanguageModel": "nnsight_hf.language:LanguageModel"}
+    return {
+        "LanguageModel": "nnsight_hf.language:LanguageModel",
+        "VisionLanguageModel": "nnsight_hf.vision:VisionLanguageModel",
+    }
 
 
 @hookimpl
 def import_aliases() -> dict[str, str]:
     """The path that earlier releases had."""
-    return {"nnsight.modeling.language": "nnsight_hf.language"}
+    return {"nnsight.modeling.language": "nnsight_hf.language", "nnsight.modeling.vlm": "nnsight_hf.vision"}

@@ -52,18 +52,28 @@ Facts = Mapping[str, tuple[Pattern, ...]]
 
 
 def probe(model: Any) -> Facts:
-    """Find out how rows lie in what each module takes and gives.
+    """Find out how rows lie in what each module takes and gives when a language model reads text.
 
     Args:
         model: a language model; it is run without its edits. No weights are read unless its forward needs numbers to know
             the shapes, as some mixtures of experts do.
     """
+    return compare(model, [_text(rows, positions) for rows, positions in _RUNS])
+
+
+def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:
+    """Find out which dimension of each value grows with a batch.
+
+    Args:
+        model: the model.
+        batches: 3 of something, 5 of it, and 3 that differ in another way, each as the model takes it.
+    """
     bare = copy.copy(model)
     bare.clear_edits()
     try:
-        runs = [_shapes(bare.scan, *run) for run in _RUNS]
+        runs = [_shapes(bare.scan, batch) for batch in batches]
     except ScanError:
-        runs = [_shapes(bare.trace, *run) for run in _RUNS]
+        runs = [_shapes(bare.trace, batch) for batch in batches]
     few, many, long = runs
     return {
         path: tuple(dict.fromkeys(_pattern(*shapes) for shapes in zip(few[path], many[path], long[path])))
@@ -75,11 +85,15 @@ def probe(model: Any) -> Facts:
 Shapes = dict[str, list[tuple[int, ...]]]
 
 
-def _shapes(run: Any, rows: int, positions: int) -> Shapes:
+def _text(rows: int, positions: int) -> dict[str, Any]:
     ids = torch.full((rows, positions), 1)
     mask = torch.ones_like(ids)
     mask[0, 0] = 0  # positions are counted by row in a batch that has padding
-    with torch.no_grad(), run({"input_ids": ids, "attention_mask": mask}) as tracer:
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _shapes(run: Any, batch: Mapping[str, Any]) -> Shapes:
+    with torch.no_grad(), run(dict(batch)) as tracer:
         cache = tracer.cache(include_inputs=True)
     shapes: Shapes = {}
     for path, visits in cache.items():

@@ -1,0 +1,159 @@
+"""`VisionLanguageModel`: models that read text with images in it.
+
+A language model whose inputs go through a processor, and whose batch holds images beside rows. What images are and whose
+they are is `images.py`; everything else is as in `language.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
+
+from nnsight.plugin import Layout, Prepared, Rows
+from nnsight_hf import generation, images, inputs, loading, padding
+from nnsight_hf.language import LanguageModel
+from nnsight_hf.rows import Facts, Pattern, ProbedLayout, compare
+
+
+class VisionLanguageModel(LanguageModel):
+    """A language model that reads images too, with its processor.
+
+    Text alone is given as to a `LanguageModel`. Images are PIL images, paths or arrays; the prompt holds the model's
+    placeholder once for each.
+
+    Args:
+        model: a hub id, a local folder, a configuration (for new weights), or a loaded module.
+        processor: a processor, if not the model's own. A loaded module comes without one unless it is given.
+        processor_kwargs: options for loading the processor.
+        kwargs: as for `LanguageModel`.
+
+    Example::
+
+        model = VisionLanguageModel("llava-hf/llava-interleave-qwen-0.5b-hf")
+        with model.trace("<image>\\nDescribe this image", images=[image]):
+            seen = model.model.multi_modal_projector.output
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | PretrainedConfig | torch.nn.Module,
+        *,
+        processor: Any = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if processor is None and isinstance(model, (str, os.PathLike)):
+            options = {**loading.hub_options(kwargs), **(processor_kwargs or {})}
+            processor = AutoProcessor.from_pretrained(loading.locate(model), **options)
+        if tokenizer is None:
+            tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is not None:
+            loading.let_pad(tokenizer)
+        super().__init__(model, tokenizer=tokenizer, **kwargs)
+        self.__dict__["processor"] = processor
+
+    @staticmethod
+    def _choose(config: PretrainedConfig) -> Any:
+        return AutoModelForImageTextToText
+
+    # -- inputs ------------------------------------------------------------------------------------------------------
+
+    def _prepare_input(self, *given: Any, images: Any = None, **kwargs: Any) -> Prepared:
+        if images is None or not given or isinstance(given[0], Mapping):
+            args, data, rows = super()._prepare_input(*given, **kwargs)
+        else:
+            args, data, rows = super()._prepare_input(self._processed(given, images, kwargs), **kwargs)
+        return args, data, rows
+
+    def _processed(self, given: tuple[Any, ...], pictures: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.processor is None:
+            raise ValueError("this model has no processor, so it takes no images: pass `processor=` with the model")
+        texts = [given[0]] if isinstance(given[0], str) else list(given[0])
+        if len(given) > 1 or not all(isinstance(text, str) for text in texts):
+            raise TypeError(
+                "with `images=`, the input is a string or a list of strings, with a placeholder for each image"
+            )
+        rows = images.nested(pictures, len(texts))
+        options = inputs.tokenizer_options(kwargs)
+        # One at a time and padded here: the processor would pad on whichever side its tokenizer was saved with.
+        made = [
+            dict(self.processor(images=row or None, text=[text], return_tensors="pt", **options))
+            for text, row in zip(texts, rows)
+        ]
+        return made[0] if len(made) == 1 else self._together(made)
+
+    def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, data = super()._batch(prepared)
+        pixels = data.get("pixel_values")
+        if pixels is not None:
+            setattr(pixels, images.SHARES, images.count([(kwargs, rows) for _, kwargs, rows in prepared]))
+        return args, data
+
+    def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return inputs.pad_together(rows, self._filler, padding.side(self._module), images.NAMES)
+
+    def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
+        shares = getattr(kwargs.get("pixel_values"), images.SHARES, None)
+        if shares is None:
+            return super()._layout(total, args, kwargs, method)
+        multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
+        return ImagesLayout(shares, self._pictured(kwargs, shares), total, multiples, self._facts(), self._beyond)
+
+    def _pictured(self, kwargs: Mapping[str, Any], shares: images.Shares) -> Facts:
+        """How images lie in the values of modules that see nothing else, found out when a batch first has any."""
+        known: tuple[Any, Facts] | None = self.__dict__.get("_images")
+        if known is None or known[0] is not self._module:
+            one = images.first(kwargs, shares)
+            batches = [self._together([one] * number) for number in (3, 5, 4)]
+            seen = compare(self, batches)
+            text = self._facts()
+            known = (self._module, {path: patterns for path, patterns in seen.items() if path not in text})
+            self.__dict__["_images"] = known
+        return known[1]
+
+
+class ImagesLayout(ProbedLayout):
+    """Rows as in any language model, and where a module sees images only, the images of an invoke.
+
+    Args:
+        shares: which images are whose.
+        pictured: how images lie in the values of the modules that see nothing else.
+        others: as for `ProbedLayout`.
+    """
+
+    def __init__(self, shares: images.Shares, pictured: Facts, *others: Any) -> None:
+        super().__init__(*others)
+        self._shares = shares
+        self._pictured = pictured
+
+    def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
+        """Return the rows, or the images, of one invoke as a view; None for a value without any."""
+        patterns = self._pictured.get(path)
+        if patterns is None:
+            return super().take(value, rows, path)
+        dim = self._dimension(value, patterns)
+        part = None if dim is None else self._shares.part(rows, value.shape[dim])
+        return None if dim is None or part is None else value.narrow(dim, *part)
+
+    def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
+        """Return the value with the pieces put where the images of their invokes lie."""
+        patterns = self._pictured.get(path)
+        if patterns is None:
+            return super().join(value, pieces, path)
+        dim = self._dimension(value, patterns)
+        assert dim is not None, "only values that are divided have pieces"
+        parts, at = [], 0
+        for rows, piece in sorted(pieces.items(), key=lambda item: item[0]):
+            start, length = self._shares.part(rows, value.shape[dim]) or (at, 0)
+            parts += [value.narrow(dim, at, start - at), piece]
+            at = start + length
+        return torch.cat([*parts, value.narrow(dim, at, value.shape[dim] - at)], dim)
+
+    def _dimension(self, value: torch.Tensor, patterns: Sequence[Pattern]) -> int | None:
+        fitting = {pattern.rows for pattern in patterns if pattern.fits(value.shape)}
+        return fitting.pop() if len(fitting) == 1 and not isinstance(value, torch.nn.Parameter) else None
