@@ -46,6 +46,7 @@ BUILTINS = {
     "RowsError": ValueError,
     "CrossInvokeError": NameError,
     "BarrierError": RuntimeError,
+    "RanksError": RuntimeError,
     "BackwardError": RuntimeError,
     "ScanError": RuntimeError,
     "SourceError": RuntimeError,

@@ -35,9 +35,11 @@ from nnsight._core.envoy import Envoy
 from nnsight._core.hookspecs import hookimpl
 from nnsight._core.interleaver import Interleaver
 from nnsight._core.loading import LazyModel, Loadable
+from nnsight._core.lockstep import Lockstep, fingerprint
 from nnsight._core.model import NNsight
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
+from nnsight._core.sharding import Sharding
 from nnsight._core.sites import Place
 from nnsight._core.structures import leaves, tree_map
 from nnsight._core.trace import Tracer
@@ -51,15 +53,18 @@ __all__ = [
     "Layout",
     "LazyModel",
     "Loadable",
+    "Lockstep",
     "NNsight",
     "Place",
     "PlainLayout",
     "Prepared",
     "Request",
     "Rows",
+    "Sharding",
     "Tracer",
     "end_steps",
     "eproperty",
+    "fingerprint",
     "hookimpl",
     "is_with_head",
     "join_inputs",

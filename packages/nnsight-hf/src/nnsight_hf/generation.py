@@ -75,6 +75,13 @@ def multiples(module: torch.nn.Module, options: Mapping[str, Any]) -> tuple[int,
     return tuple(sorted({1, *(_stated(module, options, name) for name in ("num_beams", "num_return_sequences"))}))
 
 
+def samples(module: torch.nn.Module, options: Mapping[str, Any]) -> bool:
+    """Say whether a generation draws its tokens at random."""
+    config = options.get("generation_config") or getattr(module, "generation_config", None)
+    stated = options.get("do_sample")
+    return bool(getattr(config, "do_sample", False) if stated is None else stated)
+
+
 def streams(module: torch.nn.Module, options: Mapping[str, Any]) -> bool:
     """Say whether a streamer may be passed: transformers refuses one with beams."""
     return _stated(module, options, "num_beams") == 1

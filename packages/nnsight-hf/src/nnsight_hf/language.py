@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
+from nnsight.plugin import Layout, Prepared, end_steps, is_with_head, open_trace
 from nnsight_hf import generation, inputs, loading, padding
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
-from nnsight_hf.tokens import Tokens, describe
 
 
 class LanguageModel(PretrainedModel):
@@ -114,17 +113,11 @@ class LanguageModel(PretrainedModel):
         """Below which paths there are no modules of transformers."""
         return "result", f"{self._path}.generator"
 
-    def _tokens(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
-    ) -> Tokens:
-        entries = generation.multiples(self._module, kwargs)[-1] if method == "generate" else 1
-        return describe(kwargs, self.tokenizer, rows, entries)
-
     def _facts(self) -> Facts:
         """How rows lie in the values of this module, found out when it is first asked."""
         known: tuple[Any, Facts] | None = self.__dict__.get("_rows")
         if known is None or known[0] is not self._module:
-            known = self.__dict__["_rows"] = (self._module, probe(self))
+            known = self.__dict__["_rows"] = (self._module, probe(self._whole()))
         return known[1]
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -162,6 +155,9 @@ class LanguageModel(PretrainedModel):
             kwargs["streamer"] = generation.Stream(generator.streamer, kwargs.get("streamer"))
         if self._pad is not None and kwargs.get("generation_config") is None:
             kwargs.setdefault("pad_token_id", self._pad)
+        sharding: Any = self.__dict__["_sharding"]
+        if sharding is not None and generation.samples(self._module, kwargs):
+            sharding.check_seeds()
         generate: Any = self._module.generate
         tokens = generate(*args, **kwargs)
         end_steps()

@@ -7,12 +7,13 @@ input becomes a call is left to the families: `language.py` and its siblings.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from nnsight.plugin import LazyModel
+from nnsight.plugin import LazyModel, Sharding
 from nnsight_hf.loading import Origin
 
 
@@ -62,6 +63,30 @@ class PretrainedModel(LazyModel):
         finally:
             if grouped:
                 module.set_experts_implementation(before)
+
+    def _shard(self, module: torch.nn.Module) -> Sharding | None:
+        if getattr(module, "_device_mesh", None) is None:
+            return None
+        from nnsight_hf.parallel import sharding_of  # torch.distributed takes a while to import
+
+        return sharding_of(module)
+
+    def _ready(self) -> None:
+        super()._ready()
+        sharding: Any = self.__dict__["_sharding"]
+        if sharding is not None:
+            sharding.learn()
+
+    def _whole(self) -> Any:
+        """Return the model as it is in one process: itself, or if it is spread over several, one without weights."""
+        if self.__dict__["_sharding"] is None:
+            return self
+        from nnsight_hf.probe import twin
+
+        other = copy.copy(self)
+        with torch.device("meta"):
+            other._rebind(twin(self._module).eval())
+        return other
 
     def _placed(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return arguments of the model with their tensors on its device."""

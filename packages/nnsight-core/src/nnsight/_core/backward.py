@@ -8,13 +8,13 @@ while such a block is open, and the replacement serves its own block alone.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import active as scopes
 from .ending import close
-from .errors import BackwardError, OutOfOrderError
+from .errors import BackwardError, OutOfOrderError, RanksError
 from .here import WHOLE, Here
 from .interleaver import Interleaver
 from .mediator import InlineMediator, Mediator
@@ -22,6 +22,9 @@ from .rigging import Rigging
 from .sites import OUTPUT, Place
 from .taps import running
 from .turns import getcurrent
+
+if TYPE_CHECKING:
+    from .sharded import Ranks
 
 # The methods as torch defines them, whatever is put over them later.
 plain_backward: Any = torch.Tensor.backward
@@ -160,6 +163,14 @@ def _order(tensor: torch.Tensor) -> int | None:
     return None if node is None else node._sequence_nr()
 
 
+def _ranks() -> Ranks | None:
+    """Return where the trace around a backward block compares with other processes."""
+    for member in reversed(scopes.active.get()):
+        if isinstance(member, Mediator):
+            return member.run.ranks
+    return None
+
+
 class Backward:
     """What `tensor.backward(...)` gives at the head of a `with`."""
 
@@ -173,7 +184,11 @@ class Backward:
             plain_backward(self._tensor, *self._args)
 
     def __enter__(self) -> Backward:
-        self._mediator = GradMediator(Interleaver(self._call, _no_modules))
+        run = Interleaver(self._call, _no_modules)
+        run.ranks = _ranks()
+        if run.ranks is not None:
+            run.ranks.meet("runs backward")
+        self._mediator = GradMediator(run)
         scopes.enter(self._mediator)
         _open_grads()
         return self
@@ -184,9 +199,16 @@ class Backward:
         _close_grads()
         scopes.leave(mediator)
         try:
+            if error is None and run.ranks is not None:
+                try:
+                    run.ranks.meet("has come to the end of a backward block")
+                except RanksError:
+                    close(run)
+                    raise
             if error is not None:
                 close(run)
-            elif run.model is not None:
+                return
+            if run.model is not None:
                 run.finish_inline(mediator)
             else:
                 self._call()

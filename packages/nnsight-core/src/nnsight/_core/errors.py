@@ -13,6 +13,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── RowsError (ValueError)                 a write that does not fit the rows of its invoke
     ├── CrossInvokeError (NameError)           a name that no invoke will ever bind
     ├── BarrierError (RuntimeError)            a barrier that not everybody reached
+    ├── RanksError (RuntimeError)              the processes of one model do not do the same
     ├── BackwardError (RuntimeError)           something other than a gradient was asked for in a backward block
     ├── SourceError (RuntimeError)             a block's or a forward's source cannot be found or does not match
     ├── ScanError (RuntimeError)               a forward that cannot run on fake tensors
@@ -63,6 +64,10 @@ class CrossInvokeError(NNsightError, NameError):
 
 class BarrierError(NNsightError, RuntimeError):
     """A barrier was left waiting for invokes that never arrived."""
+
+
+class RanksError(NNsightError, RuntimeError):
+    """The processes that a model is spread over do not do the same, or have parts that make no whole."""
 
 
 class BackwardError(NNsightError, RuntimeError):

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from . import ending
 from .active import active
@@ -23,6 +25,9 @@ from .sites import INPUT, OUTPUT, Place
 from .taps import running
 from .turns import Greenlet, GreenletExit, ThreadState, Worker, getcurrent, spawn
 from .visits import Visits
+
+if TYPE_CHECKING:
+    from .sharded import Ranks
 
 #: The place of what the traced call returns, in every run.
 RESULT = Place("result", stepless=True)
@@ -59,6 +64,8 @@ class Interleaver(Visits):
     closing = False
     failed: BodyMediator | None = None
     result: Any = None
+    #: Where the processes that the model is spread over compare what they do; None for a model in one process.
+    ranks: Ranks | None = None
     #: The active stack that bodies of this run start with.
     stack: tuple[Any, ...] = ()
 
@@ -109,10 +116,8 @@ class Interleaver(Visits):
                 skipped = here.skipped
         if skipped is None:
             value = call(*args, **kwargs)
-        elif None in skipped:
-            value = skipped[None]
         else:
-            value = self._skip_rows(place, visit, skipped, call, args, kwargs)
+            value = self._skip(place, visit, skipped, call, args, kwargs)
         if place in self.at_output:
             here = self._arrive(self.at_output, place, OUTPUT, value, visit)
             if here is not None:
@@ -177,7 +182,7 @@ class Interleaver(Visits):
         self.here = None
         return here
 
-    def _skip_rows(
+    def _skip(
         self,
         place: Place,
         visit: int,
@@ -186,6 +191,8 @@ class Interleaver(Visits):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if None in skipped:
+            return skipped[None]
         if self.layout is not None and sum(count for _, count in skipped) == self.layout.total:
             return assembled(skipped)
         # Some invokes skip the module and others do not: it runs for all, and those who skip get their own value.
@@ -362,6 +369,13 @@ class Interleaver(Visits):
             mediator.park()
         finally:
             ending.close(self)
+
+    def ended(self, mediator: Mediator, error: BaseException | None) -> None:
+        """Hear that a body is over, with what it raised; called before the model runs to its end."""
+
+    def written(self) -> list[torch.Tensor]:
+        """Return what bodies have made of the value where the model stands, for other processes to compare."""
+        return []
 
     def dismiss(self) -> None:
         """Let nobody be served any more, whatever the model still does."""

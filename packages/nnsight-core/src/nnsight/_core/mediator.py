@@ -216,6 +216,8 @@ class InlineMediator(Mediator):
     def park(self) -> None:
         """Give the model its turn. An error of the model comes out here, at the line that waited."""
         run = self.run
+        if run.ranks is not None:
+            run.ranks.agree(self)
         if self.greenlet is not getcurrent():
             self._move()
         turn(run.thread, run.model.switch)  # type: ignore[union-attr]  # it was asked for a site, so it is prepared
@@ -282,7 +284,14 @@ class BodyMediator(Mediator):
         run.thread.read()
         run.body_thread.restore()
         try:
-            self.body()
+            try:
+                self.body()
+            except (Closed, GreenletExit):
+                raise
+            except BaseException as error:
+                run.ended(self, error)
+                raise
+            run.ended(self, None)
         except EarlyStop as stop:
             if stop.run is not run:
                 self.failure = stop
@@ -303,6 +312,8 @@ class BodyMediator(Mediator):
         run = self.run
         assert run.model is not None
         if not run.closing:
+            if run.ranks is not None:
+                run.ranks.agree(self)
             turn(run.thread, run.model.switch)
         if run.closing:
             raise Closed

@@ -18,6 +18,7 @@ from .classes import EnvoyClasses, without_collisions
 from .edit import Edits
 from .envoy import Envoy
 from .naming import Naming
+from .sharding import Sharding
 from .tree import Node
 
 
@@ -60,8 +61,13 @@ class NNsight(Envoy, Batchable):
         own["_classes"] = envoys
         own["_default_class"] = Envoy
         own["_edits"] = Edits()
+        own["_sharding"] = self._shard(module)
         own["_names"].check(module)
         self._mirror(module)
+
+    def _shard(self, module: torch.nn.Module) -> Sharding | None:
+        """Say how the module's values lie on several processes; families that can be spread override it."""
+        return None
 
     def _mirror(self, module: torch.nn.Module) -> None:
         """Be a root whose class lets the module's submodules keep their names."""
@@ -86,6 +92,7 @@ class NNsight(Envoy, Batchable):
 
     def _rebind(self, module: torch.nn.Module) -> None:
         super()._rebind(module)
+        self.__dict__["_sharding"] = self._shard(module)
         self._mirror(module)
 
     def _derive(self) -> Any:
@@ -98,6 +105,10 @@ class NNsight(Envoy, Batchable):
         own["_extras"] = dict(own["_extras"])
         own["_edits"] = Edits(self.__dict__["_edits"])
         return other
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_sharding"] = self._shard(self._module)
 
     def __copy__(self) -> Any:
         return self._derive()
@@ -115,11 +126,11 @@ class NNsight(Envoy, Batchable):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model: inside a trace by hand, with values of the trace; outside one with its edits, if it has any."""
         if members():
-            return self._module(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
         self._ready()
         if self.__dict__["_edits"]:
             return Envoy._run_now(self, None, args, kwargs)
-        return self._module(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 def _reserved() -> frozenset[str]:

@@ -34,6 +34,12 @@ class ScanTracer(Tracer):
     _stack: contextlib.ExitStack
 
     def __enter__(self) -> Tracer:
+        if self._node._root.__dict__["_sharding"] is not None:
+            raise ScanError(
+                f"`{self._node._path}` cannot be scanned: it is spread over several processes, and its forward exchanges "
+                "numbers with the others, which fake tensors have not got. Scan it before its weights are loaded, or trace a "
+                "small input instead."
+            )
         with contextlib.ExitStack() as stack:
             # Inputs are prepared for real, tokenised and all, and only then faked.
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -20,7 +20,7 @@ import torch
 from . import active as scopes
 from . import complaints
 from .barrier import Barrier
-from .batching import Batchable, Layout, Prepared, Rows
+from .batching import Batchable, Layout, Prepared
 from .blocks import Body, fold, snapshot
 from .cache import Cache, CacheWatcher, chosen, stages
 from .config import CONFIG
@@ -30,6 +30,7 @@ from .here import narrow
 from .interleaver import RESULT, Interleaver
 from .invoke import Invoke, join_names, refuse, write_back_all
 from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
+from .sharded import ShardedRun
 from .sites import OUTPUT, Place
 from .steps import Steps
 
@@ -56,8 +57,6 @@ class Tracer:
     _mediator: InlineMediator | None = None
     _invoked = 0
     _entered = False
-    #: The arguments of the run, while it lasts.
-    _called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -75,7 +74,6 @@ class Tracer:
         self._method = None if method == "forward" else method
         self._invokes: list[Invoke] = []
         self._later: list[Callable[[Interleaver], None]] = []
-        self._tokens: dict[Rows | None, Any] = {}
 
     @property
     def model(self) -> Any:
@@ -91,7 +89,7 @@ class Tracer:
         if self._family._has_input(self._inputs, self._kwargs):
             prepared = self._family._prepare_input(*self._inputs, **self._kwargs)
             self._ready()
-            args, kwargs = self._called = self._family._batch([prepared])
+            args, kwargs = self._family._batch([prepared])
             run = self._run = self._interleaver(args, kwargs, None)
             mediator = self._mediator = InlineMediator(run)
             scopes.enter(mediator, sys._getframe(1))
@@ -114,6 +112,7 @@ class Tracer:
         if error is not None:
             return self._give_up(run, error)
         try:
+            run.ended(mediator, None)
             if run.model is not None:
                 run.finish_inline(mediator)
             elif run.bodies or run.watchers:
@@ -135,6 +134,8 @@ class Tracer:
         if not isinstance(error, (EarlyStop, GeneratorExit)):
             complaints.note_where(error, run, _caller(), _debugging())
         try:
+            assert self._mediator is not None
+            run.ended(self._mediator, error)
             close(run)
         except BaseException as another:
             _put_behind(another, error)
@@ -153,7 +154,6 @@ class Tracer:
         if self._mediator is not None:
             self._mediator.here = None
         self._inputs, self._kwargs = (), {}
-        self._called = None
 
     def _fold(self, error: BaseException) -> None:
         fold(error, is_library, debugging=_debugging())
@@ -230,7 +230,6 @@ class Tracer:
         args, kwargs = self._family._batch(prepared)
         # Options that were given to the trace itself hold for the whole batch.
         kwargs = {**self._family._options(self._kwargs), **kwargs}
-        self._called = args, kwargs
         layout: Layout | None = None
         if len(given) > 1:
             total = sum(p[2] for p in prepared)
@@ -263,7 +262,12 @@ class Tracer:
         node = self._node
         target = node._target(self._method)
         step_place = node._step_place(self._method)
-        run = Interleaver(functools.partial(target, *args, **kwargs), node._rig(), layout, step_place)
+        call = functools.partial(target, *args, **kwargs)
+        sharding = node._root.__dict__["_sharding"]
+        if sharding is None:
+            run = Interleaver(call, node._rig(), layout, step_place)
+        else:
+            run = ShardedRun(call, node._rig(), layout, step_place, sharding, (args, kwargs))
         edits = node._root.__dict__["_edits"]
         if edits:
             run.stack = scopes.active.get()
@@ -296,21 +300,6 @@ class Tracer:
     def result(self, value: Any) -> None:
         mediator = self._current()
         mediator.ask(RESULT, OUTPUT).write(mediator.rows, value)
-
-    @property
-    def tokens(self) -> Any:
-        """Where the tokens of the input lie in the values of this run, as the family tells; in an invoke, its own."""
-        return self._tokens_of(self._current().rows if self._mediator is None else None)
-
-    def _tokens_of(self, rows: Rows | None) -> Any:
-        if rows not in self._tokens:
-            if self._called is None:
-                raise NoTraceError(
-                    "Where tokens lie is known while the model runs: ask for `.tokens` inside the block."
-                )
-            args, kwargs = self._called
-            self._tokens[rows] = self._family._tokens(args, kwargs, rows, self._method_name())
-        return self._tokens[rows]
 
     @property
     def iter(self) -> Steps:

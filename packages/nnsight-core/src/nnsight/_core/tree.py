@@ -20,6 +20,7 @@ from .notebook import render_html
 from .printing import draw, render
 from .rigging import Rigging, reachable
 from .served import eproperty
+from .sharding import call_whole
 from .sites import Place
 from .taps import Tap, tap_of
 
@@ -48,6 +49,8 @@ class Node:
         own["_extras"] = {}
         #: What the last scan saw pass each module, by path; on a root only.
         own["_shapes"] = {}
+        #: How the values of the model lie if it is spread over several processes; on a root only.
+        own["_sharding"] = None
 
     # -- places ------------------------------------------------------------------------------------------------------
 
@@ -183,7 +186,8 @@ class Node:
                     return self._walk(path) if path else self
         if inspect.ismethod(value) and value.__self__ is module:
             return self._method(name, value)
-        return value
+        sharding = root.__dict__["_sharding"]
+        return value if sharding is None else sharding.read(f"{self._path}.{name}", value)
 
     def _method(self, name: str, method: Callable[..., Any]) -> Any:
         return method
@@ -203,6 +207,9 @@ class Node:
         if module is None or name in own or name.startswith("_nns"):
             object.__setattr__(self, name, value)
         elif isinstance(value, (torch.nn.Module, torch.nn.Parameter)) or _has(module, name):
+            sharding = self._root.__dict__["_sharding"]
+            if sharding is not None:
+                value = sharding.assign(f"{self._path}.{name}", getattr(module, name, None), value)
             setattr(module, name, value)
             self._root.__dict__["_rigging"] = None
         else:
@@ -344,7 +351,8 @@ class Node:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module by hand, with values of the trace or outside of one; its sites are not part of any run."""
-        return self._module(*args, **kwargs)
+        sharding, module = self._root.__dict__["_sharding"], self._module
+        return module(*args, **kwargs) if sharding is None else call_whole(sharding, self._path, module, args, kwargs)
 
     def __reduce__(self) -> Any:
         if self._parent is not None:
@@ -361,12 +369,12 @@ class Node:
 
 #: What a root must have before its envoys can be made, and what is made anew in a copy.
 _CORE = ("_module", "_path", "_parent", "_extras", "_names", "_classes", "_default_class")
-_MADE_ANEW = ("_root", "_children", "_tap", "_rigging")
+_MADE_ANEW = ("_root", "_children", "_tap", "_rigging", "_sharding")
 
 
 def _restore(cls: type[Node], core: dict[str, Any]) -> Node:
     node = cls.__new__(without_collisions(cls, core["_module"]))
-    node.__dict__.update({**core, "_root": node, "_children": {}, "_tap": None, "_rigging": None, "_shapes": {}})
+    node.__dict__.update(core, _root=node, _children={}, _tap=None, _rigging=None, _shapes={}, _sharding=None)
     return node
 
 

@@ -1,0 +1,44 @@
+"""How the values of a model lie when it is spread over several processes (tensor parallelism).
+
+`Sharding` is what a family implements for such a model: put the parts of a value together, and take this rank's part of
+one again. Bodies then see and write whole values, on every rank. When that is done in a run, and how the ranks are kept
+from asking for different things, is `sharded.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from .lockstep import Lockstep
+from .sites import INPUT, OUTPUT
+
+
+@runtime_checkable
+class Sharding(Protocol):
+    """How the values of one model lie on its ranks. All of its methods may be collective: every rank calls them."""
+
+    lockstep: Lockstep
+
+    def gather(self, path: str, stage: str, value: Any) -> Any:
+        """Return the whole of a value at a site, of which `value` is this rank's part; itself, if that is the whole.
+
+        Raises:
+            RanksError: what lies there cannot be put together.
+        """
+
+    def split(self, path: str, stage: str, value: Any, local: Any) -> Any:
+        """Return this rank's part of a whole value; `local` is the part that lies there now, None if none does."""
+
+    def read(self, path: str, value: Any) -> Any:
+        """Return the whole of a parameter or buffer; any other attribute of a module as it is."""
+
+    def assign(self, path: str, old: Any, new: Any) -> Any:
+        """Return what a module is to hold where a whole parameter is assigned to it; anything else as it is."""
+
+
+def call_whole(sharding: Sharding, path: str, module: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a module by hand with whole values, and return the whole of what it gives."""
+    sharding.lockstep.meet(f"calls `{path}`")
+    args, kwargs = sharding.split(path, INPUT, (args, kwargs), None)
+    return sharding.gather(path, OUTPUT, module(*args, **kwargs))
