@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, end_steps, is_with_head, open_trace
@@ -134,7 +135,8 @@ class LanguageModel(PretrainedModel):
         mask: Any = kwargs.get("attention_mask")
         padded = mask is not None and mask.dim() == 2 and not bool(_all(mask))
         if padded:
-            padding.refuse_together(self._module, mask, generates=False)
+            if not isinstance(mask, FakeTensor):
+                padding.refuse_together(self._module, mask, generates=False)
             if (
                 "position_ids" not in kwargs
                 and padding.takes(self._module, "position_ids")
@@ -148,7 +150,7 @@ class LanguageModel(PretrainedModel):
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         mask: Any = kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and not bool(_all(mask)):
+        if mask is not None and mask.dim() == 2 and not isinstance(mask, FakeTensor):
             padding.refuse_together(self._module, mask, generates=True)
         generator: Any = self.__dict__["_extras"]["generator"]
         if generation.streams(self._module, kwargs):
@@ -180,6 +182,4 @@ class LanguageModel(PretrainedModel):
 
 def _all(mask: torch.Tensor) -> Any:
     """Say whether a mask hides nothing. Fake tensors have no numbers to ask: there, say that it may hide some."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
     return False if isinstance(mask, FakeTensor) else mask.all()

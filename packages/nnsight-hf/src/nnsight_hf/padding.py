@@ -29,6 +29,10 @@ NOWHERE = frozenset({"prophetnet", "reformer"})
 #: Model types whose forward is right with padding on the left and whose generation is not.
 FORWARD_ONLY = frozenset({"git", "xlnet"})
 
+#: Model types whose generation from several rows is not what each gets alone, even at one length: transformers' RWKV
+#: mixes up the states of its rows.
+ALONE = frozenset({"rwkv"})
+
 
 def takes(module: torch.nn.Module, name: str) -> bool:
     """Say whether a module's forward has a parameter of this name."""
@@ -47,6 +51,11 @@ def side(module: torch.nn.Module) -> str:
     return "left" if kind in LEFT or takes(module, "position_ids") else "right"
 
 
+def takes_padding(module: torch.nn.Module) -> bool:
+    """Say whether a forward of this model takes rows of different lengths."""
+    return _type(module) not in NOWHERE
+
+
 def counts_itself(module: torch.nn.Module) -> bool:
     """Say whether a model makes positions of its own that heed padding, other than a count of the real tokens from 0.
 
@@ -61,14 +70,21 @@ def refuse_together(module: torch.nn.Module, mask: Any, generates: bool) -> None
 
     Args:
         module: the model.
-        mask: which tokens are real [rows, positions].
+        mask: which tokens are real [rows, positions]; not a fake.
         generates: whether the run is a generation.
 
     Raises:
         RowsError: the rows would not get what they get alone.
     """
     kind = _type(module)
-    if kind in NOWHERE:
+    if generates and kind in ALONE and mask.shape[0] > 1:
+        raise RowsError(
+            f"{type(module).__name__} cannot generate from several inputs in one batch: transformers mixes up the states of "
+            "its rows. Generate from each in a run of its own."
+        )
+    if bool(mask.all()):
+        return
+    if not takes_padding(module):
         why = "has no way to tell padding from text"
     elif generates and not _encodes(module) and (kind in FORWARD_ONLY or side(module) == "right"):
         why = "counts positions over padding, or carries a state through it, so it cannot continue a padded row"

@@ -20,6 +20,7 @@ import torch
 
 from nnsight import ScanError
 from nnsight.plugin import PlainLayout, Rows, leaves
+from nnsight_hf.padding import takes_padding
 
 #: Rows and positions of the runs. Only the differences between them say anything, so no size can coincide.
 _RUNS = ((3, 7), (5, 7), (3, 11))
@@ -58,7 +59,8 @@ def probe(model: Any) -> Facts:
         model: a language model; it is run without its edits. No weights are read unless its forward needs numbers to know
             the shapes, as some mixtures of experts do.
     """
-    return compare(model, [_text(rows, positions) for rows, positions in _RUNS])
+    pads = takes_padding(model._module)
+    return compare(model, [_text(rows, positions, pads) for rows, positions in _RUNS])
 
 
 def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:
@@ -85,10 +87,11 @@ def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:
 Shapes = dict[str, list[tuple[int, ...]]]
 
 
-def _text(rows: int, positions: int) -> dict[str, Any]:
+def _text(rows: int, positions: int, pads: bool) -> dict[str, Any]:
     ids = torch.full((rows, positions), 1)
     mask = torch.ones_like(ids)
-    mask[0, 0] = 0  # positions are counted by row in a batch that has padding
+    if pads:
+        mask[0, 0] = 0  # positions are counted by row in a batch that has padding
     return {"input_ids": ids, "attention_mask": mask}
 
 

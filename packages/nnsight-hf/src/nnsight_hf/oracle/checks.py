@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from nnsight import LanguageModel, NNsightError
-from nnsight.plugin import leaves
+from nnsight import LanguageModel, NNsightError, RowsError
+from nnsight.plugin import leaves, tree_map
 from nnsight_hf import padding
 from nnsight_hf.oracle.zoo import tokens
 
@@ -31,6 +32,10 @@ NEW = 4
 
 class Failed(AssertionError):
     """A check that does not hold."""
+
+
+class Refused(Exception):
+    """What a check asks for is refused with an error that says what to do instead."""
 
 
 # -- what plain hooks see --------------------------------------------------------------------------------------------
@@ -83,8 +88,9 @@ def blocks(module: torch.nn.Module) -> list[str]:
     whole = [paths for paths in lists if paths and all(ran.get(path) and ran[path][0] for path in paths)]
     if not whole:
         raise Failed("no list of blocks that a forward visits")
-    # The outermost of the longest: experts and heads lie inside of a block.
-    return min(whole, key=lambda paths: (paths[0].count("."), -len(paths)))
+    # The outermost of the longest: experts and heads lie inside of a block. In a model that goes through some of its
+    # blocks again and again, those that it goes through least: what is changed in the others hardly shows at the end.
+    return min(whole, key=lambda paths: (len(ran[paths[0]]), paths[0].count("."), -len(paths)))
 
 
 def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
@@ -103,11 +109,14 @@ def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
 
 
 def _edit(output: Any) -> Any:
+    """Return an output with another first tensor."""
     first = leaves(output)[0]
-    changed = first * 1.5 + 0.25
-    if isinstance(output, torch.Tensor):
-        return changed
-    return (changed, *output[1:])
+    return tree_map(lambda leaf: first * 1.5 + 0.25 if leaf is first else leaf, output)
+
+
+def _edit_first_visit(part: torch.nn.Module) -> Any:
+    visits = iter(range(1_000_000))
+    return part.register_forward_hook(lambda module, args, output: _edit(output) if next(visits) == 0 else None)
 
 
 def _alone(module: torch.nn.Module, prompt: Sequence[int]) -> dict[str, list[Any]]:
@@ -142,7 +151,9 @@ def trace(model: Any) -> None:
 
 
 def batched(model: Any) -> None:
-    """Invokes of different lengths share one forward, and each gets at its tokens what it gets alone."""
+    """Invokes of different lengths share one forward, and each gets at its tokens what it gets alone, or that is refused."""
+    if not padding.takes_padding(model._model):
+        raise Refused(f"{type(model._model).__name__} takes inputs of one length only")
     paths = blocks(model._model)
     want = [_alone(model._model, prompt) for prompt in PROMPTS]
     got: list[dict[str, Any]] = []
@@ -170,17 +181,20 @@ def _own(value: torch.Tensor, alone: torch.Tensor, length: int, side: str) -> tu
 
 
 def generate(model: Any) -> None:
-    """A generation gives the tokens that transformers gives, alone and beside one of the same length."""
-    want = [_generated(model._model, prompt) for prompt in TWINS]
-    alone = model.generate(TWINS[0], max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-    if not torch.equal(alone, want[0]):
-        raise Failed(f"alone: {alone[0, -NEW:].tolist()} instead of {want[0][0, -NEW:].tolist()}")
-    _continued(model, TWINS, want)
+    """A generation gives the tokens that transformers gives."""
+    want = _generated(model._model, PROMPTS[1])
+    got = model.generate(PROMPTS[1], max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    if not torch.equal(got, want):
+        raise Failed(f"{got[0, -NEW:].tolist()} instead of {want[0, -NEW:].tolist()}")
 
 
 def together(model: Any) -> None:
-    """Prompts of different lengths are continued in one batch as they are alone."""
-    _continued(model, PROMPTS, [_generated(model._model, prompt) for prompt in PROMPTS])
+    """Several prompts, of one length or not, are continued in one batch as they are alone, or that is refused."""
+    for prompts in (TWINS, PROMPTS):
+        try:
+            _continued(model, prompts, [_generated(model._model, prompt) for prompt in prompts])
+        except RowsError as refusal:
+            raise Refused(str(refusal)) from None
 
 
 def _continued(model: Any, prompts: Sequence[list[int]], want: Sequence[torch.Tensor]) -> None:
@@ -199,7 +213,7 @@ def edit(model: Any) -> None:
     """An edit has the effect that a hook has, and in an invoke leaves the other alone."""
     path = blocks(model._model)[0]
     part = model._model.get_submodule(path)
-    with hooks([part.register_forward_hook(lambda module, args, output: _edit(output))]), torch.no_grad():
+    with hooks([_edit_first_visit(part)]), torch.no_grad():
         want = model._model(input_ids=torch.tensor([PROMPTS[1]])).logits
     with torch.no_grad(), model.trace(PROMPTS[1]):
         model.get(path).nns_output = _edit(output(model, path))
@@ -208,7 +222,7 @@ def edit(model: Any) -> None:
     unchanged = _alone(model._model, PROMPTS[1])[""][0][0]
     if torch.allclose(want, unchanged, atol=1e-3):
         raise Failed("the edit changes nothing")
-    with torch.no_grad(), model.trace() as tracer:
+    with torch.no_grad(), model.trace() as tracer:  # of one length, so that every model takes them
         with tracer.invoke(PROMPTS[1]):
             model.get(path).nns_output = _edit(output(model, path))
             changed = model.nns_output.logits
@@ -242,15 +256,23 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def check(model: Any, name: str) -> str | None:
-    """Make one check, and return what is wrong, or None."""
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a check: it holds, it does not, or what it asks for is refused clearly."""
+
+    kind: Literal["holds", "fails", "refused"]
+    why: str = ""
+
+
+def check(model: Any, name: str) -> Verdict:
+    """Make one check of a model."""
     try:
         CHECKS[name](model)
-    except Failed as failure:
-        return str(failure)
-    except NNsightError as refusal:
-        return f"{type(refusal).__name__}: {refusal}"
-    return None
+    except Refused as refusal:
+        return Verdict("refused", str(refusal))
+    except (Failed, NNsightError) as failure:
+        return Verdict("fails", str(failure))
+    return Verdict("holds")
 
 
 def wrap(module: torch.nn.Module) -> Any:

@@ -1,0 +1,28 @@
+"""What is known not to hold, and why. The oracle also fails on what is listed here and holds after all."""
+
+from __future__ import annotations
+
+#: Architectures of which no tiny model can be made or run, and what is in the way.
+UNBUILT: dict[str, str] = {
+    "blt": "transformers asks its configuration for `num_hidden_layers`, which it does not have",
+    "cohere_compass_text": "its rotary embedding asks for a type of layer that its default configuration does not describe",
+    "dots3_note": "its default configuration names layers by number, for 42 of them",
+    "gemma3n": "its vision tower needs the package timm",
+    "gemma4_assistant": "it drafts for another model, whose states it is given",
+    "gemma4_unified_assistant": "it drafts for another model, whose states it is given",
+    "musicgen": "it is made of a text encoder, an audio encoder and a decoder; the Auto class cannot make it",
+    "musicgen_melody": "it is made of a text encoder, an audio encoder and a decoder; the Auto class cannot make it",
+}
+
+_EXPERTS = "a scan has no numbers, and which tokens an expert gets is a number of them (`nonzero`)"
+
+#: Checks that fail, by architecture.
+FAILS: dict[str, dict[str, str]] = {
+    "dbrx": {"scan": _EXPERTS},
+    "jetmoe": {"scan": "a scan has no numbers, and how many tokens each expert gets is a list of them"},
+    "longcat_flash": {"scan": _EXPERTS},
+    "qwen4_exp": {"scan": _EXPERTS},
+    "qwen4_exp_text": {"scan": _EXPERTS},
+    "xlm": {"scan": "a scan has no numbers, and its forward decides by one (`item`)"},
+    "xmod": {"scan": "a scan has no numbers, and rows are sorted by their language (`nonzero`)"},
+}
