@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from nnsight import NNsightWarning
 from nnsight.plugin import Loadable
-from nnsight_hf import toy
+from nnsight_hf import progress, toy
 
 #: Models that travel in this package, by the name that loads them.
 EMBEDDED = {"nnsight/toy-landmarks": toy.path}
@@ -77,7 +77,8 @@ class Checkpoint:
 
     def load(self) -> torch.nn.Module:
         """Load the module with its weights."""
-        module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **self.options)
+        with progress.patient():
+            module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **self.options)
         return module.eval()
 
 
