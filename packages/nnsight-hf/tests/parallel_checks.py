@@ -156,21 +156,50 @@ def read_experts_on_ranks_of_their_own(bench: Bench) -> None:
 
 
 def read_operations(bench: Bench) -> None:
-    spread, whole = bench.pair("llama")
+    spread, whole = bench.pair("llama", attn_implementation="eager")
     found = []
     for model in (spread, whole):
-        source = model.model.layers[0].source
+        layer, attention = model.model.layers[0].source, model.model.layers[1].self_attn.source
+        softmax = attention.attention_interface_0.source.nn_functional_softmax_0
         with torch.no_grad(), model.trace(IDS):
-            found.append([source.self_self_attn_0.output[0], source.self_mlp_0.input])
+            found.append([layer.self_self_attn_0.output, layer.self_mlp_0.input])
+            found[-1].append(attention.apply_rotary_pos_emb_0.output)
+            found[-1].append(softmax.output)
+            found[-1].append(attention.attention_interface_0.output)
+            found[-1].append(model.output.logits)
+    assert found[0][3].shape == (2, 4, 6, 6)
     close(*found)
-    attention = spread.model.layers[1].self_attn.source
-    with pytest.raises(RanksError, match="is an operation inside .* Ask for the input or output of a module around it"):
-        with torch.no_grad(), spread.trace(IDS):
-            attention.attention_interface_0.output
+
+
+def read_operations_that_make_no_whole(bench: Bench) -> None:
+    spread, _ = bench.pair("llama")
     partial = spread.model.layers[1].self_attn.o_proj.source
-    with pytest.raises(RanksError, match="original_forward_0.output"):
+    with pytest.raises(RanksError, match="original_forward_0.output` is an operation inside .* Ask for the input or"):
         with torch.no_grad(), spread.trace(IDS):
             partial.original_forward_0.output
+    spread, _ = bench.pair("mixtral")
+    experts = spread.model.layers[1].mlp.experts.source
+    with pytest.raises(
+        RanksError, match="original_forward_0.output` is an operation inside .* such as `.*mlp.experts`"
+    ):
+        with torch.no_grad(), spread.trace(IDS):
+            experts.original_forward_0.output
+
+
+def edit_operations(bench: Bench) -> None:
+    found = []
+    for model in bench.pair("llama", attn_implementation="eager"):
+        attention = model.model.layers[0].self_attn.source.attention_interface_0
+        with torch.no_grad(), model.trace(IDS):
+            attention.source.nn_functional_softmax_0.output[:, 1:3] = 1 / 6
+            heads, weights = attention.output
+            attention.output = (heads * torch.tensor([1.0, 0.0, 1.0, 2.0])[:, None], weights)
+            found.append(model.output.logits)
+        with model.generate(IDS, max_new_tokens=3, do_sample=False) as tracer:
+            for _step in tracer.iter[:3]:
+                attention.inputs[0][1][:] = 0  # the queries
+            found.append(tracer.result)
+    close(found[:2], found[2:])
 
 
 def read_by_hand(bench: Bench) -> None:
@@ -646,6 +675,21 @@ def ranks_of_which_one_runs_backward(bench: Bench) -> None:
     spread._module.zero_grad()
 
 
+def relies_on_what_a_spread_model_says_of_itself(bench: Bench) -> None:
+    module = bench.pair("llama")[0]._module
+    assert module._device_mesh["tp"].size() == 2
+    stated = module.config.distributed_config
+    assert (stated.tp_size, stated.ep_size, stated.pp_size, stated.fsdp_size, stated.dp_replicate_size) == (
+        2,
+        1,
+        1,
+        1,
+        1,
+    )
+    assert set(module.dummy_inputs) == {"input_ids"}
+    assert dist.distributed_c10d._get_default_store().check(["nothing of this name"]) is False
+
+
 def example_of_the_documentation(bench: Bench) -> None:
     folder = bench.folder / "llama"
     said = io.StringIO()
@@ -668,7 +712,7 @@ def example_of_the_documentation(bench: Bench) -> None:
     assert said.getvalue() == (told if bench.rank == 0 else "")
 
 
-_NAMES = ("read_", "edit_", "gradients", "parameters", "ranks_", "example_")
+_NAMES = ("read_", "edit_", "gradients", "parameters", "ranks_", "relies_", "example_")
 _HELPERS = {"read_everything", "edit_in_place"}
 CHECKS = {name: check for name, check in list(globals().items()) if name.startswith(_NAMES) and name not in _HELPERS}
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from nnsight import NNsightWarning
 from nnsight.plugin import Loadable
-from nnsight_hf import progress, toy
+from nnsight_hf import toy
 
 #: Models that travel in this package, by the name that loads them.
 EMBEDDED = {"nnsight/toy-landmarks": toy.path}
@@ -77,8 +77,12 @@ class Checkpoint:
 
     def load(self) -> torch.nn.Module:
         """Load the module with its weights."""
-        with progress.patient():
-            module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **self.options)
+        options = self.options
+        if options.get("tp_plan") is not None:
+            from nnsight_hf.parallel import restated  # torch.distributed takes a while to import
+
+            options = restated(options)
+        module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **options)
         return module.eval()
 
 

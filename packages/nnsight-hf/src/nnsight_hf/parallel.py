@@ -12,19 +12,31 @@ When values are put together is the core's business (`nnsight.plugin.Sharding`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
+import transformers.distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nnsight import RanksError
 from nnsight.plugin import Lockstep, fingerprint, leaves, tree_map
-from nnsight_hf.probe import Rule, named, probe
+from nnsight_hf.probe import Probe, Rule, named
 from nnsight_hf.whole import WholeParameter
 
 _models = 0
+
+
+def restated(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options for loading with `tp_plan=` as transformers takes it: newer ones want it in a `DistributedConfig`."""
+    given: Any = getattr(transformers.distributed, "DistributedConfig", None)
+    if given is None or "tp_plan" not in {field.name for field in fields(given)} or "distributed_config" in options:
+        return options
+    plan = {name: options[name] for name in ("tp_plan", "tp_size") if name in options}
+    rest = {name: value for name, value in options.items() if name not in plan}
+    return {**rest, "distributed_config": given(**plan)}
 
 
 def sharding_of(module: Any) -> TensorParallel | None:
@@ -72,13 +84,15 @@ class TensorParallel:
         store = dist.distributed_c10d._get_default_store()
         self.lockstep = Lockstep(store, self.rank, self.size, name)
         self._rules: dict[tuple[str, str, str], Rule] | None = None
-        self._why = ""
+        #: The operations that were measured, with their stage: only those that somebody asked for are.
+        self._operations: set[tuple[str, str]] = set()
 
     def learn(self) -> dict[tuple[str, str, str], Rule]:
         """Measure how values lie, if that was not done yet."""
         if self._rules is None:
             self.lockstep.meet("runs the model for the first time")
-            self._rules = probe(self.module, self.group)
+            self._probe = Probe(self.module, self.group)
+            self._rules = self._probe.modules()
         return self._rules
 
     def gather(self, path: str, stage: str, value: Any) -> Any:
@@ -130,7 +144,11 @@ class TensorParallel:
 
     def _rule(self, path: str, stage: str, name: str, part: torch.Tensor | None) -> Rule | None:
         inside = "" if path == "result" else path.partition(".")[2]
-        rule = self.learn().get((inside, stage, name))
+        rules = self.learn()
+        if ".source." in inside and (inside, stage) not in self._operations:
+            self._operations.add((inside, stage))
+            rules.update(self._probe.operation(inside, stage))
+        rule = rules.get((inside, stage, name))
         if rule is not None and part is not None and not rule.fits(part, self.rank):
             return None
         return rule
@@ -139,7 +157,7 @@ class TensorParallel:
         if rule is None or not rule.known:
             if rule is None and self._is_equal(part):
                 return part
-            raise RanksError(_unknown(path, stage, part))
+            raise RanksError(_unknown(path, stage, part, self._probe.why))
         if rule.dim is None:
             return part
         whole: torch.Tensor = Gather.apply(part, rule.dim, rule.sizes, self.group)
@@ -217,11 +235,13 @@ def _exchanged(value: Any, old: list[torch.Tensor], new: list[torch.Tensor]) -> 
     return tree_map(lambda _: next(at), value)
 
 
-def _unknown(path: str, stage: str, part: torch.Tensor) -> str:
+def _unknown(path: str, stage: str, part: torch.Tensor, why: str) -> str:
     around, _, operation = path.partition(".source.")
     said = "an operation inside" if operation else "a value of"
     return (
         f"`{path}.{stage}` is {said} a part of the model that is spread over the ranks: each has something of its own there "
-        f"(here a tensor of shape {tuple(part.shape)}), and how the whole is made of it is not known. Ask for the input or "
+        f"(here a tensor of shape {tuple(part.shape)}), and how the whole is made of it is not known"
+        + (f" (the model could not be run on token ids to measure it: {why})" if why else "")
+        + ". Ask for the input or "
         f"output of a module around it, such as `{around if operation else around.rpartition('.')[0]}`, or of one inside."
     )

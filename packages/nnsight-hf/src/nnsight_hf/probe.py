@@ -1,13 +1,14 @@
 """Measure how the values of a parallel model lie: it and its twin run on the same few tokens, and shapes are compared.
 
 The twin is the same model built whole, without weights, and so without work. What is compared is what passes in and out of
-every module; see `parallel.py` for what follows from it.
+every module, and of the operations that somebody asks for; see `parallel.py` for what follows from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from nnsight import MissedProviderError, NNsight, SourceError
 from nnsight.plugin import fingerprint
 
 #: What tells a value apart: the module's path, `input` or `output`, and which part of the structure that passes there.
@@ -44,19 +46,87 @@ class Rule:
         return part.dim() == self.ndim and (self.dim is None or part.shape[self.dim] == self.sizes[rank])
 
 
-def probe(module: Any, group: Any) -> dict[Key, Rule]:
-    """Return how each value lies that passes in and out of the modules of a parallel model; every rank calls this."""
-    # relies on: PreTrainedModel.dummy_inputs, transformers 4.56 to 5.23
-    inputs: dict[str, Any] = dict(module.dummy_inputs)
-    options: dict[str, Any] = {"use_cache": False}
-    if getattr(module.config, "_attn_implementation", None) == "eager":
-        options["output_attentions"] = True
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {name: mode.from_tensor(value) for name, value in inputs.items()}
-        whole = _seen(twin(module), fakes, options)
-    device = next(module.parameters()).device
-    parts = _seen(module, {name: value.to(device) for name, value in inputs.items()}, options)
-    return _compared(whole, parts, _packed(module), group)
+class Probe:
+    """Measures how values lie in a parallel model; every rank makes one, and asks it for the same in the same order.
+
+    Args:
+        module: the model.
+        group: its ranks.
+    """
+
+    def __init__(self, module: Any, group: Any) -> None:
+        self._module = module
+        self._group = group
+        self._packed = _packed(module)
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        # relies on: PreTrainedModel.dummy_inputs, transformers 4.56 to 5.23
+        self._inputs: dict[str, Any] = dict(module.dummy_inputs)
+        self._options: dict[str, Any] = {"use_cache": False}
+        if getattr(module.config, "_attn_implementation", None) == "eager":
+            self._options["output_attentions"] = True
+        #: Why the twin cannot be run, if it cannot; then nothing can be measured.
+        self.why = ""
+        with self._mode:
+            self._twin = twin(module)
+        #: Both as plain models, to look at their operations with.
+        self._plain = NNsight(self._twin), NNsight(module)
+
+    def modules(self) -> dict[Key, Rule]:
+        """Return how each value lies that passes in and out of the modules."""
+        try:
+            with self._mode:
+                whole = _seen(self._twin, self._call(fake=True))
+        except Exception as error:  # of the model's own code, which may want inputs of another kind
+            self.why = f"{type(error).__name__}: {error}"
+            return {}
+        return _compared(whole, _seen(self._module, self._call()), self._packed, self._group)
+
+    def operation(self, path: str, stage: str) -> dict[Key, Rule]:
+        """Return how what passes an operation lies, `path` being that of the operation from the model on."""
+        owner, *operations = path.split(".source.")
+        if self.why or owner in self._packed:
+            return {}
+        where = owner, operations, stage
+        try:
+            with self._mode:
+                whole = _operation(self._plain[0], where, self._call(fake=True))
+        except (SourceError, AttributeError, MissedProviderError):
+            # What transformers has wrapped around a layer to spread it is not in the twin.
+            return {}
+        parts = _operation(self._plain[1], where, self._call())
+        keyed = [{(path, stage, name): tensor for name, tensor in named(value)} for value in (whole, parts)]
+        return _compared(keyed[0], keyed[1], self._packed, self._group)
+
+    def _call(self, fake: bool = False) -> dict[str, Any]:
+        device = next(self._module.parameters()).device
+        given = {
+            name: self._mode.from_tensor(value) if fake else value.to(device) for name, value in self._inputs.items()
+        }
+        return {**given, **self._options}
+
+
+def _operation(model: NNsight, where: tuple[str, list[str], str], call: dict[str, Any]) -> Any:
+    """Run a model and return what passes one of its operations, the first time."""
+    owner, operations, stage = where
+    with _still(model._module):
+        found: Any = model.get(owner)
+        for name in operations:
+            found = found.source[name]
+        with model.trace(**call):
+            value = found.output if stage == "output" else found.inputs
+    return value
+
+
+@contextlib.contextmanager
+def _still(module: Any) -> Iterator[None]:
+    """Let a model run without chance and without a graph."""
+    was = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was)
 
 
 def twin(module: Any) -> Any:
@@ -78,29 +148,30 @@ def _packed(module: Any) -> set[str]:
     }
 
 
-def _seen(module: Any, inputs: dict[str, Any], options: dict[str, Any]) -> dict[Key, torch.Tensor]:
+def _seen(module: Any, call: dict[str, Any]) -> dict[Key, torch.Tensor]:
     """Run a model and return each tensor that passes in or out of a module, the first time it does."""
     found: dict[Key, torch.Tensor] = {}
-    handles = []
 
     def look(path: str, stage: str, value: Any) -> None:
         for name, tensor in named(value):
             found.setdefault((path, stage, name), tensor)
 
-    for path, part in module.named_modules():
-        handles.append(
-            part.register_forward_pre_hook(
-                lambda _, args, kwargs, path=path: look(path, "input", (args, kwargs)), with_kwargs=True
-            )
-        )
-        handles.append(part.register_forward_hook(lambda _, args, output, path=path: look(path, "output", output)))
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [handle.remove() for handle in handles])
-        stack.callback(module.train, module.training)
-        stack.enter_context(torch.no_grad())
-        module.eval()
-        module(**inputs, **options)
+        stack.enter_context(_still(module))
+        for path, part in module.named_modules():
+            before = functools.partial(_before, look, path)
+            stack.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(part.register_forward_hook(functools.partial(_after, look, path)).remove)
+        module(**call)
     return found
+
+
+def _before(look: Any, path: str, module: Any, args: Any, kwargs: Any) -> None:
+    look(path, "input", (args, kwargs))
+
+
+def _after(look: Any, path: str, module: Any, args: Any, output: Any) -> None:
+    look(path, "output", output)
 
 
 def _compared(
