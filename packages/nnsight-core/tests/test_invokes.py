@@ -8,7 +8,16 @@ import pytest
 import torch
 from hooked import Stack, by_hooks, untouched
 
-from nnsight import InvokeError, MissedProviderError, NNsight, NoInputError, OutOfOrderError, RowsError, SourceError
+from nnsight import (
+    InvokeError,
+    MissedProviderError,
+    NNsight,
+    NoInputError,
+    NoTraceError,
+    OutOfOrderError,
+    RowsError,
+    SourceError,
+)
 
 
 @pytest.fixture
@@ -220,6 +229,44 @@ class Summed(torch.nn.Module):
     def forward(self, x, other=None, scale=1.0):
         out = self.linear(x) * scale
         return out if other is None else out + other
+
+
+def test_an_invoke_knows_its_siblings_by_their_names_after_as(model):
+    with model.trace() as tracer:
+        with tracer.invoke(rows(2)) as first:
+            mine = first.rows
+        with tracer.invoke(rows(1)) as second:
+            both = first.rows, second.rows
+    assert mine == (0, 2) and both == ((0, 2), (2, 1))
+
+
+def test_where_tokens_lie_is_the_familys_to_say(net):
+    class Counting(NNsight):
+        def _tokens(self, args, kwargs, rows, method):
+            return args, kwargs, rows, method
+
+    x, y = rows(1), rows(2)
+    with Counting(net).trace() as tracer:
+        with tracer.invoke(x) as first:
+            one, same = tracer.tokens, first.tokens is tracer.tokens
+        with tracer.invoke(y):
+            two, others = tracer.tokens, first.tokens
+        with tracer.invoke():
+            everything = tracer.tokens
+    assert same and others is one
+    assert (one[2], two[2], everything[2]) == ((0, 1), (1, 2), None)
+    assert torch.equal(one[0][0], torch.cat([x, y])) and one[1] == {} and one[3] is None
+    assert first.tokens is one, "it was asked for, so it is kept"
+    with Counting(net).trace(x) as tracer:
+        assert tracer.tokens[0][0] is x and tracer.tokens[2] is None
+    with NNsight(net).trace(x) as tracer:
+        with pytest.raises(NotImplementedError, match="NNsight.* are not made of tokens"):
+            tracer.tokens
+    with pytest.raises(NoTraceError, match="inside the block"):
+        tracer.tokens
+    with pytest.raises(NoTraceError, match="within one of its invokes"):
+        with Counting(net).trace() as tracer:
+            tracer.tokens
 
 
 def test_keyword_inputs_are_batched():

@@ -15,10 +15,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from nnsight.plugin import Layout, Prepared, end_steps, is_with_head, open_trace
+from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
 from nnsight_hf import generation, inputs, loading, padding
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
+from nnsight_hf.tokens import Tokens, describe
 
 
 class LanguageModel(PretrainedModel):
@@ -113,6 +114,12 @@ class LanguageModel(PretrainedModel):
     def _beyond(self) -> tuple[str, ...]:
         """Below which paths there are no modules of transformers."""
         return "result", f"{self._path}.generator"
+
+    def _tokens(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
+    ) -> Tokens:
+        entries = generation.multiples(self._module, kwargs)[-1] if method == "generate" else 1
+        return describe(kwargs, self.tokenizer, rows, entries)
 
     def _facts(self) -> Facts:
         """How rows lie in the values of this module, found out when it is first asked."""

@@ -110,6 +110,10 @@ class Batchable:
         """State how the rows of a run lie in its values."""
         return PlainLayout(total)
 
+    def _tokens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None) -> Any:
+        """Say where the tokens of the input lie, for `tracer.tokens`: those of some rows of a call, or of all."""
+        raise NotImplementedError(f"the inputs of {type(self).__name__} are not made of tokens, as far as it knows")
+
 
 def _count_rows(value: Any) -> int:
     found: list[int] = []

@@ -48,6 +48,11 @@ class Invoke:
         where = f" (line {self.body.lineno})" if self.body is not None else ""
         return f"invoke {self.number}{where}"
 
+    @property
+    def tokens(self) -> Any:
+        """Where its own tokens lie in the values of the run; see `Tracer.tokens`. Siblings may ask for it too."""
+        return self.tracer._tokens_of(self.rows)
+
     def __enter__(self) -> Invoke:
         frame = sys._getframe(1)
         body = self.body = capture(frame)
@@ -153,13 +158,13 @@ def join_names(invokes: Sequence[Invoke]) -> None:
     for together in frames.values():
         # Most bodies read nothing that any of them binds, and many are made of one block.
         blocks = {invoke.body.block for invoke in together if invoke.body is not None}
-        written = frozenset[str]().union(*(block.writes for block in blocks))
-        if any(block.reads_anything or not block.reads.isdisjoint(written) for block in blocks):
+        written = frozenset[str]().union(*(block.binds for block in blocks))
+        if any(block.reads_anything or not (block.reads - {block.target}).isdisjoint(written) for block in blocks):
             binders: dict[str, list[Invoke]] = {}
             for invoke in together:
                 assert invoke.body is not None and invoke.names is not None
                 invoke.names = InvokeNames(invoke.names, invoke)
-                for name in invoke.body.writes:
+                for name in invoke.body.block.binds:
                     binders.setdefault(name, []).append(invoke)
             for invoke in together:
                 invoke.join(binders)

@@ -20,7 +20,7 @@ import torch
 from . import active as scopes
 from . import complaints
 from .barrier import Barrier
-from .batching import Batchable, Layout, Prepared
+from .batching import Batchable, Layout, Prepared, Rows
 from .blocks import Body, fold, snapshot
 from .cache import Cache, CacheWatcher, chosen, stages
 from .config import CONFIG
@@ -57,6 +57,8 @@ class Tracer:
     _mediator: InlineMediator | None = None
     _invoked = 0
     _entered = False
+    #: The arguments of the run, while it lasts.
+    _called: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class Tracer:
         self._method = None if method == "forward" else method
         self._invokes: list[Invoke] = []
         self._later: list[Callable[[Interleaver], None]] = []
+        self._tokens: dict[Rows | None, Any] = {}
 
     @property
     def model(self) -> Any:
@@ -89,7 +92,7 @@ class Tracer:
         if self._family._has_input(self._inputs, self._kwargs):
             prepared = self._family._prepare_input(*self._inputs, **self._kwargs)
             self._ready()
-            args, kwargs = self._family._batch([prepared])
+            args, kwargs = self._called = self._family._batch([prepared])
             run = self._run = self._interleaver(args, kwargs, None)
             mediator = self._mediator = InlineMediator(run)
             scopes.enter(mediator, sys._getframe(1))
@@ -154,6 +157,7 @@ class Tracer:
         if self._mediator is not None:
             self._mediator.here = None
         self._inputs, self._kwargs = (), {}
+        self._called = None
 
     def _fold(self, error: BaseException) -> None:
         fold(error, is_library, debugging=_debugging())
@@ -230,6 +234,7 @@ class Tracer:
         args, kwargs = self._family._batch(prepared)
         # Options that were given to the trace itself hold for the whole batch.
         kwargs = {**self._family._options(self._kwargs), **kwargs}
+        self._called = args, kwargs
         layout: Layout | None = None
         if len(given) > 1:
             total = sum(p[2] for p in prepared)
@@ -300,6 +305,21 @@ class Tracer:
     def result(self, value: Any) -> None:
         mediator = self._current()
         mediator.ask(RESULT, OUTPUT).write(mediator.rows, value)
+
+    @property
+    def tokens(self) -> Any:
+        """Where the tokens of the input lie in the values of this run, as the family tells; in an invoke, its own."""
+        return self._tokens_of(self._current().rows if self._mediator is None else None)
+
+    def _tokens_of(self, rows: Rows | None) -> Any:
+        if rows not in self._tokens:
+            if self._called is None:
+                raise NoTraceError(
+                    "Where tokens lie is known while the model runs: ask for `.tokens` inside the block."
+                )
+            args, kwargs = self._called
+            self._tokens[rows] = self._family._tokens(args, kwargs, rows, self._method_name())
+        return self._tokens[rows]
 
     @property
     def iter(self) -> Steps:

@@ -52,6 +52,8 @@ class Block:
         self.reads = frozenset(scope.wanted() | needed)
         self.reads_anything = not _READS_ANYTHING.isdisjoint(self.reads)
         self.writes = frozenset(scope.stored())
+        #: What others may find bound by it: also the plain name after `as`.
+        self.binds = self.writes if self.target is None else self.writes | {self.target}
         self.window = Window(around, self.reads)
         #: Where the code around goes on once the context is entered; for `skip`.
         self.entered = after_enter(around, at)
