@@ -64,7 +64,7 @@ def numbers(tmp_path: Path) -> Callable[[str], list[float]]:
         assert [path.name for path in tmp_path.iterdir()] == [f"{script}.png"]
         assert (tmp_path / f"{script}.png").read_bytes().startswith(b"\x89PNG")
         assert "ontrol" in done.stdout
-        return [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", done.stdout)]
+        return [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", done.stdout)]
 
     return run
 

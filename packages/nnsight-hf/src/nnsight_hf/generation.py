@@ -91,7 +91,7 @@ def streams(module: torch.nn.Module, options: Mapping[str, Any]) -> bool:
 def _options() -> frozenset[str]:
     given = {name for name in inspect.signature(GenerationMixin.generate).parameters if name not in ("self", "kwargs")}
     # A forward heeds these too, whether it names them or takes them among its keyword arguments.
-    return frozenset({*GenerationConfig().to_dict(), *given}) - {
+    return frozenset({*GenerationConfig().to_dict(), *given, "progress"}) - {
         "use_cache",
         "output_attentions",
         "output_hidden_states",

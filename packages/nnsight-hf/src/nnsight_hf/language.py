@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
-from nnsight_hf import generation, inputs, loading, padding
+from nnsight_hf import generation, inputs, loading, padding, progress
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
 from nnsight_hf.tokens import Tokens, describe
@@ -168,20 +168,27 @@ class LanguageModel(PretrainedModel):
         if sharding is not None and generation.samples(self._module, kwargs):
             sharding.check_seeds()
         generate: Any = self._module.generate
-        tokens = generate(*args, **kwargs)
+        with progress.over_steps(kwargs.pop("progress", None), self._module, kwargs) as options:
+            tokens = generate(*args, **options)
         end_steps()
         return generator(tokens)
 
-    def generate(self, *given: Any, backend: Any = None, remote: Any = None, **kwargs: Any) -> Any:
+    def generate(
+        self, *given: Any, progress: bool | None = None, backend: Any = None, remote: Any = None, **kwargs: Any
+    ) -> Any:
         """Generate text: a plain call returns the tokens, and `with model.generate(...) as tracer:` looks inside.
 
         Args:
             given: the prompt, as for `trace`; without one, the block opens invokes.
+            progress: show a bar over the steps. If it is not said, a bar appears in a notebook or at a prompt when the
+                generation has taken two seconds, and never in a script.
             kwargs: options of transformers' `generate` (`max_new_tokens=`, `do_sample=`, ...).
 
         Returns:
             The tokens [rows, positions], or a `Tracer` at the head of a `with`.
         """
+        if progress is not None:
+            kwargs["progress"] = progress
         if backend is None and remote in (None, False) and not is_with_head(sys._getframe(1)):
             return self._run_now("generate", given, kwargs)
         return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from nnsight import NNsightWarning
 from nnsight.plugin import Loadable
-from nnsight_hf import toy
+from nnsight_hf import progress, toy
 
 #: Models that travel in this package, by the name that loads them.
 EMBEDDED = {"nnsight/toy-landmarks": toy.path}
@@ -82,7 +82,8 @@ class Checkpoint:
             from nnsight_hf.parallel import restated  # torch.distributed takes a while to import
 
             options = restated(options)
-        module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **options)
+        with progress.patient():
+            module: torch.nn.Module = self.automodel.from_pretrained(self.source, config=self.config, **options)
         return module.eval()
 
 
