@@ -147,6 +147,7 @@ class LanguageModel(PretrainedModel):
             if (
                 "position_ids" not in kwargs
                 and padding.takes(self._module, "position_ids")
+                and padding.takes_padding(self._module)
                 and not padding.counts_itself(self._module)
             ):
                 kwargs["position_ids"] = padding.positions(mask)
