@@ -712,7 +712,17 @@ def example_of_the_documentation(bench: Bench) -> None:
     assert said.getvalue() == (told if bench.rank == 0 else "")
 
 
-_NAMES = ("read_", "edit_", "gradients", "parameters", "ranks_", "relies_", "example_")
+def zz_a_rank_whose_script_is_over_leaves_nobody_waiting(bench: Bench) -> None:
+    """The last check: rank 1 does nothing, and ends."""
+    if bench.rank == 0:
+        spread, _ = bench.pair("llama")
+        said = r"Rank 0 opens a run of `model` \(.*, line \d+\) and waits for rank 1 .*, but its process has ended"
+        with torch.no_grad(), pytest.raises(RanksError, match=said):
+            with spread.trace(IDS):
+                spread.lm_head.output
+
+
+_NAMES = ("read_", "edit_", "gradients", "parameters", "ranks_", "relies_", "example_", "zz_")
 _HELPERS = {"read_everything", "edit_in_place"}
 CHECKS = {name: check for name, check in list(globals().items()) if name.startswith(_NAMES) and name not in _HELPERS}
 
@@ -725,7 +735,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
     bench = Bench(folder)
-    wanted = sys.argv[3:] or list(CHECKS)
+    wanted = sorted(sys.argv[3:] or CHECKS)
     for name in wanted:
         try:
             CHECKS[name](bench)

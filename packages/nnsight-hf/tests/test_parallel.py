@@ -10,8 +10,12 @@ from pathlib import Path
 import parallel_checks
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
-from nnsight_hf.parallel import sharding_of
+pytestmark = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="older transformers spread models in another way"
+)
 
 HERE = Path(__file__).parent
 
@@ -40,36 +44,6 @@ def test_in_two_processes(check: str, found: Path) -> None:
         assert said == "", f"rank {rank}:\n{said}"
 
 
-RANK_ONE_LEAVES = """
-import sys, torch, torch.distributed as dist
-from nnsight import LanguageModel, RanksError
-
-dist.init_process_group("gloo")
-model = LanguageModel(sys.argv[1], tp_plan="auto", dispatch=True)
-with torch.no_grad(), model.trace(torch.tensor([[5, 6, 7]])):
-    model.lm_head.output
-if dist.get_rank() == 0:
-    try:
-        with torch.no_grad(), model.trace(torch.tensor([[5, 6, 7]])):
-            model.lm_head.output
-    except RanksError as error:
-        print("said:", error)
-"""
-
-
-def test_a_rank_whose_script_is_over_leaves_nobody_waiting(tmp_path: Path) -> None:
-    parallel_checks.save(tmp_path / "llama", "llama")
-    script = tmp_path / "script.py"
-    script.write_text(RANK_ONE_LEAVES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, str(script), str(tmp_path / "llama")], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert (
-        "said: Rank 0 opens a run of `model` (script.py, line 11) and waits for rank 1 to do the same, but its process"
-        in (done.stdout)
-    )
-
-
 class Config:
     """What transformers 5.23 says about a model that it has spread."""
 
@@ -82,6 +56,8 @@ class Mesh:
 
 
 def test_a_model_that_is_spread_in_another_way_is_refused() -> None:
+    from nnsight_hf.parallel import sharding_of
+
     module = torch.nn.Linear(2, 2)
     assert sharding_of(module) is None
     module._device_mesh = Mesh()
@@ -91,3 +67,20 @@ def test_a_model_that_is_spread_in_another_way_is_refused() -> None:
     Config.fsdp_size = 2
     with pytest.raises(NotImplementedError, match=r"sharded as data \(fsdp_size=2\)"):
         sharding_of(module)
+
+
+class Odd(torch.nn.Module):
+    """A model that cannot be made of its configuration alone."""
+
+    def __init__(self, config: object, more: object) -> None:
+        super().__init__()
+        self.config, self.linear = config, torch.nn.Linear(2, 2)
+        self.dummy_inputs = {"input_ids": torch.ones(1, 3)}
+
+
+def test_a_model_whose_twin_cannot_be_made_says_why_nothing_was_measured() -> None:
+    from nnsight_hf.probe import Probe
+
+    probe = Probe(Odd(Config(), None), group=None)
+    assert probe.modules() == {} and probe.operation("linear.source.torch_0", "output") == {}
+    assert "missing 1 required positional argument: 'more'" in probe.why

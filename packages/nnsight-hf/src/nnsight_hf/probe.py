@@ -64,21 +64,21 @@ class Probe:
         self._options: dict[str, Any] = {"use_cache": False}
         if getattr(module.config, "_attn_implementation", None) == "eager":
             self._options["output_attentions"] = True
-        #: Why the twin cannot be run, if it cannot; then nothing can be measured.
+        #: Why the twin cannot be made or run, if it cannot; then nothing can be measured.
         self.why = ""
-        with self._mode:
-            self._twin = twin(module)
-        #: Both as plain models, to look at their operations with.
-        self._plain = NNsight(self._twin), NNsight(module)
+        #: It and the model as plain models, to look at their operations with.
+        self._plain: list[NNsight] = []
 
     def modules(self) -> dict[Key, Rule]:
         """Return how each value lies that passes in and out of the modules."""
         try:
             with self._mode:
-                whole = _seen(self._twin, self._call(fake=True))
-        except Exception as error:  # of the model's own code, which may want inputs of another kind
+                made = twin(self._module)
+                whole = _seen(made, self._call(fake=True))
+        except Exception as error:  # of the model's own code: it may want inputs or arguments of another kind
             self.why = f"{type(error).__name__}: {error}"
             return {}
+        self._plain = [NNsight(made), NNsight(self._module)]
         return _compared(whole, _seen(self._module, self._call()), self._packed, self._group)
 
     def operation(self, path: str, stage: str) -> dict[Key, Rule]:
