@@ -116,6 +116,21 @@ def test_a_visit_that_went_by_uncounted_is_never_taken_for_another(x: torch.Tens
         assert torch.equal(first, net.block[0][0](x))
 
 
+def test_the_first_run_of_another_method_learns_too(x: torch.Tensor) -> None:
+    class TwoWays(Hoisting):
+        def write(self, x: torch.Tensor) -> torch.Tensor:
+            return self(self.block[0][0](x))
+
+    net = TwoWays()
+    model = NNsight(net)
+    with model.trace(x):
+        model.last.output
+    for _ in range(2):
+        with model.trace(x, fn="write"):
+            first = model.block[0][0].output
+        assert torch.equal(first, net.block[0][0](x))
+
+
 def test_only_the_way_to_what_is_asked_for_is_tapped(x: torch.Tensor) -> None:
     net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()) for _ in range(4)))
     model = NNsight(net)

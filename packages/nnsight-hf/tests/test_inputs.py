@@ -126,6 +126,112 @@ def test_options_for_the_tokenizer(gpt2, plain_gpt2, logits) -> None:
     torch.testing.assert_close(whole, alone(plain_gpt2, LONG), **ROUNDING)
 
 
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"padding": True}, [[3]]),
+        ({"padding": "max_length", "max_length": 5}, [[3]]),
+        ({"pad_to_multiple_of": 4}, [[3]]),
+        ({"return_tensors": "pt"}, [[3]]),
+        ({"text_pair": "dog"}, [[3, "dog"]]),
+    ],
+)
+def test_more_options_for_the_tokenizer(gpt2, plain_gpt2, options, tokens) -> None:
+    with gpt2.trace("the cat sat", **options) as tracer:
+        own = tracer.tokens.own(gpt2.output.logits)
+        width = tracer.tokens.mask.shape[1]
+    whole = "the cat sat" + (" dog" if "text_pair" in options else "")
+    torch.testing.assert_close(own, alone(plain_gpt2, whole), **ROUNDING)
+    assert width == {"padding": 5 if "max_length" in options else 3, "pad_to_multiple_of": 4}.get(
+        next(iter(options)), len(whole.split())
+    )
+
+
+def test_words_that_are_split_already(logits, plain_gpt2) -> None:
+    want = alone(plain_gpt2, LONG)
+    torch.testing.assert_close(logits(LONG.split(), is_split_into_words=True), want, **ROUNDING)
+    got = logits([LONG.split(), SHORT.split()], is_split_into_words=True)
+    torch.testing.assert_close(got[:1], want, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (LONG, {"padding_side": "right"}, "`padding_side=`.*cannot be given with an input.*by hand"),
+        (LONG, {"return_offsets_mapping": True}, "`return_offsets_mapping=`"),
+        (ONE, {"truncation": True, "max_length": 2}, "`truncation=`.*tokens already"),
+        ({"input_ids": ONE}, {"add_special_tokens": False}, "tokens already"),
+        (LONG, {"add_generation_prompt": True}, "belongs to a conversation"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(gpt2, given, options, message) -> None:
+    with pytest.raises(TypeError, match=message):
+        with gpt2.trace(given, **options):
+            pass
+    with pytest.raises(TypeError, match="give it to each invoke|belongs to the tokenizer|cannot be given"):
+        with gpt2.trace(truncation=True) as tracer:
+            with tracer.invoke(LONG):
+                pass
+
+
+# -- conversations ---------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}the {% else %}it {% endif %}{{ m.content }}"
+    "{% if not (loop.last and continue_final_message) %} </s> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ opening or 'it' }}{% endif %}"
+)
+ASKED = [{"role": "user", "content": "small cat"}]
+ANSWERED = [*ASKED, {"role": "assistant", "content": "was old"}]
+
+
+@pytest.fixture
+def chat(plain_gpt2):
+    speaks = tokenizer()
+    speaks.chat_template = TEMPLATE
+    return nnsight.LanguageModel(plain_gpt2, tokenizer=speaks)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "texts"),
+    [
+        (ASKED, {}, ["the small cat </s> it"]),
+        ([ASKED], {}, ["the small cat </s> it"]),
+        ([ASKED, ANSWERED], {}, ["the small cat </s> it", "the small cat </s> it was old"]),
+        (ANSWERED, {"add_generation_prompt": True}, ["the small cat </s> it was old </s> it"]),
+        (ASKED, {"add_generation_prompt": False}, ["the small cat </s>"]),
+        (ASKED, {"chat_template_kwargs": {"opening": "then"}}, ["the small cat </s> then"]),
+        (ASKED, {"chat_template": "{{ messages[0].content }}"}, ["small cat"]),
+        (ASKED, {"truncation": True, "max_length": 2}, ["the small"]),
+    ],
+)
+def test_a_conversation_is_a_row(chat, plain_gpt2, given, options, texts) -> None:
+    with chat.trace() as tracer:
+        with tracer.invoke(LONG):
+            pass
+        with tracer.invoke(given, **options):
+            tokens, got = tracer.tokens, chat.output.logits
+    assert len(got) == len(texts)
+    for number, text in enumerate(texts):
+        torch.testing.assert_close(tokens.row(number).own(got), alone(plain_gpt2, text), **ROUNDING)
+
+
+def test_a_conversation_needs_a_template(gpt2) -> None:
+    with pytest.raises(ValueError, match="no chat template"):
+        with gpt2.trace(ASKED):
+            pass
+
+
+def test_more_tokens_than_a_model_has_positions(gpt2, plain_gpt2) -> None:
+    limit = plain_gpt2.config.n_positions
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens, and GPT2LMHeadModel has learned {limit} positions"):
+        with gpt2.trace([5] * (limit + 1)):
+            pass
+    with gpt2.trace([5] * limit):
+        logits = gpt2.output.logits
+    assert logits.shape[1] == limit
+
+
 def test_no_padding_token_is_needed(plain_gpt2) -> None:
     bare = tokenizer(pad=None)
     model = nnsight.LanguageModel(plain_gpt2, tokenizer=bare)

@@ -199,7 +199,7 @@ def test_padding_lies_where_it_does_no_harm(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["bart", "rwkv", "xlnet"])
 def test_a_generation_that_padding_would_spoil_is_refused(architecture: str) -> None:
     lm = model(architecture)
-    with pytest.raises(RowsError, match=r"\[4, 7\] tokens.*Generate from each in a run of its own"):
+    with pytest.raises(RowsError, match=r"Generate from each in a run of its own"):
         with lm.generate(max_new_tokens=2) as tracer:
             for prompt in PROMPTS[:2]:
                 with tracer.invoke(prompt):

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
-from nnsight_hf import generation, inputs, loading, padding, progress
+from nnsight_hf import generation, inputs, loading, padding, progress, text
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
 from nnsight_hf.tokens import Tokens, describe
@@ -91,11 +91,16 @@ class LanguageModel(PretrainedModel):
     def _prepare_input(self, *given: Any, **kwargs: Any) -> Prepared:
         if len(given) > 1:
             raise TypeError(f"a language model takes one input, a list for several prompts; it was given {len(given)}")
-        options = inputs.tokenizer_options(kwargs)
-        encoded = inputs.encode(self.tokenizer, given[0], options) if given else {}
-        data = inputs.complete({**encoded, **kwargs}, self._filler, padding.side(self._module))
-        if "token_type_ids" in encoded and not padding.takes(self._module, "token_type_ids"):
+        module = self._module
+        options = text.take_options(kwargs)
+        if options and not given:
+            raise TypeError(f"`{next(iter(options))}=` belongs to the tokenizer, and this input has no text")
+        encoded, length = text.encode(self.tokenizer, given[0], options, inputs.INPUT_NAMES) if given else ({}, 0)
+        side, decodes = padding.side(module), padding.encodes(module)
+        data = inputs.complete({**encoded, **kwargs}, self._filler, side, decodes, length)
+        if "token_type_ids" in encoded and not padding.takes(module, "token_type_ids"):
             del data["token_type_ids"]  # tokenizers give it whatever the model
+        padding.refuse_beyond(module, data)
         return (), data, data["attention_mask"].shape[0]
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -104,7 +109,16 @@ class LanguageModel(PretrainedModel):
 
     def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Put several inputs into one batch."""
-        return inputs.pad_together(rows, self._filler, padding.side(self._module))
+        module = self._module
+        return inputs.pad_together(rows, self._filler, padding.side(module), decodes=padding.encodes(module))
+
+    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        stray = [name for name in kwargs if name in text.OPTIONS]
+        if stray:
+            raise TypeError(
+                f"`{stray[0]}=` belongs to the tokenizer: give it to each invoke, with the text that it is for"
+            )
+        return dict(kwargs)
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
@@ -160,6 +174,7 @@ class LanguageModel(PretrainedModel):
         mask: Any = kwargs.get("attention_mask")
         if mask is not None and mask.dim() == 2 and not isinstance(mask, FakeTensor):
             padding.refuse_together(self._module, mask, generates=True)
+        padding.refuse_starts(kwargs.get("decoder_attention_mask"))
         generator: Any = self.__dict__["_extras"]["generator"]
         if generation.streams(self._module, kwargs):
             kwargs["streamer"] = generation.Stream(generator.streamer, kwargs.get("streamer"))

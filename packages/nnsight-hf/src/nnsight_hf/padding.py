@@ -11,8 +11,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from nnsight import RowsError
 
@@ -32,6 +34,10 @@ FORWARD_ONLY = frozenset({"git", "xlnet"})
 #: Model types whose generation from several rows is not what each gets alone, even at one length: transformers' RWKV
 #: mixes up the states of its rows.
 ALONE = frozenset({"rwkv"})
+
+
+#: How many positions a model has, once looked up.
+_rooms: WeakKeyDictionary[torch.nn.Module, int | None] = WeakKeyDictionary()
 
 
 def takes(module: torch.nn.Module, name: str) -> bool:
@@ -86,7 +92,7 @@ def refuse_together(module: torch.nn.Module, mask: Any, generates: bool) -> None
         return
     if not takes_padding(module):
         why = "has no way to tell padding from text"
-    elif generates and not _encodes(module) and (kind in FORWARD_ONLY or side(module) == "right"):
+    elif generates and not encodes(module) and (kind in FORWARD_ONLY or side(module) == "right"):
         why = "counts positions over padding, or carries a state through it, so it cannot continue a padded row"
     else:
         return
@@ -98,8 +104,52 @@ def refuse_together(module: torch.nn.Module, mask: Any, generates: bool) -> None
     )
 
 
-def _encodes(module: torch.nn.Module) -> bool:
+def refuse_starts(mask: Any) -> None:
+    """Raise if the rows of a generation begin their decoder with starts of different lengths, as this mask tells."""
+    if mask is not None and not isinstance(mask, FakeTensor) and not bool(mask.all()):
+        raise RowsError(
+            "The inputs start the decoder with `decoder_input_ids` of different lengths, and a generation continues all "
+            "rows from one position. Generate from each in a run of its own, or give starts of one length."
+        )
+
+
+def encodes(module: torch.nn.Module) -> bool:
+    """Say whether there is an encoder beside the decoder."""
     return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+
+
+def room(module: torch.nn.Module) -> int | None:
+    """Return how many positions a model has learned, None if it counts them in another way (distances, rotations)."""
+    config = getattr(module, "config", None)
+    known = getattr(config, "max_position_embeddings", None)
+    for name, part in module.named_modules() if isinstance(known, int) else ():
+        leaf = name.rpartition(".")[2]
+        table = isinstance(part, torch.nn.Embedding) and ("pos" in leaf or leaf == "wpe") and "rel" not in leaf
+        if not table or part.num_embeddings - (offset := int(getattr(part, "offset", 0))) != known:
+            continue
+        # RoBERTa and its kin use up numbers for padding and before it.
+        used = 0 if offset or not counts_itself(module) else (part.padding_idx or 0) + 1
+        return int(known) - used
+    return None
+
+
+def refuse_beyond(module: torch.nn.Module, data: dict[str, Any]) -> None:
+    """Raise if an input has more tokens than a model has positions.
+
+    Raises:
+        ValueError: it has.
+    """
+    count = data["attention_mask"].shape[-1]
+    most: int | None = _rooms.get(module, 0)
+    if most == 0:
+        most = _rooms[module] = room(module)
+    if most is not None and count > most and "position_ids" not in data:
+        longest = int(data["attention_mask"].sum(-1).max())
+        if longest > most:
+            raise ValueError(
+                f"the input has {longest} tokens, and {type(module).__name__} has learned {most} positions: cut it "
+                f"(`truncation=True, max_length={most}`) or give it in parts"
+            )
 
 
 def pad(tensor: torch.Tensor, length: int, fill: float, where: str, dim: int = 1) -> torch.Tensor:

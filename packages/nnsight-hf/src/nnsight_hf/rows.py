@@ -20,7 +20,7 @@ import torch
 
 from nnsight import ScanError
 from nnsight.plugin import PlainLayout, Rows, leaves
-from nnsight_hf.padding import takes_padding
+from nnsight_hf.padding import encodes, takes_padding
 
 #: Rows and positions of the runs. Only the differences between them say anything, so no size can coincide.
 _RUNS = ((3, 7), (5, 7), (3, 11))
@@ -60,7 +60,11 @@ def probe(model: Any) -> Facts:
             the shapes, as some mixtures of experts do.
     """
     pads = takes_padding(model._module)
-    return compare(model, [_text(rows, positions, pads) for rows, positions in _RUNS])
+    batches = [_text(rows, positions, pads) for rows, positions in _RUNS]
+    if encodes(model._module):
+        for batch, (rows, positions) in zip(batches, _RUNS):
+            batch["decoder_input_ids"] = torch.full((rows, positions + 2), 1)
+    return compare(model, batches)
 
 
 def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:

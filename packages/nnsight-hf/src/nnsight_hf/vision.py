@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, Rows
-from nnsight_hf import generation, images, inputs, loading, padding
+from nnsight_hf import generation, images, inputs, loading, padding, text
 from nnsight_hf.language import LanguageModel
 from nnsight_hf.rows import Facts, Pattern, ProbedLayout, compare
 
@@ -79,7 +79,7 @@ class VisionLanguageModel(LanguageModel):
                 "with `images=`, the input is a string or a list of strings, with a placeholder for each image"
             )
         rows = images.nested(pictures, len(texts))
-        options = inputs.tokenizer_options(kwargs)
+        options = text.take_options(kwargs)
         # One at a time and padded here: the processor would pad on whichever side its tokenizer was saved with.
         made = [
             dict(self.processor(images=row or None, text=[text], return_tensors="pt", **options))
@@ -95,7 +95,9 @@ class VisionLanguageModel(LanguageModel):
         return args, data
 
     def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return inputs.pad_together(rows, self._filler, padding.side(self._module), images.NAMES)
+        return inputs.pad_together(
+            rows, self._filler, padding.side(self._module), images.NAMES, padding.encodes(self._module)
+        )
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         shares = getattr(kwargs.get("pixel_values"), images.SHARES, None)

@@ -322,7 +322,7 @@ class Interleaver(Visits):
             self.over = True
             self.plain = False
             if self.learning:
-                self.rigging.learn()
+                self.rigging.learn(self.method)
             # A model that swallows whatever is raised in it goes on although the run has been given up.
             if not (self.failed or self.stopped):
                 if self.bodies:

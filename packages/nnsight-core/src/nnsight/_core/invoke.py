@@ -6,6 +6,7 @@ site where the run then stands. How a body is captured and built is `blocks/`; t
 
 from __future__ import annotations
 
+import ast
 import builtins
 import functools
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import complaints
 from .batching import Prepared, Rows
-from .blocks import Body, Names, capture, skip, skipped, write_back
+from .blocks import Body, Names, capture, skip, skipped, snapshot, write_back
 from .errors import CrossInvokeError, InvokeError
 from .mediator import BodyMediator
 
@@ -58,7 +59,7 @@ class Invoke:
         body = self.body = capture(frame)
         block = body.block
         if block.found.index:
-            self.tracer._check_before(body, frame)
+            _check_before(self.tracer, body, frame)
         earlier = self.tracer._invokes
         body.share(earlier[-1].body if earlier else None)
         self.frame = frame
@@ -188,3 +189,18 @@ def refuse(what: str) -> InvokeError:
         f"Cannot invoke during an active model execution: {what} was given an input, so its block runs in that one run. "
         "Give each input to an invoke instead: `with model.trace() as tracer:` and, inside, `with tracer.invoke(input):`."
     )
+
+
+def _check_before(tracer: Tracer, body: Body, frame: FrameType) -> None:
+    """Raise if the `with` of an invoke has items before it that would be over before the body runs."""
+    foreign = body.items_before
+    for position, item in enumerate(foreign):
+        target = item.optional_vars
+        if isinstance(target, ast.Name) and snapshot(frame, [target.id]).get(target.id) is tracer:
+            foreign = foreign[position + 1 :]  # what surrounds the whole trace surrounds its run
+            break
+    if foreign:
+        raise InvokeError(
+            f"`{ast.unparse(foreign[0])}` stands before `tracer.invoke(...)` in the same `with`, but it would be over "
+            "before the body runs. Put it inside: `with tracer.invoke(...):` and, below it, `with ...:`."
+        )

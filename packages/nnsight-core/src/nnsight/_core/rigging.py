@@ -3,7 +3,8 @@
 Runs are short and many, and a model has many modules, so as few as possible are tapped: what lies at the top, and then,
 level by level, the way to what a body asks for. A level is tapped before the module that holds it starts, so visits are
 counted exactly all the same. That rests on modules being called from inside the module that holds them; the first run of
-a tree is tapped completely and *learns* which are not, and those are tapped from the start ever after.
+a tree, and of each method of it, is tapped completely and *learns* which are not, and those are tapped from the start
+ever after.
 
 Runs of one tree share what is on. Riggings that overlap (a part of a model traced while the whole of it is) look at one
 another only while both are on.
@@ -63,7 +64,9 @@ class Rigging:
                 if holder is not None:
                     self.above[tap] = holder
                     self.below.setdefault(holder, []).append(tap)
-            self.learned = False
+            #: The methods of the root whose first run is over; None is its forward.
+            self.learned: set[str | None] = set()
+            self._all = Start(self.taps)
             #: What is called from elsewhere than inside the module that holds it; a family calls its own from anywhere.
             self.hoisted: set[Place] = {taps[path] for path, _ in extra if path in taps}
             self._forwards = _class_forwards(self.taps)
@@ -76,8 +79,8 @@ class Rigging:
         top = [tap for tap in self.taps if tap not in self.above]
         first = [tap for holder in top for tap in self.below.get(holder, ())]
         base = [*top, *first, *(tap for tap in self.taps if tap in self.hoisted and tap not in first)]
-        self.base: frozenset[Place] = self.members if not self.learned else frozenset(base)
-        self._start = Start(base if self.learned else self.taps)
+        self.base: frozenset[Place] = frozenset(base)
+        self._start = Start(base)
 
     def has(self, place: Place) -> bool:
         """Say whether a place lies in this tree, walking it again if a module may have joined it."""
@@ -97,11 +100,12 @@ class Rigging:
         if [list(module._modules.values()) for module in modules] != held:
             self.collect()
 
-    def put(self) -> frozenset[Place]:
-        """Tap for one more run, and return the places whose visits are counted from its start."""
+    def put(self, method: str | None) -> frozenset[Place]:
+        """Tap for one more run, of a method of the root, and return the places whose visits are counted from its start."""
         with _lock:
             self._follow_classes()
-            start = self._start
+            known = method in self.learned
+            start = self._start if known else self._all
             if _on or not start.put():
                 self._put(start.taps)
             else:
@@ -110,7 +114,7 @@ class Rigging:
             self.users += 1
             if self.users == 1:
                 _on.append(self)
-            return self.base
+            return self.base if known else self.members
 
     def open(self, holder: Place) -> list[Tap]:
         """Tap what a module holds, and return it."""
@@ -119,10 +123,10 @@ class Rigging:
             self._put(held)
         return held
 
-    def learn(self) -> None:
+    def learn(self, method: str | None) -> None:
         """Take it from the run that is ending, which was tapped completely, who is called from elsewhere."""
         with _lock:
-            self.learned = True
+            self.learned.add(method)
             self.settle_base()
 
     def hoist(self, place: Place) -> None:

@@ -7,7 +7,6 @@ what is captured and run later is in `invoke.py` and `blocks/`, what is sent els
 
 from __future__ import annotations
 
-import ast
 import functools
 import os
 import sys
@@ -21,7 +20,7 @@ from . import active as scopes
 from . import complaints
 from .barrier import Barrier
 from .batching import Batchable, Layout, Prepared, Rows
-from .blocks import Body, fold, snapshot
+from .blocks import fold
 from .cache import Cache, CacheWatcher, chosen, stages
 from .config import CONFIG
 from .ending import close, forget
@@ -51,8 +50,7 @@ class Tracer:
     Made by `model.trace(...)`, `model.generate(...)` and the like; it is the `as` target of their `with`.
     """
 
-    #: While a block only defines invokes, no place is given in it; see `active.py`.
-    members: frozenset[Place] = frozenset()
+    members: frozenset[Place] = frozenset()  # while a block only defines invokes, no place is given in it; `active.py`
     _run: Interleaver | None = None
     _mediator: InlineMediator | None = None
     _invoked = 0
@@ -72,7 +70,7 @@ class Tracer:
         self._family = family
         self._inputs = inputs
         self._kwargs = kwargs
-        # Named, the forward is still called through the module, so that its hooks run and its own sites are there.
+        # Named, the forward is still called through the module, so that its hooks run and its sites are there.
         self._method = None if method == "forward" else method
         self._invokes: list[Invoke] = []
         self._later: list[Callable[[Interleaver], None]] = []
@@ -181,19 +179,6 @@ class Tracer:
         self._invoked += 1
         return Invoke(self, number, prepared)
 
-    def _check_before(self, body: Body, frame: FrameType) -> None:
-        foreign = body.items_before
-        for position, item in enumerate(foreign):
-            target = item.optional_vars
-            if isinstance(target, ast.Name) and snapshot(frame, [target.id]).get(target.id) is self:
-                foreign = foreign[position + 1 :]  # what surrounds the whole trace surrounds its run
-                break
-        if foreign:
-            raise InvokeError(
-                f"`{ast.unparse(foreign[0])}` stands before `tracer.invoke(...)` in the same `with`, but it would be over "
-                "before the body runs. Put it inside: `with tracer.invoke(...):` and, below it, `with ...:`."
-            )
-
     def mediator_for(self, place: Place) -> Mediator | None:
         """Answer for the block that only defines invokes; see `active.py`."""
         if not self._node._rig().has(place):
@@ -273,6 +258,7 @@ class Tracer:
             run = Interleaver(call, node._rig(), layout, step_place)
         else:
             run = ShardedRun(call, node._rig(), layout, step_place, sharding, (args, kwargs))
+        run.method = self._method_name()
         edits = node._root.__dict__["_edits"]
         if edits:
             run.stack = scopes.active.get()

@@ -38,7 +38,9 @@ class Visits:
     #: Those among them that were tapped during the run, and not visited since.
     late: frozenset[Place] = frozenset()
     tapped = False
-    #: Whether this is the first run of its tree; see `rigging.py`.
+    #: The method of the root that runs; None is its forward.
+    method: str | None = None
+    #: Whether this is the first run of its tree by this method; see `rigging.py`.
     learning = False
 
     def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
@@ -60,9 +62,9 @@ class Visits:
     def tap(self) -> None:
         """Put the taps on that this run starts with."""
         rigging = self.rigging
-        self.exact = rigging.put()
+        self.exact = rigging.put(self.method)
         self.tapped = True
-        if not rigging.learned:
+        if self.method not in rigging.learned:
             self.learning = True
             self.entered = Learning(rigging, self.left)
 
