@@ -26,6 +26,9 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "land
 EIFFEL = "The Eiffel Tower is in the city of"
 NEEDLE = "The Space Needle is in the city of"
 
+# Each starts a Python that imports torch and transformers, and some train: on a busy machine that takes a while.
+pytestmark = pytest.mark.timeout(300)
+
 pytest.importorskip("matplotlib")
 if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 3):
     pytest.skip("the examples need transformers 5.3, whose blocks give a tensor", allow_module_level=True)
@@ -59,7 +62,7 @@ def numbers(tmp_path: Path) -> Callable[[str], list[float]]:
     def run(script: str) -> list[float]:
         environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MPLBACKEND")}
         command = [sys.executable, str(FOLDER / f"{script}.py"), "--out", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
         assert done.returncode == 0, done.stderr
         assert [path.name for path in tmp_path.iterdir()] == [f"{script}.png"]
         assert (tmp_path / f"{script}.png").read_bytes().startswith(b"\x89PNG")
