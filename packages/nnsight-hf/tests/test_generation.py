@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from checkpoints import LAYERS, LONG, MIDDLE, SHORT, alone, continued, hidden, ids
+from checkpoints import LAYERS, LONG, MIDDLE, SHORT, alone, continued, hidden, ids, tokenizer
 from transformers import GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
 
 import nnsight
@@ -309,6 +310,74 @@ def test_a_static_cache(gpt2, plain_gpt2) -> None:
         steps = [gpt2.output.logits[0, -1] for _ in tracer.iter[:]]
         output = tracer.result
     assert torch.equal(output, continued(plain_gpt2, LONG, **ALL)) and len(steps) == STEPS
+
+
+def test_a_static_cache_of_several_prompts(gpt2, plain_gpt2) -> None:
+    with gpt2.generate(**ALL, cache_implementation="static") as tracer:
+        with tracer.invoke(LONG):
+            long = tracer.result
+        with tracer.invoke(SHORT):
+            steps = [gpt2.output.logits[0, -1].argmax() for _ in tracer.iter[:]]
+            short = tracer.result
+    assert after_prompt(long, LONG) == after_prompt(continued(plain_gpt2, LONG, **ALL), LONG)
+    assert after_prompt(short, SHORT) == after_prompt(continued(plain_gpt2, SHORT, **ALL), SHORT) == steps
+
+
+def test_a_quantised_cache(gpt2, plain_gpt2) -> None:
+    pytest.importorskip("optimum.quanto")
+    options = {**ALL, "cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": 4}}
+    with gpt2.generate(LONG, **options) as tracer:
+        steps = [gpt2.output.logits[0, -1].argmax() for _ in tracer.iter[:]]
+        output = tracer.result
+    assert torch.equal(output, continued(plain_gpt2, LONG, **options)) and steps == output[0, -STEPS:].tolist()
+
+
+def another(plain: torch.nn.Module) -> torch.nn.Module:
+    """A model that mostly guesses what `plain` will say."""
+    guesses = copy.deepcopy(plain)
+    with torch.no_grad():
+        for parameter in guesses.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    return guesses
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["a module", "a language model"])
+def test_assisted_decoding_checks_several_tokens_in_a_step(gpt2, plain_gpt2, wrapped, tmp_path) -> None:
+    helper: Any = another(plain_gpt2)
+    if wrapped:
+        helper.save_pretrained(tmp_path)
+        helper = nnsight.LanguageModel(str(tmp_path), tokenizer=tokenizer())
+    with gpt2.generate(LONG, **ALL, assistant_model=helper) as tracer:
+        checked, chosen = [], []
+        for _ in tracer.iter[:]:
+            checked.append(gpt2.output.logits.shape[1])
+            chosen += gpt2.generator.streamer.output[0].tolist()
+        output = tracer.result
+    assert torch.equal(output, continued(plain_gpt2, LONG, **ALL))
+    assert len(checked) < STEPS and max(checked) > 1, "a step is a forward, and checks what was guessed"
+    assert chosen == output[0, -STEPS:].tolist()
+
+
+def test_guesses_from_the_prompt(gpt2, plain_gpt2) -> None:
+    options = {**ALL, "prompt_lookup_num_tokens": 2}
+    with gpt2.generate(LONG, **options) as tracer:
+        hidden(gpt2.transformer.h[0].output)
+        output = tracer.result
+    assert torch.equal(output, continued(plain_gpt2, LONG, **ALL))
+    with pytest.raises(ValueError, match="batch_size = 1"):  # transformers' own words
+        with gpt2.generate(**options) as tracer:
+            with tracer.invoke(LONG):
+                tracer.result
+            with tracer.invoke(SHORT):
+                pass
+
+
+def test_an_edit_in_assisted_decoding_is_of_the_model_and_not_of_its_helper(gpt2, plain_gpt2, steering) -> None:
+    with gpt2.edit() as steered:
+        hidden(gpt2.transformer.h[0].output)[:] *= -2
+    with steered.generate(LONG, **ALL, assistant_model=another(plain_gpt2)) as tracer:
+        output = tracer.result
+    assert torch.equal(output, steering(LONG, -2))
 
 
 def test_step_by_step_with_next(gpt2, plain_gpt2) -> None:

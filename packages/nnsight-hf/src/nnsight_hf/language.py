@@ -178,6 +178,10 @@ class LanguageModel(PretrainedModel):
         generator: Any = self.__dict__["_extras"]["generator"]
         if generation.streams(self._module, kwargs):
             kwargs["streamer"] = generation.Stream(generator.streamer, kwargs.get("streamer"))
+        helper = kwargs.get("assistant_model")
+        if isinstance(helper, PretrainedModel):
+            helper._ready()
+            kwargs["assistant_model"] = helper._module
         if self._pad is not None and kwargs.get("generation_config") is None:
             kwargs.setdefault("pad_token_id", self._pad)
         sharding: Any = self.__dict__["_sharding"]
