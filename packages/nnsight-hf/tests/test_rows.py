@@ -196,7 +196,14 @@ def test_padding_lies_where_it_does_no_harm(architecture: str) -> None:
         torch.testing.assert_close(own, want, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["bart", "rwkv", "xlnet"])
+def test_a_generation_whose_states_would_be_mixed_up_is_refused() -> None:
+    lm = model("rwkv")
+    with pytest.raises(RowsError, match="mixes up the states.*each in a run of its own"):
+        lm.generate([PROMPTS[0], PROMPTS[2]], max_new_tokens=2)
+    assert lm.generate(PROMPTS[0], max_new_tokens=2).shape[0] == 1
+
+
+@pytest.mark.parametrize("architecture", ["bart", "recurrent_gemma", "xlnet"])
 def test_a_generation_that_padding_would_spoil_is_refused(architecture: str) -> None:
     lm = model(architecture)
     with pytest.raises(RowsError, match=r"Generate from each in a run of its own"):
