@@ -19,6 +19,7 @@ from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open
 from nnsight_hf import generation, inputs, loading, padding, progress, text
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
+from nnsight_hf.standard import Resolution, StandardNames, resolve
 from nnsight_hf.tokens import Tokens, describe
 
 
@@ -141,6 +142,20 @@ class LanguageModel(PretrainedModel):
         if known is None or known[0] is not self._module:
             known = self.__dict__["_rows"] = (self._module, probe(self._whole()))
         return known[1]
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @property
+    def standard(self) -> StandardNames:
+        """This model under standard names (`layers_output[i]`, `mlps_output[i]`, ...); see `nnsight_hf.standard`.
+
+        What they mean is found out when they are first asked for, by a small run, for which the weights are loaded.
+        """
+        self.dispatch()
+        known: tuple[Any, Resolution] | None = self.__dict__.get("_resolution")
+        if known is None or known[0] is not self._module:
+            known = self.__dict__["_resolution"] = (self._module, resolve(self._module))
+        return StandardNames(self, known[1])
 
     # -- running -----------------------------------------------------------------------------------------------------
 

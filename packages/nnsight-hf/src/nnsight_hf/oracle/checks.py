@@ -16,6 +16,8 @@ from nnsight import LanguageModel, NNsightError, RowsError
 from nnsight.plugin import leaves, tree_map
 from nnsight_hf import padding
 from nnsight_hf.oracle.zoo import tokens
+from nnsight_hf.standard import AbsentNameError
+from nnsight_hf.standard.report import absent
 
 #: Prompts of three lengths, as token ids.
 PROMPTS = (tokens(5), tokens(9), tokens(7))
@@ -246,6 +248,45 @@ def scan(model: Any) -> None:
         raise Failed(f"logits: {logits} instead of {tuple(want[''][0][0].shape)}")
 
 
+def names(model: Any) -> None:
+    """The standard names that a model has hold what they say: their sums are the residual stream, their end the logits."""
+    standard = model.standard
+    layers = standard.resolution.layers
+    lacks = absent(standard)
+    if "layers" in lacks:
+        return
+    whole = (
+        [at for at in range(len(layers)) if not {f"attentions_output[{at}]", f"mlps_output[{at}]"} & lacks.keys()]
+        if not {"attentions_output", "mlps_output"} & lacks.keys()
+        else []
+    )
+    before: dict[int, torch.Tensor] = {}
+    after: list[torch.Tensor] = []
+    added: dict[int, torch.Tensor] = {}
+    with torch.no_grad(), model.trace(PROMPTS[1]):
+        for at in range(len(layers)):
+            if "layers_input" not in lacks:
+                before[at] = standard.layers_input[at].clone()
+            if at in whole:
+                added[at] = standard.attentions_output[at].clone()
+                added[at] = added[at] + standard.mlps_output[at]
+            after.append(standard.layers_output[at].clone())
+        logits = standard.logits.clone()
+    for at in range(len(layers)):
+        if at in whole and at in before:
+            close(
+                before[at] + added[at], after[at], f"layers_input[{at}] + attentions_output[{at}] + mlps_output[{at}]"
+            )
+        if at and at in before:
+            close(before[at], after[at - 1], f"layers_input[{at}]")
+    try:
+        with torch.no_grad():
+            got = standard.project_on_vocab(after[-1])
+    except AbsentNameError:
+        return
+    close(got, logits, "project_on_vocab(layers_output[-1])")
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "trace": trace,
     "batched": batched,
@@ -253,6 +294,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "together": together,
     "edit": edit,
     "scan": scan,
+    "names": names,
 }
 
 
