@@ -154,11 +154,11 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time ours, raw hooks and the peer in one run; `nox -s bench -- --others` adds pyvene and TransformerLens."""
-    session.install(*pinned(), *with_siblings("nnsight-core"), *group("bench"))
+    session.install(*pinned(), *with_siblings("nnsight-hf"), *group("bench"))
     arguments = [argument for argument in session.posargs if argument != "--others"]
     others = OTHERS if "--others" in session.posargs else []
     # The peer is imported as `nnsight` too, so it lives apart.
-    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER, *others)
+    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER, "transformers", *others)
     if others:
         arguments += ["--others-python", peer]
     session.run("python", "benchmarks/run.py", "--peer-python", peer, *arguments, env=OFFLINE)

@@ -51,7 +51,7 @@ class Contender:
 
     def prepare(self, row: Row, checked: bool = True) -> dict[str, float]:
         """Build a row's cases and return its times, roughly, as `measure` does; empty if this contender cannot do it."""
-        return self._ask(do="prepare", work=row.work, model=row.model, count=row.count, checked=checked)
+        return self._ask(do="prepare", work=row.work, model=row.model, count=row.count, checked=checked, slow=row.slow)
 
     def measure(self, repetitions: int) -> dict[str, float]:
         """Time one round of the row: the bare forward, and what each other case adds to it, in microseconds."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gpt2
+
 
 class Chain(nn.Module):
     """Layers one after the other."""
@@ -130,11 +132,18 @@ def _gpt2_shaped() -> Subject:
     return Subject(GPT2Shaped(), torch.randint(0, 256, (1, 16)))
 
 
+def _gpt2(width: int) -> Subject:
+    vocabulary = 50257 if width == 768 else 1000
+    return Subject(gpt2.make(width, vocabulary), torch.randint(1, vocabulary, (1, 512)))
+
+
 _MODELS: dict[str, Callable[[], Subject]] = {
     "MLP": _mlp,
     "96 identities": _identities,
     "3 identities": _wide,
     "GPT-2-shaped": _gpt2_shaped,
+    "GPT-2": lambda: _gpt2(768),
+    "GPT-2, narrow": lambda: _gpt2(64),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import fresh
 from rows import Row, Timed
 
 _IMPORT_LIMIT = 60.0
@@ -26,6 +27,7 @@ class Report:
         self.contenders = list(contenders)
         self.rows: list[tuple[Row, Timed]] = []
         self.imports: dict[str, float] = {}
+        self.fresh: dict[str, tuple[float, float]] = {}
 
     def add(self, row: Row, timed: Timed) -> None:
         """Take in one row."""
@@ -62,6 +64,11 @@ class Report:
             bound = f" (must be under {_IMPORT_LIMIT:g})" if name == "ours" else ""
             console.print(f"`import nnsight` after torch, {name}: {milliseconds:.0f} ms{bound}. {mark}")
 
+        for text, (ratio, error) in self.fresh.items():
+            bound = fresh.FIGURES[text][2]
+            mark = _mark(None if abs(ratio - bound) < error else ratio <= bound)
+            console.print(f"{text}: {ratio:.3f} (must be at most {bound:g}).", mark)
+
     def _table(self, shown: list[str]) -> Table:
         table = Table(title="Overhead over the bare forward, in microseconds (medians)", title_justify="left")
         for heading in ("work", "model"):
@@ -96,7 +103,13 @@ class Report:
             ]
             rows.append({"work": row.name, "model": row.model, **dataclasses.asdict(timed), "targets": targets})
         about = {"python": platform.python_version(), "machine": platform.machine(), "contenders": self.contenders}
-        result = {"about": about, "rows": rows, "linear": self.linear(), "import milliseconds": self.imports}
+        result = {
+            "about": about,
+            "rows": rows,
+            "linear": self.linear(),
+            "import milliseconds": self.imports,
+            "fresh processes": self.fresh,
+        }
         Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -11,6 +11,9 @@ from rows import Row, Timed
 
 _FEWEST, _MOST = 3, 200
 
+#: How many rounds a row has at most whose calls take seconds.
+_SLOW_ROUNDS = 9
+
 
 class Timing:
     """How long a row may take.
@@ -36,11 +39,11 @@ def time_row(row: Row, contenders: Sequence[Contender], timing: Timing) -> Timed
     able = [(contender, rough) for contender in contenders if (rough := contender.prepare(row))]
     bare: list[float] = []
     overheads: dict[str, list[float]] = {}
-    for _ in range(timing.rounds):
+    for _ in range(min(timing.rounds, _SLOW_ROUNDS) if row.slow else timing.rounds):
         for contender, rough in able:
             if row.fresh:
                 contender.prepare(row, checked=False)
-            times = contender.measure(timing.repetitions(rough))
+            times = contender.measure(1 if row.slow else timing.repetitions(rough))
             if contender.name == "ours":
                 bare.append(times["bare"])
             for name, overhead in times.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import fresh
 from contender import Contender, ContenderError
 from imports import time_imports
 from report import Report
@@ -18,6 +19,7 @@ from rounds import Timing, time_row
 from rows import ROWS
 
 _IMPORT = "import"
+_FRESH = "load memory"
 
 
 def _arguments() -> argparse.Namespace:
@@ -57,6 +59,9 @@ def main() -> int:
             contender.close()
     if _wanted(_IMPORT, options.only):
         report.imports = time_imports(pythons, 3 if options.quick else 9)
+    if _wanted(_FRESH, options.only):
+        print("loading and peak memory ...", file=sys.stderr)
+        report.fresh = fresh.measure(options.python, 3 if options.quick else 9)
     report.show()
     if options.json:
         report.write(options.json)

@@ -33,15 +33,19 @@ class Worker:
         self.made: dict[str, Case] = {}
         #: How many calls a burst of each case has.
         self.calls: dict[str, int] = {}
+        #: How many bursts a round has at least.
+        self.least = 3
 
-    def prepare(self, work: str, model: str, count: int, checked: bool) -> dict[str, float]:
+    def prepare(self, work: str, model: str, count: int, checked: bool, slow: bool) -> dict[str, float]:
         """Build the cases of a row and warm them up; return what `measure` returns, roughly."""
         if checked and self.contender in ("ours", "peer"):
             agree(work, model, count, self.contender)
         self.made = cases(work, model, count, self.contender)
         self.calls = dict.fromkeys(self.made, 1)
-        self.measure(3)
-        rough = self.measure(3)
+        self.least = 1 if slow else 3
+        if not slow:
+            self.measure(3)
+        rough = self.measure(self.least)
         for name, added in rough.items():
             once = rough["bare"] + (added if name != "bare" else 0.0)
             self.calls[name] = min(max(int(_BURST / max(once, 1.0)), 1), _MOST)
@@ -51,7 +55,7 @@ class Worker:
         """Time the cases in turn; return the median of the bare forward and of what each other adds, in microseconds.
 
         Args:
-            repetitions: how often each case is called, rounded to whole bursts and to three of them at least.
+            repetitions: how often each case is called, rounded to whole bursts and to three of them at least (one, if calls take seconds).
         """
         samples: dict[str, list[float]] = {name: [] for name in self.made}
         order = list(self.made.items())
@@ -61,7 +65,7 @@ class Worker:
         gc.collect()
         gc.disable()
         try:
-            for _ in range(max(repetitions // max(self.calls.values()), 3)):
+            for _ in range(max(repetitions // max(self.calls.values()), self.least)):
                 for name, case in order:
                     calls = range(self.calls[name])
                     begin = clock()
