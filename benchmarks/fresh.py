@@ -2,10 +2,11 @@
 
     python benchmarks/fresh.py load KIND FOLDER | memory KIND | write FOLDER     prints one figure or two as JSON
 
-The peak of a forward counts the bytes of all tensors that are alive and were not before it (the weights were), by watching
-every operation: exact, the same on every run, and nothing of the allocator's. What operations take for themselves while they work
-is not seen; it is the same for all. The peak of loading is what the kernel says of the whole process, its imports
-included. Time is counted on the processor, as elsewhere; whoever loads reads files that were read before.
+The peak of a forward counts the bytes of all tensors that are alive and were not before it (the weights were), by
+watching every operation: exact, the same on every run, and nothing of the allocator's. What operations take for
+themselves while they work is not seen; it is the same for all. The peak of loading is what the kernel says of the whole
+process, its imports included. Time is counted on the processor, as elsewhere; whoever loads reads files that were read
+before.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def memory(kind: str) -> list[float]:
 def load(kind: str, folder: str) -> list[float]:
     """Return the time on the processor, in seconds, and the peak of the process, in bytes."""
     import transformers
+
     from nnsight import LanguageModel
 
     loaders: dict[str, Callable[[], Any]] = {

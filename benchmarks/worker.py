@@ -55,7 +55,7 @@ class Worker:
         """Time the cases in turn; return the median of the bare forward and of what each other adds, in microseconds.
 
         Args:
-            repetitions: how often each case is called, rounded to whole bursts and to three of them at least (one, if calls take seconds).
+            repetitions: how often each case is called, rounded to whole bursts and to `least` of them.
         """
         samples: dict[str, list[float]] = {name: [] for name in self.made}
         order = list(self.made.items())

@@ -8,8 +8,9 @@ takes rows of one length only. What stands in the lists here is measured by the 
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,10 +40,19 @@ ALONE = frozenset({"rwkv"})
 #: How many positions a model has, once looked up.
 _rooms: WeakKeyDictionary[torch.nn.Module, int | None] = WeakKeyDictionary()
 
+#: Whether a model counts positions itself, once looked up.
+_counting: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
 
 def takes(module: torch.nn.Module, name: str) -> bool:
     """Say whether a module's forward has a parameter of this name."""
-    return name in inspect.signature(type(module).forward).parameters
+    return name in _parameters(type(module).forward)
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    # Each invoke asks, and reading a signature takes longer than all else that is done with a short prompt.
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _type(module: torch.nn.Module) -> str:
@@ -67,8 +77,10 @@ def counts_itself(module: torch.nn.Module) -> bool:
 
     RoBERTa and its kin count from another number; models of images and text place the patches of an image in a plane.
     """
-    own = ("create_position_ids_from_input_ids", "get_rope_index")
-    return any(hasattr(part, name) for part in module.modules() for name in own)
+    if module not in _counting:
+        own = ("create_position_ids_from_input_ids", "get_rope_index")
+        _counting[module] = any(hasattr(part, name) for part in module.modules() for name in own)
+    return _counting[module]
 
 
 def refuse_together(module: torch.nn.Module, mask: Any, generates: bool) -> None:
