@@ -48,6 +48,7 @@ BUILTINS = {
     "BarrierError": RuntimeError,
     "RanksError": RuntimeError,
     "BackwardError": RuntimeError,
+    "LoadError": RuntimeError,
     "ScanError": RuntimeError,
     "SourceError": RuntimeError,
     "RenameError": ValueError,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import pathlib
+import shutil
 import threading
+import weakref
 from typing import Any
 
 import checkpoints
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from checkpoints import LONG, SHORT, alone, ids
 
 import nnsight
-from nnsight import LanguageModel
+from nnsight import LanguageModel, LoadError
 from nnsight.testing import LoadableSuite
+from nnsight_hf import identity
 from nnsight_hf.loading import Checkpoint
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
@@ -226,6 +232,164 @@ def test_a_broken_checkpoint_can_be_mended_and_loaded(tmp_path, plain_gpt2) -> N
         got = model.output.logits
     assert model.dispatched and hidden.shape == (1, 2, 32)
     torch.testing.assert_close(got, alone(plain_gpt2, SHORT), **ROUNDING)
+
+
+def test_a_damaged_file_is_named(tmp_path) -> None:
+    checkpoints.save(tmp_path, "gpt2")
+    (weights,) = tmp_path.glob("*.safetensors")
+    size = weights.stat().st_size
+    with weights.open("r+b") as file:
+        file.truncate(size - 64)
+    with pytest.raises(
+        LoadError, match=rf"Damaged: model.safetensors \({size - 64} bytes, where its header says {size}\)"
+    ):
+        LanguageModel(tmp_path).dispatch()
+
+
+def test_a_missing_shard_can_be_brought_later(tmp_path, plain_gpt2) -> None:
+    checkpoints.module("gpt2").save_pretrained(tmp_path, max_shard_size="40KB")
+    checkpoints.tokenizer().save_pretrained(tmp_path)
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.unlink()
+    model = LanguageModel(tmp_path)
+    with pytest.raises((OSError, LoadError), match=shard.name):
+        logits(model)
+    assert not model.dispatched
+    shard.write_bytes(whole)
+    torch.testing.assert_close(logits(model), alone(plain_gpt2, LONG), **ROUNDING)
+
+
+def test_an_interrupted_load_can_be_tried_again(gpt2_folder, plain_gpt2, monkeypatch) -> None:
+    model = LanguageModel(gpt2_folder)
+    with monkeypatch.context() as patched:
+
+        def interrupt(*args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(transformers.GPT2LMHeadModel, "tie_weights", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            logits(model)
+    assert not model.dispatched and len(model.transformer.h) == 2
+    torch.testing.assert_close(logits(model), alone(plain_gpt2, LONG), **ROUNDING)
+
+
+def test_weights_that_the_checkpoint_does_not_have_are_refused(gpt2_folder) -> None:
+    model = LanguageModel(gpt2_folder, automodel="AutoModelForSequenceClassification")
+    with pytest.raises(LoadError, match=r"does not have score.weight.*random numbers.*new_weights=\['score'\]"):
+        model.dispatch()
+    assert not model.dispatched and model.score.out_features == 2
+    for new in (True, ["score"], ["score.weight"]):
+        LanguageModel(gpt2_folder, automodel="AutoModelForSequenceClassification", new_weights=new, dispatch=True)
+    with pytest.raises(LoadError, match="score"):
+        LanguageModel(
+            gpt2_folder, automodel="AutoModelForSequenceClassification", new_weights=["scor", "head"], dispatch=True
+        )
+
+
+def test_weights_of_another_shape_are_refused_by_name(gpt2_folder) -> None:
+    config = transformers.AutoConfig.from_pretrained(gpt2_folder, n_positions=32)
+    with pytest.raises(LoadError, match=r"in another shape transformer.wpe.weight \(64, 32\) for \(32, 32\)"):
+        LanguageModel(gpt2_folder, config=config, dispatch=True)
+    for said in ({"new_weights": ["transformer.wpe"]}, {"ignore_mismatched_sizes": True}):
+        LanguageModel(gpt2_folder, config=config, dispatch=True, **said)
+
+
+def test_layers_left_out_are_no_reason_to_refuse(gpt2_folder) -> None:
+    config = transformers.AutoConfig.from_pretrained(gpt2_folder, n_layer=1)
+    assert len(LanguageModel(gpt2_folder, config=config, dispatch=True).transformer.h) == 1
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("given", ["auto", "float16", torch.float16], ids=str)
+def test_types_in_every_spelling(tmp_path, name, given) -> None:
+    checkpoints.module("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
+    checkpoints.tokenizer().save_pretrained(tmp_path)
+    model = LanguageModel(tmp_path, **{name: given})
+    before = {p.dtype for p in model._module.parameters()}
+    want = {torch.bfloat16 if given == "auto" else torch.float16}
+    assert before == want == {p.dtype for p in model.dispatch()._module.parameters()}
+
+
+def test_a_type_that_is_none(gpt2_folder) -> None:
+    with pytest.raises(ValueError, match="dtype='bfloat61' is not known"):
+        LanguageModel(gpt2_folder, dtype="bfloat61")
+
+
+def test_a_folders_identity_moves_with_it_and_changes_with_what_lies_in_it(tmp_path, gpt2_folder) -> None:
+    shutil.copytree(gpt2_folder, tmp_path / "moved")
+    first, moved = (LanguageModel(folder).identity for folder in (gpt2_folder, tmp_path / "moved"))
+    assert first == moved and first.startswith("local:")
+    assert LanguageModel(gpt2_folder, dtype=torch.bfloat16).identity != first
+    assert (
+        LanguageModel(gpt2_folder, dtype="bfloat16").identity
+        == LanguageModel(gpt2_folder, dtype=torch.bfloat16).identity
+    )
+    said = json.loads((tmp_path / "moved" / "config.json").read_text())
+    (tmp_path / "moved" / "config.json").write_text(json.dumps({**said, "layer_norm_epsilon": 0.1}))
+    assert LanguageModel(tmp_path / "moved").identity != first
+    assert LanguageModel(transformers.AutoModelForCausalLM.from_pretrained(gpt2_folder)).identity is None
+    assert LanguageModel(transformers.AutoConfig.from_pretrained(gpt2_folder)).identity is None
+
+
+def test_of_a_large_file_every_tensor_is_part_of_the_identity(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(identity, "_SMALL", 0)
+    tensors = {name: torch.zeros(4000) for name in "abc"}
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    before = identity.fingerprint(tmp_path)
+    assert identity.fingerprint(tmp_path) == before
+    found = {before}
+    for name in "abc":
+        changed = {**tensors, name: torch.ones(4000)}
+        safetensors.torch.save_file(changed, tmp_path / "model.safetensors")
+        found.add(identity.fingerprint(tmp_path))
+    assert len(found) == 4
+
+
+def test_the_identity_of_a_model_of_the_hub_is_the_commit_in_the_cache(tmp_path, gpt2_folder) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "models--somebody--tiny"
+    shutil.copytree(gpt2_folder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    for revision in ({}, {"revision": commit}):
+        model = LanguageModel("somebody/tiny", cache_dir=tmp_path, local_files_only=True, **revision)
+        assert model.identity == f"hub:somebody/tiny@{commit}"
+
+
+def test_a_model_of_seventy_billion_parameters_is_built_without_memory() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    )
+    model = LanguageModel(config)
+    assert sum(parameter.numel() for parameter in model._module.parameters()) > 70e9
+    assert all(parameter.is_meta for parameter in model._module.parameters())
+    assert model.model.layers[79].mlp.down_proj.in_features == 28672 and not model.dispatched
+
+
+def test_what_was_built_without_weights_is_let_go(gpt2_folder) -> None:
+    model = LanguageModel(gpt2_folder)
+    built = weakref.ref(model._module)
+    block = model.transformer.h[0]
+    logits(model)
+    gc.collect()
+    assert built() is None and block._module is model._module.transformer.h[0]
+
+
+def test_at_once_nothing_is_built_first_and_the_weights_are_read_once(gpt2_folder, monkeypatch) -> None:
+    calls: list[str] = []
+    for name in ("from_config", "from_pretrained"):
+        plain = getattr(transformers.AutoModelForCausalLM, name)
+        counted = lambda *args, _name=name, _plain=plain, **kwargs: calls.append(_name) or _plain(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, name, counted)
+    logits(LanguageModel(gpt2_folder, dispatch=True))
+    assert calls == ["from_pretrained"]
 
 
 def test_two_threads_that_run_it_first(gpt2_folder, plain_gpt2) -> None:

@@ -16,6 +16,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── RanksError (RuntimeError)              the processes of one model do not do the same
     ├── BackwardError (RuntimeError)           something other than a gradient was asked for in a backward block
     ├── SourceError (RuntimeError)             a block's or a forward's source cannot be found or does not match
+    ├── LoadError (RuntimeError)               weights cannot be loaded, or would not be those that were asked for
     ├── ScanError (RuntimeError)               a forward that cannot run on fake tensors
     ├── RenameError (ValueError)               a rename of the wrong form, or one name for two modules
     ├── ConfigError (ValueError)               a configuration that cannot be read, or a setting of the wrong kind
@@ -80,6 +81,10 @@ class SourceError(NNsightError, RuntimeError):
 
 class ScanError(NNsightError, RuntimeError):
     """A forward cannot run on fake tensors, because what it does depends on numbers."""
+
+
+class LoadError(NNsightError, RuntimeError):
+    """Weights cannot be loaded, or what would be loaded is not what was asked for."""
 
 
 class RenameError(NNsightError, ValueError):

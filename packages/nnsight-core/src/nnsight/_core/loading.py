@@ -74,6 +74,11 @@ class LazyModel(NNsight):
         self.dispatch()
         return super().to(*args, **kwargs)
 
+    def _rebuilt(self) -> None:
+        """Mirror the module anew, in every reference to it: parts of it were exchanged where they are."""
+        for model in list(self.__dict__["_weights"].references):
+            model._rebind(self._module)
+
     def _derive(self) -> Any:
         other = super()._derive()
         self.__dict__["_weights"].references.add(other)

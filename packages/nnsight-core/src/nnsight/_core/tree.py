@@ -179,6 +179,8 @@ class Node:
         if target is not None:
             return self._walk(target)
         value = getattr(module, name)
+        if isinstance(value, torch.Tensor):
+            value = root._tensor(module, name, value)
         if isinstance(value, torch.nn.Module):
             # A property of the module that gives one of its parts by another name.
             for path, part in reachable(module, ""):
@@ -191,6 +193,10 @@ class Node:
 
     def _method(self, name: str, method: Callable[..., Any]) -> Any:
         return method
+
+    def _tensor(self, module: torch.nn.Module, name: str, value: torch.Tensor) -> Any:
+        """Return what reading a module's tensor gives; families whose tensors lie elsewhere override this in the root."""
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         descriptor = getattr(type(self), name, None)
