@@ -157,6 +157,46 @@ def test_a_passed_site_is_an_error_at_that_line(model: Any, net: Toy) -> None:
     assert torch.equal(out, net(rows()))
 
 
+class Embedded(nn.Module):
+    """Calls a module that another holds, before that other and its neighbour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.Module()
+        self.stack.embed, self.stack.lin = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.stack.forward = lambda x: self.stack.lin(x)
+        self.side = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.side(self.stack(self.stack.embed(x)))
+
+
+def test_after_a_module_that_is_called_from_elsewhere_come_those_that_the_caller_calls_next() -> None:
+    net = nn.Sequential(Embedded(), nn.Linear(4, 4)).eval()
+    inner = net[0]
+    x = torch.rand(2, 4)
+    embedded = inner.stack.embed(x)
+    stacked = inner.stack.lin(embedded)
+    model = NNsight(net)
+    with model.trace(x):  # the first run learns who calls what
+        pass
+    for _ in range(2):
+        with model.trace(x):
+            embed = model[0].stack.embed.output
+            stack = model[0].stack.input
+            lin = model[0].stack.lin.output
+            side = model[0].side.output
+        assert torch.equal(embed, embedded) and torch.equal(stack, embedded)
+        assert torch.equal(lin, stacked) and torch.equal(side, inner.side(stacked))
+    with model.trace(x):
+        embed = model[0].stack.embed.output
+        side = model[0].side.output
+    assert torch.equal(side, inner.side(stacked))
+    with pytest.raises(OutOfOrderError, match=r"model\.0\.stack\.embed\.output"), model.trace(x):
+        side = model[0].side.output
+        embed = model[0].stack.embed.output
+
+
 def test_a_site_that_never_comes_is_an_error_at_that_line(model: Any, net: Toy) -> None:
     net.add_module("unused", nn.Linear(2, 2))
     with pytest.raises(MissedProviderError, match=r"`model\.unused\.output` never came"), model.trace(rows()):

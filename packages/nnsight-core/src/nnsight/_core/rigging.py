@@ -13,7 +13,7 @@ another only while both are on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,16 +69,22 @@ class Rigging:
             self._all = Start(self.taps)
             #: What is called from elsewhere than inside the module that holds it; a family calls its own from anywhere.
             self.hoisted: set[Place] = {taps[path] for path, _ in extra if path in taps}
+            #: What was running when such a module was called.
+            self.callers: set[Place] = set()
             self._forwards = _class_forwards(self.taps)
             self.settle_base()
             if self.users:
                 self._put(tap for tap in tapped if tap in self.members)
 
     def settle_base(self) -> None:
-        """Say what is tapped in every run: the top, what it holds, and what is called from elsewhere."""
+        """Say what is tapped in every run: the top, what it holds, and what is called from elsewhere.
+
+        Beside the last, what its callers hold: a body that stands at a module called from elsewhere may ask next for any
+        that the caller has not come to yet, and only a count from the start can tell that it has not.
+        """
         top = [tap for tap in self.taps if tap not in self.above]
-        first = [tap for holder in top for tap in self.below.get(holder, ())]
-        base = [*top, *first, *(tap for tap in self.taps if tap in self.hoisted and tap not in first)]
+        opened = {tap for holder in (*top, *self.callers) for tap in self.below.get(holder, ())}
+        base = list(dict.fromkeys([*top, *(tap for tap in self.taps if tap in opened or tap in self.hoisted)]))
         self.base: frozenset[Place] = frozenset(base)
         self._start = Start(base)
 
@@ -129,10 +135,11 @@ class Rigging:
             self.learned.add(method)
             self.settle_base()
 
-    def hoist(self, place: Place) -> None:
+    def hoist(self, place: Place, callers: Iterable[Place]) -> None:
         """Tap a place from the start of every run from now on: it is called from elsewhere than inside its holder."""
         with _lock:
             self.hoisted.add(place)
+            self.callers.update(callers)
             self.settle_base()
 
     def take_off(self) -> None:
@@ -236,7 +243,13 @@ class Learning(dict[Place, int]):
         holder = self._rigging.above.get(place)
         if holder is not None and self.get(holder, 0) <= self._left.get(holder, 0):
             self._rigging.hoisted.add(place)
+            self._rigging.callers.update(running(self, self._left))
         super().__setitem__(place, count)
+
+
+def running(entered: Mapping[Place, int], left: Mapping[Place, int]) -> list[Place]:
+    """Return the places that were entered and not left yet."""
+    return [place for place, count in entered.items() if count > left.get(place, 0)]
 
 
 def _shape(root: torch.nn.Module) -> tuple[list[torch.nn.Module], list[list[torch.nn.Module | None]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import complaints
-from .rigging import Learning, Rigging
+from .rigging import Learning, Rigging, running
 from .sites import INPUT, Place
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Visits:
         self.late = self.late.difference((place,))
         holder = self.rigging.above.get(place)
         if holder is not None and self.entered.get(holder, 0) <= self.left.get(holder, 0):
-            self.rigging.hoist(place)
+            self.rigging.hoist(place, running(self.entered, self.left))
             raise complaints.hoisted(place, holder)
 
     def untap(self) -> None:
