@@ -58,6 +58,45 @@ def test_a_router_gives_an_invoke_its_own_tokens(architecture: str, path: str) -
         torch.testing.assert_close(got[-len(prompt) :], alone(lm, prompt, path), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "path"),
+    [
+        ("mixtral", "model.layers.0.mlp.experts.act_fn"),  # sorted by expert
+        ("zaya", "model.layers.1.mlp.experts.act_fn"),  # the same, with one expert for a token
+        ("llama4_text", "model.layers.0.feed_forward.experts"),  # once for each expert
+        ("dbrx", "transformer.blocks.0.ffn.experts.mlp"),  # those of one expert alone
+    ],
+)
+def test_tokens_in_an_order_of_the_experts_are_no_rows(architecture: str, path: str) -> None:
+    lm = model(architecture)
+    values = among(lm, path)
+    with torch.no_grad(), lm.trace(inputs_of(lm)):
+        whole = first_of(lm.get(path).output)
+    for value in values:
+        torch.testing.assert_close(value, whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RowsError, match="carries no rows"), torch.no_grad(), lm.trace() as tracer:
+        with tracer.invoke(PROMPTS[0]):
+            first_of(lm.get(path).output)[:] = 0
+        with tracer.invoke(PROMPTS[1]):
+            logits = lm.output.logits
+
+
+def inputs_of(lm: Any) -> dict[str, torch.Tensor]:
+    """The batch of all prompts, padded on the left by hand."""
+    longest = max(map(len, PROMPTS))
+    missing = [longest - len(prompt) for prompt in PROMPTS]
+    return {
+        "input_ids": torch.tensor([[0] * pad + prompt for pad, prompt in zip(missing, PROMPTS)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * (longest - pad) for pad in missing]),
+    }
+
+
+def test_relies_on_the_mark_of_experts_that_sort() -> None:
+    lm = model("mixtral")
+    assert hasattr(type(lm._model.model.layers[0].mlp.experts), "_apply_gate")
+    assert not hasattr(type(lm._model.model.layers[0].mlp), "_apply_gate")
+
+
 def test_an_edit_of_a_router_leaves_the_other_rows_alone() -> None:
     lm = model("mixtral")
     gate = lm.model.layers[0].mlp.gate

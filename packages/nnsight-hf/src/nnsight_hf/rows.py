@@ -12,7 +12,7 @@ What is derived here is only looked up while a run stands at a site. How a gener
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,19 +60,48 @@ def probe(model: Any) -> Facts:
             the shapes, as some mixtures of experts do.
     """
     pads = takes_padding(model._module)
-    batches = [_text(rows, positions, pads) for rows, positions in _RUNS]
+    words = getattr(model.config.get_text_config(), "vocab_size", None)
+    kinds = max(1, min(words // 2, 1000)) if isinstance(words, int) else 1
+    batches = [_text(rows, positions, pads, kinds) for rows, positions in _RUNS]
     if encodes(model._module):
         for batch, (rows, positions) in zip(batches, _RUNS):
             batch["decoder_input_ids"] = torch.full((rows, positions + 2), 1)
-    return compare(model, batches)
+    facts = compare(model, batches, _ordered)
+    sorting = tuple(f"{path}." for path in _experts(model))
+    return {
+        path: tuple(Pattern(pattern.sizes, None, True) for pattern in patterns)
+        if path.startswith(sorting)
+        else patterns
+        for path, patterns in facts.items()
+    }
 
 
-def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:
+def _experts(model: Any) -> list[str]:
+    """Return the paths of experts that put tokens in an order of their own: inside, no slice is one row's."""
+    # relies on: use_experts_implementation gives a class `_apply_gate`, transformers 5.23
+    parts = model._module.named_modules()
+    return [f"{model._path}.{path}" for path, part in parts if hasattr(type(part), "_apply_gate")]
+
+
+def _ordered(few: int, many: int, long: int) -> bool:
+    """Say whether a dimension that grows with the rows is one row after another.
+
+    It is where each row has one entry, as many as there are heads, or one for each token. More than one for each token may
+    lie in any order: experts get the copies of a token apart.
+    """
+    (rows, positions), _, (_, more) = _RUNS
+    return long == few or long - few == rows * (more - positions)
+
+
+def compare(
+    model: Any, batches: Sequence[Mapping[str, Any]], ordered: Callable[[int, int, int], bool] = lambda *sizes: True
+) -> Facts:
     """Find out which dimension of each value grows with a batch.
 
     Args:
         model: the model.
         batches: 3 of something, 5 of it, and 3 that differ in another way, each as the model takes it.
+        ordered: says of the three sizes of such a dimension whether what belongs to one of them lies together.
     """
     bare = copy.copy(model)
     bare.clear_edits()
@@ -82,7 +111,7 @@ def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:
         runs = [_shapes(bare.trace, batch) for batch in batches]
     few, many, long = runs
     return {
-        path: tuple(dict.fromkeys(_pattern(*shapes) for shapes in zip(few[path], many[path], long[path])))
+        path: tuple(dict.fromkeys(_pattern(*shapes, ordered) for shapes in zip(few[path], many[path], long[path])))
         for path in few
         if len(few[path]) == len(many.get(path, ())) == len(long.get(path, ()))
     }
@@ -91,8 +120,9 @@ def compare(model: Any, batches: Sequence[Mapping[str, Any]]) -> Facts:
 Shapes = dict[str, list[tuple[int, ...]]]
 
 
-def _text(rows: int, positions: int, pads: bool) -> dict[str, Any]:
-    ids = torch.full((rows, positions), 1)
+def _text(rows: int, positions: int, pads: bool, kinds: int) -> dict[str, Any]:
+    # Of several kinds, where numbers matter: all experts are to get tokens, and not each of them all or none.
+    ids = torch.arange(rows * positions).view(rows, positions) % kinds + 1
     mask = torch.ones_like(ids)
     if pads:
         mask[0, 0] = 0  # positions are counted by row in a batch that has padding
@@ -110,12 +140,15 @@ def _shapes(run: Any, batch: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-def _pattern(few: Sequence[int], many: Sequence[int], long: Sequence[int]) -> Pattern:
+def _pattern(
+    few: Sequence[int], many: Sequence[int], long: Sequence[int], ordered: Callable[[int, int, int], bool]
+) -> Pattern:
     if not len(few) == len(many) == len(long):
         return Pattern(tuple(_VARIES for _ in few), None, True)
     rows = [dim for dim, (a, b) in enumerate(zip(few, many)) if a != b and a * _RUNS[1][0] == b * _RUNS[0][0]]
     sizes = tuple(a if a == b == c else _VARIES for a, b, c in zip(few, many, long))
-    if len(rows) != 1:  # as many as chance has it, such as the tokens that one expert gets
+    # As many as chance has it, such as the tokens that one expert gets, or in an order of their own.
+    if len(rows) != 1 or not ordered(few[rows[0]], many[rows[0]], long[rows[0]]):
         return Pattern(sizes, None, True)
     return Pattern(sizes, rows[0], few[rows[0]] == _RUNS[0][0])
 
