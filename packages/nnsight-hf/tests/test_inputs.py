@@ -9,6 +9,8 @@ from checkpoints import LONG, MIDDLE, SHORT, alone, ids, tokenizer
 from transformers import BatchEncoding
 
 import nnsight
+from nnsight_hf.oracle import zoo
+from nnsight_hf.padding import room
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -311,3 +313,19 @@ def test_what_a_tokenizer_adds_for_other_models_is_left_out(gpt2, plain_gpt2) ->
     with model.trace(LONG):
         logits = model.output.logits
     torch.testing.assert_close(logits, alone(plain_gpt2, LONG), **ROUNDING)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "roberta", "bart", "openai-gpt", "xlm"])
+def test_the_positions_that_a_model_has_learned_are_those_it_takes(architecture) -> None:
+    module = zoo.module(architecture)
+    most = room(module)
+    assert most is not None
+    with torch.no_grad():
+        module(torch.full((1, most), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            module(torch.full((1, most + 1), 5))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mpt", "mamba", "gptj"])
+def test_a_model_that_counts_positions_in_another_way_has_no_such_limit(architecture) -> None:
+    assert room(zoo.module(architecture)) is None
