@@ -20,11 +20,16 @@ from nnsight_hf._version import __version__
 
 if TYPE_CHECKING:
     from nnsight_hf.language import LanguageModel
+    from nnsight_hf.task import TransformersModel
     from nnsight_hf.vision import VisionLanguageModel
 
-__all__ = ["LanguageModel", "VisionLanguageModel", "__version__"]
+__all__ = ["LanguageModel", "TransformersModel", "VisionLanguageModel", "__version__"]
 
-_PLACES = {"LanguageModel": "nnsight_hf.language", "VisionLanguageModel": "nnsight_hf.vision"}
+_PLACES = {
+    "LanguageModel": "nnsight_hf.language",
+    "TransformersModel": "nnsight_hf.task",
+    "VisionLanguageModel": "nnsight_hf.vision",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
-from nnsight_hf import generation, inputs, loading, padding, progress, text
+from nnsight_hf import fitting, generation, inputs, loading, padding, progress, text
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
 from nnsight_hf.standard import Resolution, StandardNames, resolve
@@ -71,7 +71,9 @@ class LanguageModel(PretrainedModel):
     @staticmethod
     def _choose(config: PretrainedConfig) -> Any:
         """Return the Auto class that fits a configuration."""
-        return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        automodel: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        fitting.check(config, automodel.__name__, "LanguageModel")
+        return automodel
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 

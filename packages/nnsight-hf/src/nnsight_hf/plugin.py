@@ -10,6 +10,7 @@ def families() -> dict[str, str]:
     """The kinds of models."""
     return {
         "LanguageModel": "nnsight_hf.language:LanguageModel",
+        "TransformersModel": "nnsight_hf.task:TransformersModel",
         "VisionLanguageModel": "nnsight_hf.vision:VisionLanguageModel",
     }
 
@@ -17,4 +18,8 @@ def families() -> dict[str, str]:
 @hookimpl
 def import_aliases() -> dict[str, str]:
     """The path that earlier releases had."""
-    return {"nnsight.modeling.language": "nnsight_hf.language", "nnsight.modeling.vlm": "nnsight_hf.vision"}
+    return {
+        "nnsight.modeling.language": "nnsight_hf.language",
+        "nnsight.modeling.transformers": "nnsight_hf.task",
+        "nnsight.modeling.vlm": "nnsight_hf.vision",
+    }

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, Rows
-from nnsight_hf import generation, images, inputs, loading, padding, text
+from nnsight_hf import fitting, generation, images, inputs, loading, padding, text
 from nnsight_hf.language import LanguageModel
 from nnsight_hf.rows import Facts, Pattern, ProbedLayout, compare
 
@@ -47,6 +47,10 @@ class VisionLanguageModel(LanguageModel):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(model, (str, os.PathLike)) and kwargs.get("automodel") is None:
+            # Before the processor is looked for, which a model of another kind may not have.
+            where = loading.locate(model)
+            self._choose(kwargs.get("config") or AutoConfig.from_pretrained(where, **loading.hub_options(kwargs)))
         if processor is None and isinstance(model, (str, os.PathLike)):
             options = {**loading.hub_options(kwargs), **(processor_kwargs or {})}
             processor = AutoProcessor.from_pretrained(loading.locate(model), **options)
@@ -59,6 +63,7 @@ class VisionLanguageModel(LanguageModel):
 
     @staticmethod
     def _choose(config: PretrainedConfig) -> Any:
+        fitting.check(config, "AutoModelForImageTextToText", "VisionLanguageModel")
         return AutoModelForImageTextToText
 
     # -- inputs ------------------------------------------------------------------------------------------------------
