@@ -246,3 +246,13 @@ def test_the_rest_is_the_models_own(tmp_path) -> None:
     again = copy.copy(names.model)
     assert again.standard.model is again
     assert pickle.loads(pickle.dumps(names.model)).standard.num_layers == 6
+
+
+def test_a_layer_without_attention_has_no_contribution_of_it() -> None:
+    names = LanguageModel(zoo.module("lfm2")).standard  # a convolution, then attention
+    with pytest.raises(AbsentNameError, match="no attention"):
+        names.attentions_output[0]
+    with torch.no_grad(), names.trace(torch.arange(4, 10)[None]):
+        before, attention = names.layers_input[1], names.attentions_output[1].clone()
+        mlp, after = names.mlps_output[1].clone(), names.layers_output[1]
+    torch.testing.assert_close(before + attention + mlp, after, rtol=1e-4, atol=1e-5)

@@ -72,6 +72,9 @@ def parts(record: Record, block: str, hint: Parts | None = None, near: str = "")
                 first, second = second, first
             swap = bool(_is(FEED_FORWARD, first, block) and _is(ATTENTION, second, block))
             attention, feed_forward = (second, first) if swap else (first, second)
+            if not (_is(ATTENTION, attention, block) or _attends(record, block)):
+                why = f"the block has no attention: what it adds first comes from `{attention}`"
+                return Parts(None, feed_forward, scale, why)
             return Parts(attention, feed_forward, scale)
     for path in inside:
         scale = _sums(record, (path,), added)
@@ -122,6 +125,11 @@ def _sums(record: Record, paths: Sequence[str], added: torch.Tensor) -> float | 
 
 def _is(kind: re.Pattern[str], path: str, block: str) -> bool:
     return kind.search(path[len(block) + 1 :].split(".")[0].lower()) is not None
+
+
+def _attends(record: Record, block: str) -> bool:
+    """Say whether weights over positions are computed in a block, under whatever name."""
+    return any(path.startswith(block + ".") for path in record.attending)
 
 
 def _normalised(record: Record, block: str, inside: Sequence[str], end: torch.Tensor) -> bool:

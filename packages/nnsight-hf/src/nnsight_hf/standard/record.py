@@ -7,11 +7,12 @@ output of one module in place with that of another.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nnsight.plugin import leaves
 
@@ -44,8 +45,10 @@ class Record:
         visits: the first visit of each module, by its path; "" is the model.
         counts: how often each module was visited.
         hidden: the size of the hidden states.
+        attending: the modules that compute weights over positions themselves.
     """
 
+    attending: set[str] = field(default_factory=set)
     visits: dict[str, Visit] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     hidden: int = 0
@@ -60,6 +63,25 @@ class Record:
 
     def _states(self, tensors: Iterable[torch.Tensor]) -> torch.Tensor | None:
         return next((tensor for tensor in tensors if is_states(tensor, self.hidden)), None)
+
+
+class _Attention(TorchFunctionMode):
+    """Notes which module is running when weights over positions are computed, whatever it is called."""
+
+    def __init__(self, made: Record, running: list[str]) -> None:
+        super().__init__()
+        self._made = made
+        self._running = running
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("softmax", "scaled_dot_product_attention") and self._running and args:
+            shape: Sequence[int] = getattr(args[0], "shape", ())
+            # [rows, heads, positions, positions], with one more where a sink takes part.
+            keys = name != "softmax" or (len(shape) > 0 and shape[-1] in (TOKENS, TOKENS + 1))
+            if len(shape) >= 3 and shape[-2] == TOKENS and keys:
+                self._made.attending.add(self._running[-1])
+        return func(*args, **(kwargs or {}))
 
 
 def is_states(tensor: Any, hidden: int) -> bool:
@@ -86,6 +108,7 @@ def record(module: Any, hidden: int) -> Record:
         def note(part: Any, args: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() != mine:
                 return
+            running.pop()
             made.counts[path] = made.counts.get(path, 0) + 1
             if path not in made.visits:
                 made.visits[path] = Visit(
@@ -95,10 +118,12 @@ def record(module: Any, hidden: int) -> Record:
         return note
 
     taken: dict[str, list[torch.Tensor]] = {}
+    running: list[str] = []
 
     def before(path: str) -> Any:
         def note(part: Any, args: Any, kwargs: Any) -> None:
             if threading.get_ident() == mine:
+                running.append(path)
                 taken.setdefault(path, _copies((args, kwargs)))
 
         return note
@@ -112,7 +137,7 @@ def record(module: Any, hidden: int) -> Record:
     # Any tokens do, as long as they differ; low ones are often special.
     ids = (torch.arange(ROWS * TOKENS, device=device).view(ROWS, TOKENS) * 5 + 7) % size
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _Attention(made, running):
             module(input_ids=ids)
     finally:
         for handle in handles:
