@@ -211,6 +211,26 @@ def test_an_adapter_whose_weights_do_not_land_is_refused(base, saved, tmp_path, 
         torch.testing.assert_close(logits(model), alone(with_adapter(base, saved[0]), LONG), **CLOSE)
 
 
+def test_an_adapter_that_was_refused_can_be_taken_off_the_list(base, saved, tmp_path) -> None:
+    other = changed(saved[0], tmp_path / "cut", lambda weights: dict(list(weights.items())[1:]))
+    model = LanguageModel(base, peft={"good": saved[1], "bad": other})
+    with pytest.raises(LoadError, match="does not fit"):
+        model.dispatch()
+    assert not model.dispatched
+    with pytest.raises(ValueError, match="no adapter `none`"):
+        model.unload_adapter("none")
+    model.unload_adapter("bad")
+    assert not model.dispatched and not any("bad" in path for path in paths(model))
+    torch.testing.assert_close(logits(model), alone(with_adapter(base, saved[1]), LONG), **CLOSE)
+    assert LanguageModel(base, peft=other).unload_adapter().dispatch().dispatched
+
+
+def test_adapters_ask_for_a_transformers_that_tells_what_became_of_them(base, saved, monkeypatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "4.57.1")
+    with pytest.raises(ImportError, match="transformers 5"):
+        LanguageModel(base, peft=saved[0])
+
+
 def test_an_adapter_for_modules_that_the_model_lacks_is_refused_when_it_is_named(base) -> None:
     with pytest.raises(LoadError, match="does not fit LlamaForCausalLM.*c_attn"):
         LanguageModel(base, peft=peft.LoraConfig(target_modules=["c_attn"]))

@@ -136,7 +136,8 @@ class PretrainedModel(LazyModel):
 
     def unload_adapter(self, adapter_name: str | None = None) -> PretrainedModel:
         """Take an adapter out, or all of them; the model is then as if it had never had it."""
-        self.dispatch()
+        if not self.dispatched:
+            return self._forget_adapter(adapter_name)
         names = list(adapters.loaded(self._module)) if adapter_name is None else [adapter_name]
         if names:
             adapters.take_out(self._module, names)
@@ -145,9 +146,21 @@ class PretrainedModel(LazyModel):
         self._rebuilt()
         return self
 
+    def _forget_adapter(self, adapter_name: str | None) -> PretrainedModel:
+        """Take an adapter off the list of those that are to be loaded with the weights."""
+        source = self.__dict__["_origin"].source
+        left = [one for one in source.adapters if adapter_name not in (None, one.name)]
+        if len(left) == len(source.adapters):
+            raise ValueError(f"the model has no adapter `{adapter_name}`")
+        source.adapters[:] = left
+        kept = self.__dict__["_adapters"]
+        kept[:] = [one for one in kept if one in left]
+        self._rebind(source.build())
+        return self
+
     def _rebind(self, module: torch.nn.Module) -> None:
         super()._rebind(module)
-        for name in ("_rows", "_images"):  # how rows lie is found out anew: there are other modules now
+        for name in ("_rows", "_images", "_resolution"):  # how rows lie is found out anew: there are other modules now
             self.__dict__.pop(name, None)
 
     # -- running -----------------------------------------------------------------------------------------------------
