@@ -296,6 +296,30 @@ def test_a_result_with_more_than_tokens(gpt2, plain_gpt2) -> None:
     torch.testing.assert_close(long.scores[0], want.scores[0], **ROUNDING)
 
 
+def test_the_beams_of_a_result_are_counted_as_they_are_alone(gpt2, plain_gpt2) -> None:
+    options = {**ALL, "return_dict_in_generate": True, "output_scores": True, "num_beams": 3, "num_return_sequences": 2}
+    with gpt2.generate(**options) as tracer:
+        with tracer.invoke([SHORT, SHORT]):
+            tracer.result
+        with tracer.invoke(LONG):
+            long = tracer.result
+        with tracer.invoke():
+            everything = tracer.result
+    want = continued(plain_gpt2, LONG, **options)
+    assert torch.equal(long.beam_indices, want.beam_indices)
+    assert torch.equal(everything.beam_indices[4:], long.beam_indices + 6)
+    scores = [plain_gpt2.compute_transition_scores(r.sequences, r.scores, r.beam_indices) for r in (long, want)]
+    torch.testing.assert_close(*scores, **ROUNDING)
+    with gpt2.generate(**options) as tracer:
+        with tracer.invoke(SHORT):
+            pass
+        with tracer.invoke(LONG):
+            tracer.result = tracer.result
+        with tracer.invoke():
+            again = tracer.result
+    assert torch.equal(again.beam_indices[2:], want.beam_indices + 3), "written back, they count the whole batch again"
+
+
 def test_stopping_criteria(gpt2) -> None:
     length = len(ids(SHORT)) + 3
     with gpt2.generate(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
+from nnsight_hf.rows import NUMBERS
+
 
 class Passing(torch.nn.Module):
     """Returns what it is given, so that the value has a site."""
@@ -80,6 +82,13 @@ def samples(module: torch.nn.Module, options: Mapping[str, Any]) -> bool:
     config = options.get("generation_config") or getattr(module, "generation_config", None)
     stated = options.get("do_sample")
     return bool(getattr(config, "do_sample", False) if stated is None else stated)
+
+
+def mark_beams(module: torch.nn.Module, options: Mapping[str, Any], result: Any) -> None:
+    """Note on what a generation returns which numbers in it count the beams of the whole batch."""
+    beams = getattr(result, "beam_indices", None)
+    if isinstance(beams, torch.Tensor):
+        setattr(beams, NUMBERS, _stated(module, options, "num_beams"))
 
 
 def streams(module: torch.nn.Module, options: Mapping[str, Any]) -> bool:

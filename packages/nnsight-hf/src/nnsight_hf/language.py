@@ -207,6 +207,7 @@ class LanguageModel(PretrainedModel):
         generate: Any = self._module.generate
         with progress.over_steps(kwargs.pop("progress", None), self._module, kwargs) as options:
             tokens = generate(*args, **options)
+        generation.mark_beams(self._module, kwargs, tokens)
         end_steps()
         return generator(tokens)
 

@@ -153,6 +153,10 @@ def _pattern(
     return Pattern(sizes, rows[0], few[rows[0]] == _RUNS[0][0])
 
 
+#: Set on a result whose numbers are those of entries of the batch (beams): how many entries each row has.
+NUMBERS = "_nnsight_numbers_entries"
+
+
 class ProbedLayout(PlainLayout):
     """Rows as they were found to lie; by a plain rule where nothing was found: along dimension 0 of a value with several.
 
@@ -179,6 +183,9 @@ class ProbedLayout(PlainLayout):
             return None
         dim, each = found
         start, count = rows
+        if path.startswith(self._plain) and hasattr(value, NUMBERS):
+            mine = value.narrow(dim, start * each, count * each)
+            return _renumbered(mine, -start * getattr(value, NUMBERS))
         return value.narrow(dim, start * each, count * each) if dim else value[start * each : (start + count) * each]
 
     def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
@@ -191,7 +198,7 @@ class ProbedLayout(PlainLayout):
         for (start, count), piece in sorted(pieces.items(), key=lambda item: item[0]):
             if start > at:
                 parts.append(value.narrow(dim, at * each, (start - at) * each))
-            parts.append(piece)
+            parts.append(_renumbered(piece, start * getattr(value, NUMBERS, 0)))
             at = start + count
         if at < self.total:
             parts.append(value.narrow(dim, at * each, (self.total - at) * each))
@@ -224,3 +231,8 @@ class ProbedLayout(PlainLayout):
         if single:
             return self._multiple_of.get(size)
         return size // self.total if size and size % self.total == 0 else None
+
+
+def _renumbered(entries: torch.Tensor, by: int) -> torch.Tensor:
+    """Return numbers of entries counted from elsewhere; negative ones stand for none."""
+    return torch.where(entries < 0, entries, entries + by) if by else entries
