@@ -7,6 +7,7 @@ import torch
 from hooked import Stack, by_hooks, untouched
 
 from nnsight import Envoy, NNsight, NNsightError, RowsError, eproperty
+from nnsight.plugin import PlainLayout
 
 
 @pytest.fixture
@@ -801,3 +802,31 @@ def test_copies_are_carried_back_by_rows(net, halved):
     torch.testing.assert_close(whole, want)
     out = by_hooks(net, torch.cat([a, b]), edits={"layers.1": lambda *_: want}).result
     torch.testing.assert_close(torch.cat([one, two]), out)
+
+
+def test_a_layout_looks_at_a_whole_value_before_its_tensors_are_taken(net):
+    seen = []
+
+    class Looking(PlainLayout):
+        def look(self, value, path):
+            seen.append((path, sorted(value)))
+
+        def take(self, value, rows, path):
+            assert seen, "it has not looked yet"
+            return super().take(value, rows, path)
+
+    class Named(torch.nn.Module):
+        def forward(self, x):
+            return {"a": x, "b": x + 1}
+
+    class Family(NNsight):
+        def _layout(self, total, args, kwargs, method):
+            return Looking(total)
+
+    model = Family(torch.nn.Sequential(Named()))
+    with model.trace() as tracer:
+        with tracer.invoke(rows(1)):
+            model[0].output
+        with tracer.invoke(rows(2)):
+            pass
+    assert seen == [("model.0", ["a", "b"])]

@@ -57,20 +57,37 @@ def alone(plain: Any, text: str, **more: Any) -> Any:
 
 @pytest.mark.parametrize("given", ["decoder_input_ids", "labels"])
 def test_sides_of_different_lengths(model, plain, given) -> None:
-    logits = {}
+    logits, own = {}, {}
     with model.trace() as tracer:
         for text, row in TEXTS.items():
             with tracer.invoke(text, **{given: row}):
-                logits[text] = model.output.logits
+                logits[text], own[text] = model.output.logits, model.output.loss
         with tracer.invoke():
             loss = model.output.loss
     losses = []
     for text, row in TEXTS.items():
         want = alone(plain, text, **{given: row})
         torch.testing.assert_close(logits[text][:, : len(row)], want.logits, **ROUNDING)
+        if given == "labels":
+            torch.testing.assert_close(own[text], want.loss, **ROUNDING)
         losses.append(0 if want.loss is None else want.loss * len(row))
     if given == "labels":
         torch.testing.assert_close(loss, sum(losses) / sum(map(len, TEXTS.values())), **ROUNDING)
+
+
+def test_labels_as_long_as_the_input(model, plain) -> None:
+    rows = {SHORT: [5, 6, 7, 8], MIDDLE: [11, 12]}
+    losses = {}
+    with model.trace() as tracer:
+        for text, row in rows.items():
+            with tracer.invoke(text, labels=row):
+                losses[text] = model.output.loss
+        with tracer.invoke():
+            loss = model.output.loss
+    wants = {text: alone(plain, text, labels=row).loss for text, row in rows.items()}
+    for text, want in wants.items():
+        torch.testing.assert_close(losses[text], want, **ROUNDING)
+    torch.testing.assert_close(loss, (wants[SHORT] * 4 + wants[MIDDLE] * 2) / 6, **ROUNDING)
 
 
 def test_where_the_tokens_of_the_decoder_lie(model, plain) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from checkpoints import LONG, MIDDLE, SHORT, alone, ids, tokenizer
+from checkpoints import LONG, MIDDLE, SHORT, alone, hidden, ids, tokenizer
 from transformers import BatchEncoding
 
 import nnsight
@@ -114,6 +114,88 @@ def test_labels_of_a_batch_are_not_counted_where_there_is_padding(gpt2, plain_gp
     with torch.no_grad():
         each = [plain_gpt2(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1) for row in BOTH]
     torch.testing.assert_close(loss, sum(each) / sum(len(row) - 1 for row in BOTH), **ROUNDING)
+
+
+def losses_alone(plain: torch.nn.Module) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [plain(torch.tensor([row]), labels=torch.tensor([row])).loss for row in BOTH]
+
+
+def test_the_loss_of_an_invoke_is_what_it_is_alone(gpt2, plain_gpt2) -> None:
+    with gpt2.trace() as tracer:
+        with tracer.invoke(SHORT, labels=ids(SHORT)):
+            short = gpt2.output.loss
+        with tracer.invoke(LONG, labels=ids(LONG)):
+            long, result = gpt2.output.loss, tracer.result.loss
+        with tracer.invoke():
+            loss = gpt2.output.loss
+    want = losses_alone(plain_gpt2)
+    torch.testing.assert_close(torch.stack([short, long]), torch.stack(want), **ROUNDING)
+    torch.testing.assert_close(result, long)
+    assert not torch.isclose(loss, short) and not torch.isclose(loss, long)
+
+
+def test_the_gradient_of_an_invokes_loss_is_what_it_is_alone(gpt2, plain_gpt2) -> None:
+    block = gpt2.transformer.h[0]
+    with gpt2.trace(LONG, labels=ids(LONG)):
+        state = hidden(block.output)
+        with gpt2.output.loss.backward():
+            want = state.grad
+    with gpt2.trace() as tracer:
+        with tracer.invoke(SHORT, labels=ids(SHORT)):
+            pass
+        with tracer.invoke(LONG, labels=ids(LONG)):
+            state = hidden(block.output)
+            with gpt2.output.loss.backward():
+                got = state.grad
+    torch.testing.assert_close(got, want, **ROUNDING)
+
+
+def test_an_output_is_written_with_the_loss_that_was_read(gpt2, plain_gpt2) -> None:
+    def traced(change) -> torch.Tensor:
+        with gpt2.trace() as tracer:
+            with tracer.invoke(SHORT, labels=ids(SHORT)):
+                output = gpt2.output
+                change(output)
+                gpt2.output = output
+            with tracer.invoke(LONG, labels=ids(LONG)):
+                pass
+            with tracer.invoke():
+                return_value = gpt2.output
+        return return_value
+
+    def logits(output) -> None:
+        output.logits = output.logits * 0
+
+    changed = traced(logits)
+    assert not changed.logits[0].any() and changed.logits[1].any()
+
+    def loss(output) -> None:
+        output.loss = output.loss * 2
+
+    with pytest.raises(nnsight.RowsError, match="wrote its loss"):
+        traced(loss)
+
+
+def test_a_loss_with_another_part_is_shared() -> None:
+    model = nnsight.LanguageModel(zoo.module("mixtral"))
+    losses = {}
+    with model.trace(output_router_logits=True) as tracer:
+        for row in BOTH:
+            with tracer.invoke(row, labels=row):
+                losses[len(row)] = model.output.loss
+        with tracer.invoke():
+            loss = model.output.loss
+    assert all(torch.equal(one, loss) for one in losses.values())
+
+
+def test_losses_in_a_scan(gpt2) -> None:
+    with gpt2.scan() as tracer:
+        with tracer.invoke(SHORT, labels=ids(SHORT)):
+            shape = gpt2.output.loss.shape
+        with tracer.invoke(LONG, labels=ids(LONG)):
+            pass
+    assert shape == ()
 
 
 def test_options_for_the_tokenizer(gpt2, plain_gpt2, logits) -> None:

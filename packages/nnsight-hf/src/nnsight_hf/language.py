@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Pretrained
 
 from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
 from nnsight_hf import fitting, generation, inputs, loading, padding, progress, text
+from nnsight_hf.losses import Losses
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
 from nnsight_hf.standard import Resolution, StandardNames, resolve
@@ -125,7 +126,21 @@ class LanguageModel(PretrainedModel):
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        return ProbedLayout(total, multiples, self._facts(), self._beyond)
+        layout = ProbedLayout(total, multiples, self._facts(), self._beyond)
+        layout.losses = self._losses(kwargs, method)
+        return layout
+
+    def _losses(self, kwargs: Mapping[str, Any], method: str | None) -> Losses | None:
+        labels = kwargs.get("labels")
+        if method is not None or not isinstance(labels, torch.Tensor):
+            return None
+        return Losses(self._targets(labels, kwargs["attention_mask"]))
+
+    def _targets(self, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return labels of the input's own tokens without those that padding would predict; a decoder's as they are."""
+        if padding.encodes(self._module) or labels.shape != mask.shape:
+            return labels
+        return inputs.targets(labels, mask)
 
     @property
     def _beyond(self) -> tuple[str, ...]:
@@ -183,8 +198,8 @@ class LanguageModel(PretrainedModel):
             ):
                 kwargs["position_ids"] = padding.positions(mask)
         labels = kwargs.get("labels")
-        if padded and labels is not None and labels.shape == mask.shape:
-            kwargs["labels"] = inputs.targets(labels, mask)
+        if padded and labels is not None:
+            kwargs["labels"] = self._targets(labels, mask)
         return self._module(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:

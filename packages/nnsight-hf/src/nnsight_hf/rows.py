@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from nnsight import ScanError
+from nnsight import RowsError, ScanError
 from nnsight.plugin import PlainLayout, Rows, leaves
+from nnsight_hf.losses import Losses
 from nnsight_hf.padding import encodes, takes_padding
 
 #: Rows and positions of the runs. Only the differences between them say anything, so no size can coincide.
@@ -173,11 +174,20 @@ class ProbedLayout(PlainLayout):
         super().__init__(total, multiples)
         self._facts = facts or {}
         self._plain = tuple(plain)
+        #: Whose loss is whose, in a run with labels.
+        self.losses: Losses | None = None
         #: What was looked up already, by path and shape.
         self._known: dict[tuple[str, torch.Size], tuple[int, int] | None] = {}
 
+    def look(self, value: Any, path: str) -> None:
+        """Note what the loss was made of, in a run with labels."""
+        if self.losses is not None:
+            self.losses.look(value)
+
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows as a view, or None for a value without rows."""
+        if self.losses is not None and not value.dim():
+            return self.losses.own(value, rows)
         found = self._where(value, path)
         if found is None:
             return None
@@ -190,6 +200,10 @@ class ProbedLayout(PlainLayout):
 
     def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
         """Concatenate the pieces with the rows between them: one copy of the batch, however many pieces."""
+        if not value.dim():
+            return _unchanged(
+                value, [piece for rows, piece in pieces.items() if piece is not self.take(value, rows, path)]
+            )
         found = self._where(value, path)
         assert found is not None, "only values that carry rows have pieces"
         dim, each = found
@@ -231,6 +245,15 @@ class ProbedLayout(PlainLayout):
         if single:
             return self._multiple_of.get(size)
         return size // self.total if size and size % self.total == 0 else None
+
+
+def _unchanged(loss: torch.Tensor, written: Sequence[torch.Tensor]) -> torch.Tensor:
+    if written:
+        raise RowsError(
+            "An invoke among several wrote its loss, which is a number for it alone: the model has one for all rows. "
+            "Write it in a prompt-less invoke (`with tracer.invoke():`), or trace this input alone."
+        )
+    return loss
 
 
 def _renumbered(entries: torch.Tensor, by: int) -> torch.Tensor:

@@ -109,7 +109,10 @@ class VisionLanguageModel(LanguageModel):
         if shares is None:
             return super()._layout(total, args, kwargs, method)
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        return ImagesLayout(shares, self._pictured(kwargs, shares), total, multiples, self._facts(), self._beyond)
+        pictured = self._pictured(kwargs, shares)
+        layout = ImagesLayout(shares, pictured, total, multiples, self._facts(), self._beyond)
+        layout.losses = self._losses(kwargs, method)
+        return layout
 
     def _pictured(self, kwargs: Mapping[str, Any], shares: images.Shares) -> Facts:
         """How images lie in the values of modules that see nothing else, found out when a batch first has any."""

@@ -28,6 +28,9 @@ class Layout(Protocol):
 
     total: int
 
+    def look(self, value: Any, path: str) -> None:
+        """Look at a whole value before its tensors are taken, for what one of them says about another."""
+
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows of one invoke as a view of `value`, or None if the value carries no rows."""
 
@@ -53,6 +56,9 @@ class PlainLayout:
         if value.dim() == 0 or (type(value) is not torch.Tensor and isinstance(value, torch.nn.Parameter)):
             return None
         return self._multiple_of.get(value.size(0))
+
+    def look(self, value: Any, path: str) -> None:
+        """Do nothing: each tensor tells by itself."""
 
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows as a view, or None for a parameter, a scalar or another size."""

@@ -245,6 +245,8 @@ def narrow(
             if value.requires_grad:
                 setattr(view, WHOLE, (value, rows, layout, path))
             return view
+    else:
+        layout.look(value, path)
     whole: list[torch.Tensor] = []
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
