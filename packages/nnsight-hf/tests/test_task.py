@@ -201,3 +201,17 @@ class TestImages(TestEncoder):
 
     def inputs(self) -> list[Any]:
         return heads.given("vit")
+
+
+def test_where_the_tokens_of_an_invoke_lie() -> None:
+    model = TransformersModel(heads.module("bert-mask"), **heads.parts("bert-mask"))
+    own, last = [], []
+    with torch.no_grad(), model.trace() as tracer:
+        for text in heads.given("bert-mask"):
+            with tracer.invoke(text):
+                own.append(tracer.tokens.own(model.output.logits))
+                last.append(model.output.logits[:, tracer.tokens.last])
+    for text, mine, end in zip(heads.given("bert-mask"), own, last, strict=True):
+        want = alone("bert-mask", text)
+        torch.testing.assert_close(mine, want, **CLOSE)
+        torch.testing.assert_close(end, want[:, -1], **CLOSE)

@@ -182,3 +182,45 @@ def test_it_is_known_by_its_name() -> None:
     from nnsight.modeling.vlm import VisionLanguageModel as earlier
 
     assert earlier is VisionLanguageModel
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    f"{{% if part.type == 'image' %}}{MARK} {{% else %}}{{{{ part.text }}}}{{% endif %}}{{% endfor %}}{{% endif %}}"
+    "{% endfor %}{% if add_generation_prompt %} then{% endif %}"
+)
+
+
+def asked(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_conversations_with_images_in_them(plain, tmp_path: Path) -> None:
+    processor = pictures.processor()
+    processor.chat_template = TEMPLATE
+    model = VisionLanguageModel(pictures.llava(), processor=processor)
+    words = {"type": "text", "text": "the cat"}
+    path = tmp_path / "it.png"
+    picture(1).save(path)
+    got = []
+    with torch.no_grad(), model.trace() as tracer:
+        for chat, images in (
+            (asked({"type": "image", "image": picture(0)}, words), None),
+            (asked({"type": "image", "path": str(path)}, words), None),
+            (asked({"type": "image"}, words), [picture(2)]),
+            ([{"role": "user", "content": "the cat"}], None),
+        ):
+            with tracer.invoke(chat, images=images):
+                got.append(tracer.tokens.own(model.output.logits))
+    for number, logits in enumerate(got[:3]):
+        torch.testing.assert_close(logits, alone(plain, f"{MARK} the cat then", picture(number)), **CLOSE)
+    torch.testing.assert_close(got[3], alone(plain, "the cat then"), **CLOSE)
+    speaks = pictures.processor().tokenizer
+    speaks.chat_template = TEMPLATE
+    model = VisionLanguageModel(pictures.llava(), tokenizer=speaks)
+    with torch.no_grad(), model.trace([{"role": "user", "content": "the cat"}]):
+        logits = model.output.logits
+    torch.testing.assert_close(logits, alone(plain, "the cat then"), **CLOSE)
+    with pytest.raises(ValueError, match="a place for an image and no image"):
+        with model.trace(asked({"type": "image"}, words)):
+            pass

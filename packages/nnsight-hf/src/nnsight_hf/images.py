@@ -75,6 +75,28 @@ def nested(images: Any, rows: int) -> list[list[Any]]:
     return made
 
 
+def in_messages(conversations: Sequence[Any]) -> list[list[Any]]:
+    """Return the images that stand in each conversation (`{"type": "image", "image": ...}`), in their order.
+
+    Raises:
+        ValueError: a message has a place for an image, and no image.
+    """
+    rows = [conversations] if isinstance(conversations[0], Mapping) else conversations
+    found: list[list[Any]] = []
+    for messages in rows:
+        contents = [message.get("content") for message in messages]
+        parts = [part for content in contents if isinstance(content, (list, tuple)) for part in content]
+        places = [part for part in parts if part.get("type") == "image"]
+        held = [part.get("image", part.get("path")) for part in places]
+        if any(image is None for image in held):
+            raise ValueError(
+                "a message has a place for an image and no image: write `{'type': 'image', 'image': ...}` with a picture, "
+                "a path or an array, or give all of them as `images=`"
+            )
+        found.append(held)
+    return found
+
+
 @dataclass(frozen=True)
 class Shares:
     """How many images the inputs of a batch have, in their order.

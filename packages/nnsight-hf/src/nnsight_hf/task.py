@@ -17,12 +17,13 @@ import torch
 from transformers import PretrainedConfig
 
 from nnsight import RowsError
-from nnsight.plugin import Layout, Prepared, end_steps, is_with_head, open_trace
+from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
 from nnsight_hf import fitting, loading, text
 from nnsight_hf.padding import pad, takes
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.processors import AUTO, Processors
 from nnsight_hf.rows import Facts, ProbedLayout, compare
+from nnsight_hf.tokens import Tokens, describe
 
 #: Arguments that say where there is padding.
 _MASKS = ("attention_mask", "pixel_mask")
@@ -253,6 +254,11 @@ class TransformersModel(PretrainedModel):
 
             multiples = generation.multiples(self._module, kwargs)
         return ProbedLayout(total, multiples, self._facts(total, kwargs), ("result",))
+
+    def _tokens(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
+    ) -> Tokens:
+        return describe(kwargs, self.tokenizer, rows)
 
     def _facts(self, total: int, kwargs: Mapping[str, Any]) -> Facts:
         """How rows lie in the values of this module, found out with the first row of the first batch of several inputs."""

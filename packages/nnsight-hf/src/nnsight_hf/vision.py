@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from nnsight.plugin import Layout, Prepared, Rows
 from nnsight_hf import fitting, generation, images, inputs, loading, padding, text
+from nnsight_hf.images import in_messages
 from nnsight_hf.language import LanguageModel
 from nnsight_hf.rows import Facts, Pattern, ProbedLayout, compare
 
@@ -23,7 +24,7 @@ class VisionLanguageModel(LanguageModel):
     """A language model that reads images too, with its processor.
 
     Text alone is given as to a `LanguageModel`. Images are PIL images, paths or arrays; the prompt holds the model's
-    placeholder once for each.
+    placeholder once for each. In a conversation they may stand in the messages: `{"type": "image", "image": ...}`.
 
     Args:
         model: a hub id, a local folder, a configuration (for new weights), or a loaded module.
@@ -69,6 +70,9 @@ class VisionLanguageModel(LanguageModel):
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     def _prepare_input(self, *given: Any, images: Any = None, **kwargs: Any) -> Prepared:
+        if given and text.is_chat(given[0]) and images is None:
+            held = in_messages(given[0])
+            images = held if any(held) or self.processor is not None else None
         if images is None or not given or isinstance(given[0], Mapping):
             args, data, rows = super()._prepare_input(*given, **kwargs)
         else:
@@ -78,13 +82,21 @@ class VisionLanguageModel(LanguageModel):
     def _processed(self, given: tuple[Any, ...], pictures: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.processor is None:
             raise ValueError("this model has no processor, so it takes no images: pass `processor=` with the model")
-        texts = [given[0]] if isinstance(given[0], str) else list(given[0])
+        options = text.take_options(kwargs)
+        if text.is_chat(given[0]):
+            speaks = self.processor if getattr(self.processor, "chat_template", None) else self.tokenizer
+            texts = text.render(speaks, given[0], options)
+            begin = getattr(self.tokenizer, "bos_token", None)
+            if begin and texts[0].startswith(begin):
+                options.setdefault("add_special_tokens", False)  # the template has written it
+        else:
+            texts = [given[0]] if isinstance(given[0], str) else list(given[0])
         if len(given) > 1 or not all(isinstance(text, str) for text in texts):
             raise TypeError(
-                "with `images=`, the input is a string or a list of strings, with a placeholder for each image"
+                "with `images=`, the input is a string, a list of strings or a conversation, with a placeholder for each "
+                "image"
             )
         rows = images.nested(pictures, len(texts))
-        options = text.take_options(kwargs)
         # One at a time and padded here: the processor would pad on whichever side its tokenizer was saved with.
         made = [
             dict(self.processor(images=row or None, text=[text], return_tensors="pt", **options))
