@@ -134,11 +134,11 @@ class LanguageModel(PretrainedModel):
         labels = kwargs.get("labels")
         if method is not None or not isinstance(labels, torch.Tensor):
             return None
-        return Losses(self._targets(labels, kwargs["attention_mask"]))
+        return Losses(self._targets(labels, kwargs.get("attention_mask")))
 
-    def _targets(self, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _targets(self, labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return labels of the input's own tokens without those that padding would predict; a decoder's as they are."""
-        if padding.encodes(self._module) or labels.shape != mask.shape:
+        if mask is None or padding.encodes(self._module) or labels.shape != mask.shape:
             return labels
         return inputs.targets(labels, mask)
 
