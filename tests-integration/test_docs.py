@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from pages import PAGES, ROOT, Page
 
 import nnsight
@@ -113,6 +114,20 @@ def test_every_hook_is_documented():
     page = (DOCS / "plugins.md").read_text(encoding="utf-8")
     headings = re.findall(r"^### `(\w+)`", page, re.MULTILINE)
     assert sorted(headings) == sorted(hooks)
+
+
+def test_the_page_of_architectures_lists_those_that_are_asked_about():
+    from nnsight_hf.oracle import exceptions, zoo
+
+    page = (DOCS / "reference" / "architectures.md").read_text(encoding="utf-8")
+    version = re.search(r"that transformers ([\d.]+) knows", page)
+    assert version
+    if version[1] != transformers.__version__:
+        pytest.skip(f"the page is about transformers {version[1]}")
+    listed = re.findall(r"^\| `([^`]+)` \| (?:✓|✗|alone|some) ", page, re.MULTILINE)
+    assert sorted([*listed, *exceptions.UNBUILT]) == zoo.architectures()
+    wrong = re.findall(r"^\| `([^`]+)` \|.*✗", page, re.MULTILINE)
+    assert set(wrong) == set(exceptions.FAILS)
 
 
 def test_every_public_name_is_in_the_reference():

@@ -12,7 +12,7 @@ import transformers
 from packaging.version import Version
 
 from nnsight_hf.oracle import checks, table, zoo
-from nnsight_hf.oracle.exceptions import FAILS, UNBUILT
+from nnsight_hf.oracle.exceptions import FAILS, PADDED, UNBUILT
 from nnsight_hf.oracle.run import Answer, ask
 
 #: What is known is known of this one.
@@ -77,6 +77,28 @@ def test_wrong_shapes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.check(model, "scan").kind == "fails"
 
 
+def test_an_input_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = checks.value
+
+    def wrong(model: Any, site: Any) -> Any:
+        given = value(model, site)
+        return ((given[0][0] / 2,), {}) if site == ("lm_head", "inputs") else given
+
+    monkeypatch.setattr(checks, "value", wrong)
+    assert "lm_head.inputs" in checks.check(checks.wrap(zoo.module("gpt2")), "trace").why
+
+
+def test_absent_names_are_shown_as_such() -> None:
+    verdict = checks.check(checks.wrap(zoo.module("bart")), "names")
+    assert verdict.kind == "lacks" and "ln_final" in verdict.why
+
+
+def test_values_that_padding_spoils_are_still_those_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for architecture in PADDED:
+        monkeypatch.setattr(checks, "PADDED", {})
+        assert checks.check(checks.wrap(zoo.module(architecture)), "batched").kind == "fails"
+
+
 def test_a_refusal_is_shown_as_one() -> None:
     answer = ask("bart", ["together"])
     assert answer.verdicts["together"].kind == "refused" and answer.passes
@@ -96,5 +118,8 @@ def test_the_page_names_every_exception() -> None:
     page = table.page(
         [Answer("gpt2", None, {name: checks.Verdict("holds") for name in checks.CHECKS}), Answer("blt", "x")]
     )
-    assert page.startswith("2 architectures, 1 can be built, 1 pass every check (100.0%).")
-    assert all(f"`{name}`" in page for name in (*FAILS, *UNBUILT)) and "| `gpt2` | ✓ |" in page
+    assert (
+        "\n2 architectures, 1 can be built, 1 fail no check (100.0%); of these, 1 are refused nothing and lack no name.\n"
+        in page
+    )
+    assert all(f"`{name}`" in page for name in (*FAILS, *PADDED, *UNBUILT)) and "| `gpt2` | ✓ |" in page

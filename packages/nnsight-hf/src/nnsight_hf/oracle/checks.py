@@ -1,20 +1,24 @@
 """What must hold for every language model: each check runs a model through nnsight and through plain hooks, and compares.
 
-A check returns nothing if it holds and raises `Failed` with the first difference otherwise. `CHECKS` names them all.
+A check returns nothing if it holds; if not, it raises `Failed` with the first difference. `CHECKS` names them all. What is
+compared with is `plain.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from nnsight import LanguageModel, NNsightError, RowsError
-from nnsight.plugin import leaves, tree_map
+from nnsight.plugin import tree_map
 from nnsight_hf import padding
+from nnsight_hf.oracle import plain
+from nnsight_hf.oracle.exceptions import PADDED
+from nnsight_hf.oracle.plain import Site, Values, copied, first
 from nnsight_hf.oracle.zoo import tokens
 from nnsight_hf.standard import AbsentNameError
 from nnsight_hf.standard.report import absent
@@ -40,59 +44,20 @@ class Refused(Exception):
     """What a check asks for is refused with an error that says what to do instead."""
 
 
-# -- what plain hooks see --------------------------------------------------------------------------------------------
+class Lacks(Exception):
+    """Some of what a check asks for is not there, and says why; the rest holds."""
 
 
-@contextlib.contextmanager
-def hooks(handles: Sequence[Any]) -> Iterator[None]:
-    """Remove hooks at the end."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def seen(module: torch.nn.Module, call: Callable[[], Any]) -> dict[str, list[Any]]:
-    """Return the outputs of all modules in a call, visit by visit."""
-    outputs: dict[str, list[Any]] = {}
-
-    def watch(path: str) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            outputs.setdefault(path, []).append(copied(output))
-
-        return hook
-
-    handles = [part.register_forward_hook(watch(path)) for path, part in module.named_modules()]
-    with hooks(handles), torch.no_grad():
-        call()
-    return outputs
+def value(model: Any, site: Site) -> Any:
+    """Return what passes at a site, also of a module with a submodule called `output`, as BERT's layers have."""
+    path, kind = site
+    envoy = model.get(path)
+    return envoy.nns_output if kind == "output" else envoy.nns_inputs
 
 
 def output(model: Any, path: str) -> Any:
-    """Return the output of a module, also of one with a submodule called `output`, as BERT's layers have."""
-    return model.get(path).nns_output
-
-
-def copied(output: Any) -> list[torch.Tensor]:
-    """Return the floating-point tensors of an output, as they are now."""
-    return [leaf.detach().clone() for leaf in leaves(output) if leaf.is_floating_point()]
-
-
-def blocks(module: torch.nn.Module) -> list[str]:
-    """Return the paths of the blocks of the decoder: the members of its longest list of modules that a call visits."""
-    ran = seen(module, lambda: module(input_ids=torch.tensor([PROMPTS[0]]), use_cache=False))
-    lists = [
-        [f"{path}.{name}" for name, _ in part.named_children()]
-        for path, part in module.named_modules()
-        if isinstance(part, torch.nn.ModuleList)
-    ]
-    whole = [paths for paths in lists if paths and all(ran.get(path) and ran[path][0] for path in paths)]
-    if not whole:
-        raise Failed("no list of blocks that a forward visits")
-    # The outermost of the longest: experts and heads lie inside of a block. In a model that goes through some of its
-    # blocks again and again, those that it goes through least: what is changed in the others hardly shows at the end.
-    return min(whole, key=lambda paths: (len(ran[paths[0]]), paths[0].count("."), -len(paths)))
+    """Return the output of a module."""
+    return value(model, (path, "output"))
 
 
 def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
@@ -112,8 +77,8 @@ def close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
 
 def _edit(output: Any) -> Any:
     """Return an output with another first tensor."""
-    first = leaves(output)[0]
-    return tree_map(lambda leaf: first * 1.5 + 0.25 if leaf is first else leaf, output)
+    states = first(output)
+    return tree_map(lambda leaf: states * 1.5 + 0.25 if leaf is states else leaf, output)
 
 
 def _edit_first_visit(part: torch.nn.Module) -> Any:
@@ -121,55 +86,69 @@ def _edit_first_visit(part: torch.nn.Module) -> Any:
     return part.register_forward_hook(lambda module, args, output: _edit(output) if next(visits) == 0 else None)
 
 
-def _alone(module: torch.nn.Module, prompt: Sequence[int]) -> dict[str, list[Any]]:
-    return seen(module, lambda: module(input_ids=torch.tensor([prompt])))
-
-
-def _generated(module: Any, prompt: Sequence[int]) -> torch.Tensor:
-    ids = torch.tensor([prompt])
-    with torch.no_grad():
-        tokens: torch.Tensor = module.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0
-        )
-    return tokens
-
-
 # -- the checks ------------------------------------------------------------------------------------------------------
 
 
 def trace(model: Any) -> None:
-    """A trace gives at every module what a hook sees there."""
-    want = _alone(model._model, PROMPTS[1])
-    paths = [path for path, visits in want.items() if path and visits[0]]
-    got: dict[str, Any] = {}
+    """A trace gives at the inputs and outputs of every module what hooks see there."""
+    want = plain.alone(model._model, PROMPTS[1])
+    sites = [site for site, visits in want.items() if site[0] and visits[0]]
+    got: dict[Site, Values] = {}
     with torch.no_grad(), model.trace(PROMPTS[1]):
-        for path in paths:  # in the order in which their first visits end
-            got[path] = copied(output(model, path))
+        for site in sites:  # in the order in which their first visits come
+            got[site] = copied(value(model, site))
         logits = model.nns_output.logits
-    for path in paths:
-        for mine, other in zip(got[path], want[path][0], strict=True):
-            close(mine, other, path)
-    close(logits, want[""][0][0], "logits")
+    for site in sites:
+        right = want[site][0]
+        if got[site].keys() != right.keys():
+            raise Failed(f"{'.'.join(site)} holds {sorted(got[site])} instead of {sorted(right)}")
+        for name, tensor in right.items():
+            close(got[site][name], tensor, f"{'.'.join(site)}{name}")
+    close(logits, plain.logits(model._model, PROMPTS[1]), "logits")
 
 
 def batched(model: Any) -> None:
     """Invokes of different lengths share one forward, and each gets at its tokens what it gets alone, or that is refused."""
-    if not padding.takes_padding(model._model):
-        raise Refused(f"{type(model._model).__name__} takes inputs of one length only")
-    paths = blocks(model._model)
-    want = [_alone(model._model, prompt) for prompt in PROMPTS]
-    got: list[dict[str, Any]] = []
+    module = model._model
+    if not padding.takes_padding(module):
+        raise Refused(f"{type(module).__name__} takes inputs of one length only")
+    blocks = plain.blocks(module, PROMPTS[0])
+    want = [plain.alone(module, prompt) for prompt in PROMPTS]
+    sites = [site for site in want[0] if site[0] and all(site in others and others[site][0] for others in want)]
+    got: list[dict[Site, Values]] = []
+    places: list[dict[tuple[Site, str], Any]] = []
+    logits: list[torch.Tensor] = []
     with torch.no_grad(), model.trace() as tracer:
         for prompt in PROMPTS:
             with tracer.invoke(prompt):
-                mine = {path: leaves(output(model, path))[0] for path in paths}
-                mine["logits"] = model.nns_output.logits
+                mine, at = {}, {}
+                for site in sites:
+                    given = value(model, site)
+                    at.update(_places(site, given))
+                    mine[site] = copied(given)
                 got.append(mine)
-    side = padding.side(model._model)
-    for prompt, mine, alone in zip(PROMPTS, got, want, strict=True):
-        for path, value in mine.items():
-            right = alone["" if path == "logits" else path][0][0]
-            close(*_own(value, right, len(prompt), side), f"{path} of the prompt of {len(prompt)} tokens")
+                places.append(at)
+                logits.append(model.nns_output.logits)
+    side, known = padding.side(module), PADDED.get(module.config.model_type, {})
+    for number, prompt in enumerate(PROMPTS):
+        who = f"of the prompt of {len(prompt)} tokens"
+        close(*_own(logits[number], plain.logits(module, prompt), len(prompt), side), f"logits {who}")
+        for site in sites:
+            for name, alone in want[number][site][0].items():
+                where = f"{'.'.join(site)}{name}"
+                if any(re.search(pattern, where) for pattern in known):
+                    continue
+                # What all invokes get is shared: a table, a bias, tokens in an order of the experts.
+                if name not in got[number][site] or len({at.get((site, name)) for at in places}) == 1:
+                    if site[1] == "output" and site[0] in blocks and alone is first(want[number][site][0]):
+                        raise Failed(f"{where} is shared by all invokes")
+                    continue
+                close(*_own(got[number][site][name], alone, len(prompt), side), f"{where} {who}")
+
+
+def _places(site: Site, given: Any) -> dict[tuple[Site, str], Any]:
+    """Return which memory each tensor is: the same for all invokes where there is nothing to tell apart."""
+    return {(site, name): (tensor.data_ptr(), tensor.shape) for name, tensor in plain.parts(given).items()}
 
 
 def _own(value: torch.Tensor, alone: torch.Tensor, length: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,7 +163,7 @@ def _own(value: torch.Tensor, alone: torch.Tensor, length: int, side: str) -> tu
 
 def generate(model: Any) -> None:
     """A generation gives the tokens that transformers gives."""
-    want = _generated(model._model, PROMPTS[1])
+    want = plain.continued(model._model, PROMPTS[1], NEW)
     got = model.generate(PROMPTS[1], max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     if not torch.equal(got, want):
         raise Failed(f"{got[0, -NEW:].tolist()} instead of {want[0, -NEW:].tolist()}")
@@ -194,7 +173,7 @@ def together(model: Any) -> None:
     """Several prompts, of one length or not, are continued in one batch as they are alone, or that is refused."""
     for prompts in (TWINS, PROMPTS):
         try:
-            _continued(model, prompts, [_generated(model._model, prompt) for prompt in prompts])
+            _continued(model, prompts, [plain.continued(model._model, prompt, NEW) for prompt in prompts])
         except RowsError as refusal:
             raise Refused(str(refusal)) from None
 
@@ -213,15 +192,15 @@ def _continued(model: Any, prompts: Sequence[list[int]], want: Sequence[torch.Te
 
 def edit(model: Any) -> None:
     """An edit has the effect that a hook has, and in an invoke leaves the other alone."""
-    path = blocks(model._model)[0]
+    path = plain.blocks(model._model, PROMPTS[0])[0]
     part = model._model.get_submodule(path)
-    with hooks([_edit_first_visit(part)]), torch.no_grad():
-        want = model._model(input_ids=torch.tensor([PROMPTS[1]])).logits
+    with plain.hooks([_edit_first_visit(part)]):
+        want = plain.logits(model._model, PROMPTS[1])
     with torch.no_grad(), model.trace(PROMPTS[1]):
         model.get(path).nns_output = _edit(output(model, path))
         got = model.nns_output.logits
     close(got, want, "logits after an edit")
-    unchanged = _alone(model._model, PROMPTS[1])[""][0][0]
+    unchanged = plain.logits(model._model, PROMPTS[1])
     if torch.allclose(want, unchanged, atol=1e-3):
         raise Failed("the edit changes nothing")
     with torch.no_grad(), model.trace() as tracer:  # of one length, so that every model takes them
@@ -235,17 +214,24 @@ def edit(model: Any) -> None:
 
 
 def scan(model: Any) -> None:
-    """A scan gives the shapes of a run."""
-    want = _alone(model._model, PROMPTS[1])
-    paths = blocks(model._model)
+    """A scan gives the shapes of a run, at the inputs and outputs of every module."""
+    want = plain.alone(model._model, PROMPTS[1])
+    sites = [site for site, visits in want.items() if site[0] and visits[0]]
     with model.scan(PROMPTS[1]):
-        got = {path: [tuple(leaf.shape) for leaf in copied(output(model, path))] for path in paths}
+        got = {site: _shapes(plain.parts(value(model, site))) for site in sites}
         logits = tuple(model.nns_output.logits.shape)
-    for path in paths:
-        if got[path] != [tuple(leaf.shape) for leaf in want[path][0]]:
-            raise Failed(f"{path}: {got[path]} instead of {[tuple(leaf.shape) for leaf in want[path][0]]}")
-    if logits != tuple(want[""][0][0].shape):
-        raise Failed(f"logits: {logits} instead of {tuple(want[''][0][0].shape)}")
+    for site in sites:
+        right = _shapes(want[site][0])
+        # There may be a mask besides: a scan cannot see that it hides nothing.
+        if {name: got[site].get(name) for name in right} != right:
+            raise Failed(f"{'.'.join(site)}: {got[site]} instead of {right}")
+    whole = tuple(plain.logits(model._model, PROMPTS[1]).shape)
+    if logits != whole:
+        raise Failed(f"logits: {logits} instead of {whole}")
+
+
+def _shapes(values: Values) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in values.items()}
 
 
 def names(model: Any) -> None:
@@ -254,7 +240,7 @@ def names(model: Any) -> None:
     layers = standard.resolution.layers
     lacks = absent(standard)
     if "layers" in lacks:
-        return
+        raise Lacks(f"all names: {lacks['layers']}")
     whole = (
         [at for at in range(len(layers)) if not {f"attentions_output[{at}]", f"mlps_output[{at}]"} & lacks.keys()]
         if not {"attentions_output", "mlps_output"} & lacks.keys()
@@ -282,9 +268,12 @@ def names(model: Any) -> None:
     try:
         with torch.no_grad():
             got = standard.project_on_vocab(after[-1])
-    except AbsentNameError:
-        return
-    close(got, logits, "project_on_vocab(layers_output[-1])")
+    except AbsentNameError as refusal:
+        lacks["project_on_vocab"] = str(refusal)
+    else:
+        close(got, logits, "project_on_vocab(layers_output[-1])")
+    if lacks:
+        raise Lacks("; ".join(f"{name}: {why}" for name, why in lacks.items()))
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
@@ -300,9 +289,9 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a check: it holds, it does not, or what it asks for is refused clearly."""
+    """What came of a check: it holds, it does not, what it asks for is refused clearly, or some of it is not there."""
 
-    kind: Literal["holds", "fails", "refused"]
+    kind: Literal["holds", "fails", "refused", "lacks"]
     why: str = ""
 
 
@@ -312,7 +301,9 @@ def check(model: Any, name: str) -> Verdict:
         CHECKS[name](model)
     except Refused as refusal:
         return Verdict("refused", str(refusal))
-    except (Failed, NNsightError) as failure:
+    except Lacks as lack:
+        return Verdict("lacks", str(lack))
+    except (Failed, LookupError, NNsightError) as failure:
         return Verdict("fails", str(failure))
     return Verdict("holds")
 
