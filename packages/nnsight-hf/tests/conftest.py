@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import checkpoints
@@ -49,3 +50,18 @@ def gpt2(gpt2_folder: str) -> Any:
 @pytest.fixture(scope="session")
 def plain_gpt2(gpt2_folder: str) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(gpt2_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def quanto() -> Any:
+    """optimum-quanto with its C++ extension, which it compiles when first used, into its own folder.
+
+    That takes a minute or two, and two processes that do so at once take the file away from each other.
+    """
+    library = pytest.importorskip("optimum.quanto")
+    from filelock import FileLock
+    from optimum.quanto.library.extensions import get_extension
+
+    with FileLock(Path(library.__file__).parent / "nnsight-tests.lock"):
+        get_extension("quanto_cpp").lib
+    return library

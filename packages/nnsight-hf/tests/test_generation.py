@@ -347,8 +347,8 @@ def test_a_static_cache_of_several_prompts(gpt2, plain_gpt2) -> None:
     assert after_prompt(short, SHORT) == after_prompt(continued(plain_gpt2, SHORT, **ALL), SHORT) == steps
 
 
-def test_a_quantised_cache(gpt2, plain_gpt2) -> None:
-    pytest.importorskip("optimum.quanto")
+@pytest.mark.timeout(600)  # quanto may have to be compiled
+def test_a_quantised_cache(quanto, gpt2, plain_gpt2) -> None:
     options = {**ALL, "cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": 4}}
     with gpt2.generate(LONG, **options) as tracer:
         steps = [gpt2.output.logits[0, -1].argmax() for _ in tracer.iter[:]]

@@ -36,10 +36,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.timeout(600)  # quanto may have to be compiled
 @pytest.mark.parametrize("name", list(PACKAGES))
-def test_a_quantisation_by_name_is_reported_and_traced(base, name) -> None:
+def test_a_quantisation_by_name_is_reported_and_traced(base, name, request) -> None:
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"{PACKAGES[name]} is not installed")
+    if PACKAGES[name] == "optimum":
+        request.getfixturevalue("quanto")
     model = LanguageModel(base, dtype=name)
     with pytest.raises(LoadError, match=r"dispatch\(\).quantization"):
         _ = model.quantization

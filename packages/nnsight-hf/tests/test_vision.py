@@ -115,7 +115,8 @@ def test_an_edit_of_ones_own_images_leaves_the_others_alone(model, plain) -> Non
     assert not torch.allclose(got, alone(plain, ONE, images[1]), atol=1e-2)
 
 
-def test_a_generation(model, plain) -> None:
+def test_a_generation(folder, plain) -> None:
+    model: Any = VisionLanguageModel(folder)  # of which nothing has been found out yet
     options = {"max_new_tokens": 4, "do_sample": False}
     images = [picture(0), picture(1), picture(2)]
     want = [

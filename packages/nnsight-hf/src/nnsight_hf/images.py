@@ -153,9 +153,9 @@ def first(data: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
     row, rows = sum(shares.rows[:number]), shares.rows[number]
     taken: dict[str, Any] = {}
     for name, value in data.items():
-        if name not in NAMES:
-            own = isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == sum(shares.rows)
-            taken[name] = value[row : row + rows] if own else value
+        # Tensors only: what else there is are options, of a generation perhaps.
+        if name not in NAMES and isinstance(value, torch.Tensor):
+            taken[name] = value[row : row + rows] if value.dim() and value.shape[0] == sum(shares.rows) else value
     for name in NAMES:
         if name in data:
             weights = shares.sizes if name == "pixel_values" else tuple((1,) * len(sizes) for sizes in shares.sizes)
