@@ -203,6 +203,19 @@ def test_probing_leaves_a_model_as_it_was() -> None:
     assert not any("forward" in part.__dict__ for part in lm._model.modules())
 
 
+def test_a_librarys_own_preparing_is_not_probed() -> None:
+    class Library(LanguageModel):
+        def _prepare_input(self, *given: Any, **kwargs: Any) -> Any:
+            prepared.append(given)
+            return super()._prepare_input(*given, **kwargs)
+
+    prepared: list[Any] = []
+    lm = Library(zoo.module("llama"))
+    assert "model.model.layers.0" in probe(lm) and not prepared
+    among(lm, "model.layers.0")
+    assert len(prepared) == len(PROMPTS)
+
+
 def test_stored_edits_are_not_probed() -> None:
     lm = model("llama")
     with lm.edit(inplace=True):
