@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import checkpoints
 import heads
 import pytest
 import torch
+import transformers
 from heads import HEADS
+from pictures import picture
 
 import nnsight
 from nnsight import RowsError, TransformersModel
@@ -87,6 +90,55 @@ def test_a_pair_of_texts_and_prepared_tensors() -> None:
             with model.trace(*given):
                 logits = model.output.logits
             torch.testing.assert_close(logits, want, **CLOSE)
+
+
+def test_labels_that_a_model_was_not_trained_on() -> None:
+    parts = heads.parts("bert-text")
+    model = TransformersModel(heads.module("bert-text"), **parts)
+    given = {"text": "the cat sat", "candidate_labels": ["a dog", "very old"], "hypothesis_template": "it was {}"}
+    with torch.no_grad(), model.trace(given):
+        logits = model.output.logits
+    pairs = parts["tokenizer"](
+        ["the cat sat"] * 2, ["it was a dog", "it was very old"], return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        want = heads.module("bert-text")(**pairs).logits
+    torch.testing.assert_close(logits, want, **CLOSE)
+    with pytest.raises(ValueError, match="has no {} where the label goes"):
+        model.trace({**given, "hypothesis_template": "it was"}, trace=False)
+    with pytest.raises(ValueError, match="guessed for one text or one image"):
+        model.trace({**given, "candidate_labels": "a dog"}, trace=False)
+
+
+def test_an_image_with_labels() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": len(checkpoints.TOKENS), "eos_token_id": 2, "max_position_embeddings": 16},
+        vision_config={**sizes, "image_size": 28, "patch_size": 7},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    module = transformers.CLIPModel(config).eval()
+    pixels = transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    tokenizer = checkpoints.tokenizer()
+    model = TransformersModel(module, "zero-shot-image-classification", tokenizer=tokenizer, image_processor=pixels)
+    given = {"image": picture(0), "candidate_labels": ["a dog", "the very old cat"], "hypothesis_template": "it was {}"}
+    with torch.no_grad(), model.trace(given) as tracer:
+        seen = model.vision_model.encoder.layers[0].output
+        result = tracer.result
+    texts = tokenizer(["it was a dog", "it was the very old cat"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        want = module(
+            input_ids=texts["input_ids"],
+            attention_mask=texts["attention_mask"],
+            pixel_values=pixels(picture(0), return_tensors="pt")["pixel_values"],
+        )
+    torch.testing.assert_close(result.logits_per_image, want.logits_per_image, **CLOSE)
+    assert result.logits_per_image.shape == (1, 2) and seen.shape[0] == 1
+    with pytest.raises(RowsError, match="compares each text with every other input"), model.trace() as tracer:
+        for _ in range(2):
+            with tracer.invoke(given):
+                tracer.result
 
 
 def test_waveforms_of_which_no_mask_can_hide_the_padding_are_refused_together() -> None:

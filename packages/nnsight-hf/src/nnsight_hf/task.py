@@ -33,8 +33,9 @@ class TransformersModel(PretrainedModel):
     """A model of transformers for one task, with the processors that the task needs.
 
     An input is what the task reads: a string (a list for several rows, two for a pair), an image (PIL, path, array), a
-    waveform [samples] or `{"array": waveform, "sampling_rate": rate}`, `{"question": ..., "context": ...}`, or tensors by
-    the names that the model's forward has.
+    waveform [samples] or `{"array": waveform, "sampling_rate": rate}`, `{"question": ..., "context": ...}`, a text or an
+    image with labels to guess (`{"text": ..., "candidate_labels": [...]}`), or tensors by the names that the model's
+    forward has (those that come from tables and documents, as their processors make them).
 
     Args:
         model: a hub id, a local folder, a configuration (for new weights), or a loaded module.
@@ -174,9 +175,27 @@ class TransformersModel(PretrainedModel):
         if names <= {"text", "text_pair"} and "text" in names:
             both = (given["text"], given["text_pair"]) if given.get("text_pair") is not None else (given["text"],)
             return self._rows(both, options)
+        if "candidate_labels" in names and names <= {"text", "image", "candidate_labels", "hypothesis_template"}:
+            return self._guesses(given, options)
         if names == {"text", "images"}:
             return [dict(processors.need("processor")(**given, return_tensors="pt", padding=True))]
         raise TypeError(f"an input with {sorted(names)} is not known: give tensors by the names that the forward has")
+
+    def _guesses(self, given: Mapping[str, Any], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the arguments for labels that a model was not trained on: each makes a sentence that may be true."""
+        labels = given["candidate_labels"]
+        if isinstance(labels, str) or not labels or ("text" in given) == ("image" in given):
+            raise ValueError('labels are guessed for one text or one image: {"text": ..., "candidate_labels": [...]}')
+        usual = "This is a photo of {}." if "image" in given else "This example is {}."
+        template = given.get("hypothesis_template", usual)
+        if "{}" not in template:
+            raise ValueError(f"the `hypothesis_template` {template!r} has no {{}} where the label goes")
+        sentences = [template.format(label) for label in labels]
+        if "text" in given:
+            return self._rows(([given["text"]] * len(sentences), sentences), options)
+        processors: Processors = self.__dict__["_processors"]
+        rows = processors.text(sentences, None, options)
+        return [{**self._joined(rows), **processors.pictures(given["image"])[0]}]
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if len(prepared) == 1:
