@@ -199,6 +199,8 @@ def test_attention_probabilities() -> None:
     names = names.model.standard
     with torch.no_grad(), names.trace(PROMPT):
         weights = names.attention_probabilities[0]
+    with pytest.raises(AttributeError, match="read only"), names.trace(PROMPT):
+        names.attention_probabilities[0] = weights  # too late to matter: they have been used already
     assert weights.shape == (1, names.num_heads, 6, 6)
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, names.num_heads, 6))
     assert not weights.triu(1).any()

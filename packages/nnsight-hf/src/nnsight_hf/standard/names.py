@@ -128,7 +128,7 @@ class StandardNames:
         givers = [None if path is None else self._envoy(path) for path in at]
         own[f"{name}_output"] = self._per(f"{name}_output", givers, outputs, [parts.why for parts in found.parts])
         if kind == "attention":
-            weights = None if not paths else part("attention_probabilities", _is_probabilities)
+            weights = None if not paths else part("attention_probabilities", _is_probabilities, reads_only=True)
             eager = getattr(self.model.config, "_attn_implementation", None) == "eager"
             ask = "this attention does not compute them as such; load the model with `attn_implementation='eager'`"
             props = [weights if eager and path is not None else None for path in paths]

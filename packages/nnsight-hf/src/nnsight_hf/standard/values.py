@@ -29,8 +29,11 @@ def states(name: str, hidden: int, site: str = "output", scale: float = 1.0) -> 
     return part(name, lambda tensor: is_states(tensor, hidden), site, scale)
 
 
-def part(name: str, is_it: Finds, site: str = "output", scale: float = 1.0) -> eproperty:
-    """Make the property of the first tensor at a site for which `is_it` says yes; see `states`."""
+def part(name: str, is_it: Finds, site: str = "output", scale: float = 1.0, reads_only: bool = False) -> eproperty:
+    """Make the property of the first tensor at a site for which `is_it` says yes; see `states`.
+
+    With `reads_only`, an assignment is refused: for what the model gives away and does not use any more.
+    """
 
     def read(envoy: Any, value: Any) -> Any:
         found = _first(value, is_it, name)
@@ -43,8 +46,10 @@ def part(name: str, is_it: Finds, site: str = "output", scale: float = 1.0) -> e
         put = new if scale == 1.0 else new / scale
         return tree_map(lambda leaf: put if leaf is old else leaf, value)
 
-    prop = eproperty(read, site=site).setter(write)
+    prop = eproperty(read, site=site)
     prop.name = name
+    if not reads_only:
+        prop.setter(write)
     return prop
 
 
