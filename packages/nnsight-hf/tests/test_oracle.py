@@ -19,10 +19,19 @@ from nnsight_hf.oracle.run import Answer, ask
 KNOWN = Version(importlib.metadata.version("transformers")).release[:2] == (5, 23)
 
 
+@pytest.fixture
+def quiet():
+    """Let transformers say nothing of its warnings, and for the other tests of this process as much as before."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
 @pytest.mark.skipif(not KNOWN, reason="the exceptions are listed for transformers 5.23")
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("architecture", zoo.architectures())
 def test_every_architecture(architecture: str) -> None:
-    transformers.logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         answer = ask(architecture)

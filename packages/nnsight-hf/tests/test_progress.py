@@ -116,6 +116,7 @@ def test_a_quick_load_shows_nothing_and_a_long_one_its_bar(capfd, monkeypatch):
     if not hasattr(transformers.utils.logging, "set_tqdm_hook"):
         pytest.skip("this transformers cannot be told to wait")
     monkeypatch.setattr(progress, "PATIENCE", 0)
+    assert transformers.utils.logging.is_progress_bar_enabled(), "another test switched them off for the process"
     LanguageModel("nnsight/toy-landmarks", dispatch=True)
     assert "Loading" in capfd.readouterr().err
 

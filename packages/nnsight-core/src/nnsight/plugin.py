@@ -29,7 +29,7 @@ conformance suite in `nnsight.testing`.
 from __future__ import annotations
 
 from nnsight._core.backend import Backend, HereBackend, Request, open_trace
-from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs
+from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs, put_together
 from nnsight._core.blocks import is_with_head
 from nnsight._core.envoy import Envoy
 from nnsight._core.hookspecs import hookimpl
@@ -71,5 +71,6 @@ __all__ = [
     "leaves",
     "open_trace",
     "provide",
+    "put_together",
     "tree_map",
 ]

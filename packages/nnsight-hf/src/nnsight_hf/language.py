@@ -20,7 +20,7 @@ from nnsight_hf import fitting, generation, inputs, loading, padding, progress, 
 from nnsight_hf.losses import Losses
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
-from nnsight_hf.standard import Resolution, StandardNames, resolve
+from nnsight_hf.standard import StandardNames, resolve
 from nnsight_hf.tokens import Tokens, describe
 
 
@@ -76,6 +76,9 @@ class LanguageModel(PretrainedModel):
         fitting.check(config, automodel.__name__, "LanguageModel")
         return automodel
 
+    #: Arguments with an entry for something else than a row; not every input of a batch has them.
+    _apart: tuple[str, ...] = ()
+
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     @property
@@ -114,7 +117,7 @@ class LanguageModel(PretrainedModel):
     def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Put several inputs into one batch."""
         module = self._module
-        return inputs.pad_together(rows, self._filler, padding.side(module), decodes=padding.encodes(module))
+        return inputs.pad_together(rows, self._filler, padding.side(module), self._apart, padding.encodes(module))
 
     def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         stray = [name for name in kwargs if name in text.OPTIONS]
@@ -126,9 +129,13 @@ class LanguageModel(PretrainedModel):
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        layout = ProbedLayout(total, multiples, self._facts(), self._beyond)
+        layout = self._laid(total, multiples, kwargs)
         layout.losses = self._losses(kwargs, method)
         return layout
+
+    def _laid(self, total: int, multiples: Sequence[int], kwargs: Mapping[str, Any]) -> ProbedLayout:
+        """Return the layout of a run with these inputs."""
+        return ProbedLayout(total, multiples, self._facts(), self._beyond)
 
     def _losses(self, kwargs: Mapping[str, Any], method: str | None) -> Losses | None:
         labels = kwargs.get("labels")
@@ -155,10 +162,7 @@ class LanguageModel(PretrainedModel):
 
     def _facts(self) -> Facts:
         """How rows lie in the values of this module, found out when it is first asked."""
-        known: tuple[Any, Facts] | None = self.__dict__.get("_rows")
-        if known is None or known[0] is not self._module:
-            known = self.__dict__["_rows"] = (self._module, probe(self._whole()))
-        return known[1]
+        return self._found("rows", lambda: probe(self._whole()))
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -169,10 +173,7 @@ class LanguageModel(PretrainedModel):
         What they mean is found out when they are first asked for, by a small run, for which the weights are loaded.
         """
         self.dispatch()
-        known: tuple[Any, Resolution] | None = self.__dict__.get("_resolution")
-        if known is None or known[0] is not self._module:
-            known = self.__dict__["_resolution"] = (self._module, resolve(self._module))
-        return StandardNames(self, known[1])
+        return StandardNames(self, self._found("names", lambda: resolve(self._module)))
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,8 @@ from nnsight.plugin import LazyModel, Sharding
 from nnsight_hf import adapters, identity, offload
 from nnsight_hf.loading import Origin
 from nnsight_hf.quantization import Quantization, report
+
+F = TypeVar("F")
 
 
 class PretrainedModel(LazyModel):
@@ -37,6 +39,7 @@ class PretrainedModel(LazyModel):
         rename: Mapping[str | type, str | Sequence[str]] | None = None,
         envoys: Any = None,
     ) -> None:
+        self.__dict__["_findings"] = {}
         super().__init__(origin.source, dispatch=dispatch, rename=rename, envoys=envoys)
         own = self.__dict__
         own["repo_id"] = origin.name
@@ -155,13 +158,20 @@ class PretrainedModel(LazyModel):
         source.adapters[:] = left
         kept = self.__dict__["_adapters"]
         kept[:] = [one for one in kept if one in left]
-        self._rebind(source.build())
+        self._exchange(source.build())
         return self
 
     def _rebind(self, module: torch.nn.Module) -> None:
         super()._rebind(module)
-        for name in ("_rows", "_images", "_resolution"):  # how rows lie is found out anew: there are other modules now
-            self.__dict__.pop(name, None)
+        self.__dict__["_findings"] = {}  # found out anew: there are other modules now
+
+    def _found(self, what: str, find: Callable[[], F]) -> F:
+        """Return what `find` finds out about the modules as they are now; it is asked once for them."""
+        findings: dict[str, Any] = self.__dict__["_findings"]
+        if what not in findings:
+            findings[what] = find()
+        found: F = findings[what]
+        return found
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from nnsight import RowsError, ScanError
-from nnsight.plugin import PlainLayout, Rows, leaves
+from nnsight.plugin import PlainLayout, Rows, leaves, put_together
 from nnsight_hf.losses import Losses
 from nnsight_hf.padding import encodes, takes_padding
 
@@ -211,16 +211,12 @@ class ProbedLayout(PlainLayout):
         found = self._where(value, path)
         assert found is not None, "only values that carry rows have pieces"
         dim, each = found
-        parts: list[torch.Tensor] = []
-        at = 0
-        for (start, count), piece in sorted(pieces.items(), key=lambda item: item[0]):
-            if start > at:
-                parts.append(value.narrow(dim, at * each, (start - at) * each))
-            parts.append(_renumbered(piece, start * getattr(value, NUMBERS, 0)))
-            at = start + count
-        if at < self.total:
-            parts.append(value.narrow(dim, at * each, (self.total - at) * each))
-        return torch.cat(parts, dim)
+        numbers = getattr(value, NUMBERS, 0)
+        laid = (
+            ((start * each, count * each), _renumbered(piece, start * numbers))
+            for (start, count), piece in pieces.items()
+        )
+        return put_together(value, laid, dim)
 
     def _where(self, value: torch.Tensor, path: str) -> tuple[int, int] | None:
         """Return along which dimension rows lie, and how many entries each has there."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
-from nnsight.plugin import Layout, Prepared, Rows
-from nnsight_hf import fitting, generation, images, inputs, loading, padding, text
+from nnsight.plugin import Prepared, Rows, put_together
+from nnsight_hf import fitting, images, loading, text
 from nnsight_hf.images import in_messages
 from nnsight_hf.language import LanguageModel
 from nnsight_hf.rows import Facts, Pattern, ProbedLayout, compare
@@ -67,6 +67,8 @@ class VisionLanguageModel(LanguageModel):
         fitting.check(config, "AutoModelForImageTextToText", "VisionLanguageModel")
         return AutoModelForImageTextToText
 
+    _apart = images.NAMES
+
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     def _prepare_input(self, *given: Any, images: Any = None, **kwargs: Any) -> Prepared:
@@ -111,32 +113,22 @@ class VisionLanguageModel(LanguageModel):
             setattr(pixels, images.SHARES, images.count([(kwargs, rows) for _, kwargs, rows in prepared]))
         return args, data
 
-    def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return inputs.pad_together(
-            rows, self._filler, padding.side(self._module), images.NAMES, padding.encodes(self._module)
-        )
-
-    def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
+    def _laid(self, total: int, multiples: Sequence[int], kwargs: Mapping[str, Any]) -> ProbedLayout:
         shares = getattr(kwargs.get("pixel_values"), images.SHARES, None)
         if shares is None:
-            return super()._layout(total, args, kwargs, method)
-        multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        pictured = self._pictured(kwargs, shares)
-        layout = ImagesLayout(shares, pictured, total, multiples, self._facts(), self._beyond)
-        layout.losses = self._losses(kwargs, method)
-        return layout
+            return super()._laid(total, multiples, kwargs)
+        return ImagesLayout(shares, self._pictured(kwargs, shares), total, multiples, self._facts(), self._beyond)
 
     def _pictured(self, kwargs: Mapping[str, Any], shares: images.Shares) -> Facts:
         """How images lie in the values of modules that see nothing else, found out when a batch first has any."""
-        known: tuple[Any, Facts] | None = self.__dict__.get("_images")
-        if known is None or known[0] is not self._module:
+
+        def find() -> Facts:
             one = images.first(kwargs, shares)
-            batches = [self._together([one] * number) for number in (3, 5, 4)]
-            seen = compare(self, batches)
+            seen = compare(self, [self._together([one] * number) for number in (3, 5, 4)])
             text = self._facts()
-            known = (self._module, {path: patterns for path, patterns in seen.items() if path not in text})
-            self.__dict__["_images"] = known
-        return known[1]
+            return {path: patterns for path, patterns in seen.items() if path not in text}
+
+        return self._found("images", find)
 
 
 class ImagesLayout(ProbedLayout):
@@ -169,12 +161,8 @@ class ImagesLayout(ProbedLayout):
             return super().join(value, pieces, path)
         dim = self._dimension(value, patterns)
         assert dim is not None, "only values that are divided have pieces"
-        parts, at = [], 0
-        for rows, piece in sorted(pieces.items(), key=lambda item: item[0]):
-            start, length = self._shares.part(rows, value.shape[dim]) or (at, 0)
-            parts += [value.narrow(dim, at, start - at), piece]
-            at = start + length
-        return torch.cat([*parts, value.narrow(dim, at, value.shape[dim] - at)], dim)
+        laid = ((self._shares.part(rows, value.shape[dim]), piece) for rows, piece in pieces.items())
+        return put_together(value, ((part, piece) for part, piece in laid if part is not None), dim)
 
     def _dimension(self, value: torch.Tensor, patterns: Sequence[Pattern]) -> int | None:
         fitting = {pattern.rows for pattern in patterns if pattern.fits(value.shape)}

@@ -7,7 +7,7 @@ about any kind of model. What a mediator sees of a value, and what it may write,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -74,16 +74,28 @@ class PlainLayout:
         """Concatenate the pieces with the rows between them: one copy of the batch, however many pieces."""
         multiple = self._multiple(value)
         assert multiple is not None, "only values that carry rows have pieces"
-        parts: list[torch.Tensor] = []
-        at = 0
-        for (start, count), piece in sorted(pieces.items(), key=lambda item: item[0]):
-            if start > at:
-                parts.append(value.narrow(0, at * multiple, (start - at) * multiple))
-            parts.append(piece)
-            at = start + count
-        if at < self.total:
-            parts.append(value.narrow(0, at * multiple, (self.total - at) * multiple))
-        return torch.cat(parts)
+        laid = (((start * multiple, count * multiple), piece) for (start, count), piece in pieces.items())
+        return put_together(value, laid)
+
+
+def put_together(value: torch.Tensor, pieces: Iterable[tuple[Rows, torch.Tensor]], dim: int = 0) -> torch.Tensor:
+    """Return `value` with parts of it replaced, in one copy however many they are.
+
+    Args:
+        value: the whole; left as it is.
+        pieces: where each begins along the dimension and how long it is, and what to put there; none overlaps another.
+        dim: the dimension.
+    """
+    parts: list[torch.Tensor] = []
+    at = 0
+    for (start, count), piece in sorted(pieces, key=lambda item: item[0]):
+        if start > at:
+            parts.append(value.narrow(dim, at, start - at))
+        parts.append(piece)
+        at = start + count
+    if at < value.shape[dim]:
+        parts.append(value.narrow(dim, at, value.shape[dim] - at))
+    return torch.cat(parts, dim)
 
 
 class Batchable:

@@ -76,8 +76,11 @@ class LazyModel(NNsight):
 
     def _rebuilt(self) -> None:
         """Mirror the module anew, in every reference to it: parts of it were exchanged where they are."""
-        for model in list(self.__dict__["_weights"].references):
-            model._rebind(self._module)
+        self._exchange(self._module)
+
+    def _exchange(self, module: torch.nn.Module) -> None:
+        """Mirror a module, the same or another, in every reference to this model."""
+        self.__dict__["_weights"].exchange(module)
 
     def _derive(self) -> Any:
         other = super()._derive()
@@ -109,9 +112,13 @@ class Weights:
         with self._lock:
             if self.source is not None:
                 module = self.source.load()
-                for model in list(self.references):
-                    model._rebind(module)
+                self.exchange(module)
                 self.source = None
+
+    def exchange(self, module: torch.nn.Module) -> None:
+        """Let all references mirror a module."""
+        for model in list(self.references):
+            model._rebind(module)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source}

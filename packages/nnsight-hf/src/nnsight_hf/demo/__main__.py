@@ -27,7 +27,6 @@ def main(arguments: list[str] | None = None) -> None:
     from .terminal import show
 
     console = Console()
-    transformers.utils.logging.disable_progress_bar()
     # In a model this small, more threads than one only wait for each other; `timing.py` relies on there being one.
     torch.set_num_threads(1)
     model = LanguageModel("nnsight/toy-landmarks", dispatch=True)

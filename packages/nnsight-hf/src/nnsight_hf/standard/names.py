@@ -103,14 +103,12 @@ class StandardNames:
         own["_embeddings"] = states("token_embeddings", found.hidden)
         count = len(found.layers)
         envoys = [self._envoy(path) for path in found.layers]
-        stream = found.absent.get("layers", "")
         own["layers_output"] = self._per("layers_output", envoys, [states("layers_output", found.hidden)] * count)
         chained = found.absent.get("layers_input", "")
         entry = None if chained else states("layers_input", found.hidden, "input")
         own["layers_input"] = self._per("layers_input", envoys, [entry] * count, [chained] * count)
         for kind, paths, name in (("attention", found.attention, "attentions"), ("feed_forward", found.mlp, "mlps")):
             self._add_parts(kind, paths, name)
-        own["_absent"] = {**found.absent, **({"layers_output": stream} if stream else {})}
 
     def _add_parts(self, kind: str, paths: list[str | None], name: str) -> None:
         found = self.resolution
