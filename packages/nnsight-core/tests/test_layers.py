@@ -36,7 +36,7 @@ LAYERS = [
         "lockstep",
     ],
     ["configfile", "naming", "taps", "here", "plugins", "saved", "sharding"],
-    ["config", "mediator", "rigging", "served", "classes"],
+    ["config", "mediator", "rigging", "served", "classes", "commands"],
     ["ending", "visits"],
     ["interleaver"],
     ["sharded", "barrier", "steps", "invoke", "edit", "cache", "session", "tree", "sources"],

@@ -39,3 +39,8 @@ def _owners() -> dict[tuple[str, str], Owner]:
 def owner(kind: str, name: str) -> Owner | None:
     """Who in this project brings `name`, installed or not; None for names that it knows nothing of."""
     return _owners().get((kind, name))
+
+
+def owned(kind: str) -> dict[str, Owner]:
+    """All names of one kind that packages of this project bring, installed or not, each with its owner."""
+    return {name: owner for (of, name), owner in _owners().items() if of == kind}

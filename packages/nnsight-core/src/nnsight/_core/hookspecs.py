@@ -40,4 +40,7 @@ def travels_by_reference() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def commands() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Subcommands of the `nnsight` command line: each name is run as `nnsight NAME ...`."""
+    """Subcommands of the `nnsight` command line: each name is run as `nnsight NAME ...`.
+
+    The target is called with the list of the arguments after NAME, and returns an exit status or None.
+    """
