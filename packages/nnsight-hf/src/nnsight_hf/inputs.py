@@ -84,6 +84,8 @@ def _table(value: Any, fill: int, name: str, side: str, at_least: int = 0) -> tu
             if _is_rows(value):
                 rows = [torch.as_tensor(row) for row in value]
                 length = max(at_least, *(len(row) for row in rows))
+                if len(rows) == 1 and length == len(rows[0]):
+                    return rows[0][None], None  # what most invokes give
                 value = torch.stack([fill_up(row, length, fill, side, 0) for row in rows])
                 mask = torch.stack([fill_up(torch.ones_like(row), length, 0, side, 0) for row in rows])
             else:

@@ -89,7 +89,9 @@ class LanguageModel(PretrainedModel):
     @property
     def _filler(self) -> int:
         """The token that shorter rows are filled with; some models tell padding by it."""
-        pad = self._pad if self._pad is not None else getattr(self.config, "pad_token_id", None)
+        pad = self._pad
+        if pad is None:
+            pad = getattr(self.config, "pad_token_id", None)
         return pad if isinstance(pad, int) else 0
 
     def _has_input(self, given: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
