@@ -7,6 +7,7 @@ numbers and only a warning in a log, so that is refused here; `automodel=` overr
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import transformers
@@ -14,9 +15,17 @@ from transformers import PretrainedConfig
 from transformers.pipelines import PIPELINE_REGISTRY
 
 #: Tasks that older transformers have a pipeline for and newer ones have not; the models are still there.
-_OLDER = {"question-answering": ("AutoModelForQuestionAnswering",)}
+_OLDER = {
+    "question-answering": ("AutoModelForQuestionAnswering",),
+    "visual-question-answering": ("AutoModelForVisualQuestionAnswering",),
+    "image-to-image": ("AutoModelForImageToImage",),
+    "image-to-text": ("AutoModelForImageTextToText",),
+}
 
 _CAUSAL, _SEQ2SEQ, _PICTURES = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText"
+
+#: Auto classes that a pipeline's models may be made by beside those that it loads with.
+_BESIDE = {"image-segmentation": ("AutoModelForUniversalSegmentation", "AutoModelForInstanceSegmentation")}
 
 #: Tasks of other families, and what to write for them.
 _ELSEWHERE = {
@@ -43,7 +52,7 @@ def tasks() -> dict[str, tuple[str, ...]]:
         except KeyError:  # one with its languages in its name: translation
             continue
         found[name] = tuple(auto if isinstance(auto, str) else auto.__name__ for auto in entry["pt"])
-    return {**_OLDER, **found}
+    return {task: (*autos, *_BESIDE.get(task, ())) for task, autos in {**_OLDER, **found}.items()}
 
 
 def makes(auto: str, config: PretrainedConfig) -> tuple[str, ...]:
@@ -54,6 +63,12 @@ def makes(auto: str, config: PretrainedConfig) -> tuple[str, ...]:
         return ()
     made = mapping[type(config)]
     return tuple(cls.__name__ for cls in (made if isinstance(made, (tuple, list)) else (made,)))
+
+
+def only_sees(config: PretrainedConfig) -> bool:
+    """Say whether a model that writes about images has no text among its inputs, as Donut and TrOCR."""
+    made = [getattr(transformers, name) for name in makes(_PICTURES, config)]
+    return bool(made) and not any("input_ids" in inspect.signature(cls.forward).parameters for cls in made)
 
 
 def saved_as(config: PretrainedConfig) -> str | None:
@@ -69,6 +84,8 @@ def task_of(config: PretrainedConfig) -> str | None:
     served = tasks()
     by_head = sorted(served, key=lambda task: "AutoModel" in served[task])  # a bare model serves where no head does
     for task in by_head:
+        if task == "image-to-text" and not only_sees(config):
+            continue
         if any(name in makes(auto, config) for auto in served[task]):
             return task
     return None
@@ -79,6 +96,8 @@ def family_of(config: PretrainedConfig) -> str | None:
     name = saved_as(config)
     if name is not None and (name in makes(_CAUSAL, config) or name in makes(_SEQ2SEQ, config)):
         return "LanguageModel"
+    if only_sees(config):
+        return 'TransformersModel with task="image-to-text"'
     if name is not None and name in makes(_PICTURES, config):
         return "VisionLanguageModel"
     task = task_of(config)
@@ -107,6 +126,8 @@ def check(config: PretrainedConfig, auto: str, family: str) -> None:
     if _own_code(config, auto):
         return
     name, made = saved_as(config), makes(auto, config)
+    if auto == _PICTURES and only_sees(config):
+        _refuse(config, "it reads images and no text", family)
     if made and (name is None or name in made):
         return
     task = task_of(config)
@@ -145,6 +166,8 @@ def auto_of(config: PretrainedConfig, task: str | None) -> tuple[str, str]:
         raise ValueError(f'there is no task "{task}"; there are {_listed(served)}')
     name = saved_as(config)
     fitting = [auto for auto in served[task] if makes(auto, config) or _own_code(config, auto)]
+    if not fitting and task == "document-question-answering" and only_sees(config):
+        fitting = [_PICTURES]  # those are asked in the text that they go on with
     if not fitting:
         raise ValueError(
             f'a model of the type "{config.model_type}" does not serve the task "{task}"; it serves '

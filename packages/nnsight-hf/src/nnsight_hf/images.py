@@ -41,6 +41,11 @@ def opened(image: Any) -> Any:
         TypeError: it is neither an image, nor a path, nor an array.
     """
     if isinstance(image, (str, os.PathLike)):
+        if not os.path.exists(image):
+            raise FileNotFoundError(
+                f"there is no image file {os.fspath(image)!r}: an image is a PIL image, a path on this machine (what lies "
+                "behind an address is to be fetched first), or an array [height, width, colour]"
+            )
         with Image.open(image) as file:
             return file.convert("RGB")
     if isinstance(image, Image.Image):
@@ -48,6 +53,13 @@ def opened(image: Any) -> Any:
     if isinstance(image, torch.Tensor) or hasattr(image, "__array__"):
         return image
     raise TypeError(f"an image is a PIL image, a path, or an array [height, width, colour], not {type(image).__name__}")
+
+
+def is_image(value: Any) -> bool:
+    """Say whether a value may be one image; a string may be its path."""
+    if isinstance(value, (str, os.PathLike, Image.Image)):
+        return True
+    return hasattr(value, "__array__") and getattr(value, "ndim", 0) in (2, 3)
 
 
 def nested(images: Any, rows: int) -> list[list[Any]]:

@@ -1,13 +1,12 @@
 """`LanguageModel`: models of text, from a prompt to sites.
 
 What is loaded and how is `loading.py` and `pretrained.py`, how text becomes a batch is `inputs.py`, what a generation adds is
-`generation.py`. Here they are one family: prepare an input, batch several, run a forward or a generation.
+`generation.py` and `generating.py`. Here they are one family: prepare an input, batch several, run a forward or a generation.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,16 +14,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from nnsight.plugin import Layout, Prepared, Rows, end_steps, is_with_head, open_trace
-from nnsight_hf import fitting, generation, inputs, loading, padding, progress, text
+from nnsight.plugin import Layout, Prepared, Rows
+from nnsight_hf import fitting, generation, inputs, loading, padding, text
+from nnsight_hf.generating import GeneratingModel
 from nnsight_hf.losses import Losses
-from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.rows import Facts, ProbedLayout, probe
 from nnsight_hf.standard import StandardNames, resolve
 from nnsight_hf.tokens import Tokens, describe
 
 
-class LanguageModel(PretrainedModel):
+class LanguageModel(GeneratingModel):
     """A causal language model with its tokenizer.
 
     Built without weights, so that its tree can be explored and scanned at no cost; they are loaded at the first run, or at
@@ -67,7 +66,7 @@ class LanguageModel(PretrainedModel):
             tokenizer = loading.load_tokenizer(origin.where, kwargs, dict(tokenizer_kwargs or {}))
         super().__init__(origin, dispatch=dispatch, rename=rename, envoys=envoys)
         self.__dict__["tokenizer"] = tokenizer
-        self._attach("generator", generation.Generator(), stepless=True)
+        self._add_generator()
 
     @staticmethod
     def _choose(config: PretrainedConfig) -> Any:
@@ -82,14 +81,14 @@ class LanguageModel(PretrainedModel):
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     @property
-    def _pad(self) -> int | None:
+    def _padding_token(self) -> int | None:
         pad: int | None = getattr(self.tokenizer, "pad_token_id", None)
         return pad
 
     @property
     def _filler(self) -> int:
         """The token that shorter rows are filled with; some models tell padding by it."""
-        pad = self._pad
+        pad = self._padding_token
         if pad is None:
             pad = getattr(self.config, "pad_token_id", None)
         return pad if isinstance(pad, int) else 0
@@ -151,11 +150,6 @@ class LanguageModel(PretrainedModel):
             return labels
         return inputs.targets(labels, mask)
 
-    @property
-    def _beyond(self) -> tuple[str, ...]:
-        """Below which paths there are no modules of transformers."""
-        return "result", f"{self._path}.generator"
-
     def _tokens(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
     ) -> Tokens:
@@ -180,11 +174,7 @@ class LanguageModel(PretrainedModel):
     # -- running -----------------------------------------------------------------------------------------------------
 
     def _target(self, method: str | Callable[..., Any] | None) -> Callable[..., Any]:
-        if method is None:
-            return self._forward
-        if method == "generate":
-            return self._generate
-        return super()._target(method)
+        return self._forward if method is None else super()._target(method)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         generation.refuse_in_forward(self._module, kwargs)
@@ -210,44 +200,7 @@ class LanguageModel(PretrainedModel):
         if mask is not None and mask.dim() == 2 and not isinstance(mask, FakeTensor):
             padding.refuse_together(self._module, mask, generates=True)
         padding.refuse_starts(kwargs.get("decoder_attention_mask"))
-        generator: Any = self.__dict__["_extras"]["generator"]
-        if generation.streams(self._module, kwargs):
-            kwargs["streamer"] = generation.Stream(generator.streamer, kwargs.get("streamer"))
-        helper = kwargs.get("assistant_model")
-        if isinstance(helper, PretrainedModel):
-            helper._ready()
-            kwargs["assistant_model"] = helper._module
-        if self._pad is not None and kwargs.get("generation_config") is None:
-            kwargs.setdefault("pad_token_id", self._pad)
-        sharding: Any = self.__dict__["_sharding"]
-        if sharding is not None and generation.samples(self._module, kwargs):
-            sharding.check_seeds()
-        generate: Any = self._module.generate
-        with progress.over_steps(kwargs.pop("progress", None), self._module, kwargs) as options:
-            tokens = generate(*args, **options)
-        generation.mark_beams(self._module, kwargs, tokens)
-        end_steps()
-        return generator(tokens)
-
-    def generate(
-        self, *given: Any, progress: bool | None = None, backend: Any = None, remote: Any = None, **kwargs: Any
-    ) -> Any:
-        """Generate text: a plain call returns the tokens, and `with model.generate(...) as tracer:` looks inside.
-
-        Args:
-            given: the prompt, as for `trace`; without one, the block opens invokes.
-            progress: show a bar over the steps. If it is not said, a bar appears in a notebook or at a prompt when the
-                generation has taken two seconds, and never in a script.
-            kwargs: options of transformers' `generate` (`max_new_tokens=`, `do_sample=`, ...).
-
-        Returns:
-            The tokens [rows, positions], or a `Tracer` at the head of a `with`.
-        """
-        if progress is not None:
-            kwargs["progress"] = progress
-        if backend is None and remote in (None, False) and not is_with_head(sys._getframe(1)):
-            return self._run_now("generate", given, kwargs)
-        return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote)
+        return super()._generate(*args, **kwargs)
 
 
 def _all(mask: torch.Tensor) -> Any:

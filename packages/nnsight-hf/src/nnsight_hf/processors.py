@@ -1,25 +1,23 @@
 """What turns text, images and sound into tensors: a tokenizer, an image processor, a feature extractor.
 
 Each is loaded by transformers' Auto class when it is first asked for, so a checkpoint need have only those that its task
-uses. What comes out is padded and batched in `task.py`.
+uses. What comes out is one row for each input, not padded; which of them reads what is `reading.py`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy
-import torch
 import transformers
 
-from nnsight_hf import images, loading
+from nnsight_hf import images, loading, sound
 
 #: The parts, and the Auto classes that load them.
 AUTO = {
     "tokenizer": "AutoTokenizer",
     "image_processor": "AutoImageProcessor",
+    "video_processor": "AutoVideoProcessor",
     "feature_extractor": "AutoFeatureExtractor",
     "processor": "AutoProcessor",
 }
@@ -69,40 +67,49 @@ class Processors:
         """Return the arguments for each text, or pair of texts: one row each, not padded."""
         tokenizer = self.need("tokenizer")
         texts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(one, str) or options.get("is_split_into_words") for one in texts):
+            raise TypeError(f"a text is a string, and among these is something else: {texts}")
         pairs = [pair] if pair is None or isinstance(pair, str) else list(pair)
         if not texts or len(pairs) not in (1, len(texts)):
             raise ValueError(f"{len(texts)} texts were given with {len(pairs)} second ones: give one for each")
         pairs = pairs * len(texts) if len(pairs) == 1 else pairs
-        return [dict(tokenizer(a, b, return_tensors="pt", **options)) for a, b in zip(texts, pairs)]
+        rows = [dict(tokenizer(a, b, return_tensors="pt", **options)) for a, b in zip(texts, pairs)]
+        for one, row in zip(texts, rows):
+            if not row["input_ids"].numel():
+                raise ValueError(
+                    f"the text {one!r} is empty: it has no token, so there is nothing for the model to read"
+                )
+        return rows
 
-    def pictures(self, pictures: Any) -> list[dict[str, Any]]:
+    def pictures(self, pictures: Sequence[Any]) -> list[dict[str, Any]]:
         """Return the arguments for each image: one row each."""
         process = self.need("image_processor")
-        several = isinstance(pictures, (list, tuple))
-        return [dict(process(images.opened(one), return_tensors="pt")) for one in (pictures if several else [pictures])]
+        return [dict(process(images.opened(one), return_tensors="pt")) for one in pictures]
 
-    def sound(self, sound: Any, rate: int | None) -> list[dict[str, Any]]:
-        """Return the arguments for each waveform [samples]: one row each.
+    def together(self, pictures: Sequence[Any], part: str = "image_processor") -> dict[str, Any]:
+        """Return the arguments for images that make one row: a pair to match, the frames of a video."""
+        return dict(self.need(part)([images.opened(one) for one in pictures], return_tensors="pt"))
 
-        Raises:
-            TypeError: it is a path.
-            ValueError: its sampling rate is not the one that the model was trained with.
-        """
+    def sound(self, sounds: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return the arguments for each sound: one row each."""
         extract = self.need("feature_extractor")
-        if isinstance(sound, (str, os.PathLike)):
-            raise TypeError(f"audio is given as an array of samples, not as a path: read {os.fspath(sound)!r} first")
-        waves = list(sound) if isinstance(sound, (list, tuple)) and numpy.ndim(sound[0]) else [sound]
-        rate = extract.sampling_rate if rate is None else rate
-        if rate != extract.sampling_rate:
-            raise ValueError(
-                f"the audio has {rate} samples a second and this model takes {extract.sampling_rate}: resample it first"
-            )
+        rate = extract.sampling_rate
         return [
-            dict(extract(torch.as_tensor(wave).numpy(), sampling_rate=rate, return_tensors="pt", **_masked(extract)))
-            for wave in waves
+            dict(extract(sound.waveform(one, rate), sampling_rate=rate, return_tensors="pt", **_masked(extract)))
+            for one in sounds
         ]
+
+    def filler(self, module: Any) -> int:
+        """Return the token that shorter rows are filled with."""
+        own = getattr(getattr(module, "config", None), "pad_token_id", None)
+        token = own if isinstance(own, int) else getattr(self.get("tokenizer"), "pad_token_id", None)
+        return token if isinstance(token, int) else 0
+
+    def silence(self) -> float:
+        """Return what shorter sounds are filled with."""
+        return float(getattr(self.get("feature_extractor"), "padding_value", 0))
 
 
 def _masked(extract: Any) -> dict[str, Any]:
-    """Ask for a mask of waveforms, which a batch of several lengths needs; spectrograms have one length."""
+    """Ask for a mask of waveforms, which a batch of several lengths needs; most spectrograms have one length."""
     return {"return_attention_mask": True} if extract.model_input_names[0] == "input_values" else {}
