@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from unittest import mock
 
@@ -126,6 +127,26 @@ def test_buffers_and_attributes_are_as_before() -> None:
     assert net.calls == 0
     net(rows())
     assert int(net.norm.num_batches_tracked) == 1 and net.calls == 1 and net.scale == 1
+
+
+def test_what_an_object_in_a_module_keeps_is_as_before() -> None:
+    class Table:
+        @functools.cached_property
+        def rows(self) -> torch.Tensor:
+            return torch.arange(4.0)
+
+    class Looking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = Table()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.table.rows
+
+    net = Looking()
+    with NNsight(net).scan(torch.ones(4)):
+        pass
+    assert net(torch.ones(4)).tolist() == [1, 2, 3, 4]
 
 
 def test_attributes_are_as_before_when_a_scan_fails() -> None:

@@ -1,36 +1,16 @@
-"""Images as users have them, and which of a batch's images belong to which invoke.
+"""Images as users have them: PIL images, paths and arrays, one or several for a prompt, or in the messages of a conversation.
 
-A batch holds the images of all its rows one after another, and a vision tower sees images, or patches of images, where a
-decoder sees rows. How the tower's values grow with the images is found out as it is for rows (`rows.py`); here it is
-counted which of them are whose.
+Whose they are in a batch is `shares.py`; what a processor makes of them is asked for in `vision.py`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-
-from nnsight.plugin import Rows
-
-#: What a processor makes of images, with one entry for each image, patch or crop, and not for each row.
-NAMES = (
-    "pixel_values",
-    "image_grid_thw",
-    "image_sizes",
-    "pixel_attention_mask",
-    "pixel_position_ids",
-    "image_position_ids",
-    "num_crops",
-    "spatial_shapes",
-)
-
-#: The attribute of a batch's `pixel_values` that says whose they are.
-SHARES = "_nnsight_shares"
 
 
 def opened(image: Any) -> Any:
@@ -107,71 +87,3 @@ def in_messages(conversations: Sequence[Any]) -> list[list[Any]]:
             )
         found.append(held)
     return found
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How many images the inputs of a batch have, in their order.
-
-    Attributes:
-        rows: the number of rows of each input.
-        sizes: for each input, how much there is of each of its images: its patches, or 1.
-        alike: whether what there is of an image grows with that. Not so for images of different extents that a model
-            cuts into crops of its own: those cannot be told apart.
-    """
-
-    rows: tuple[int, ...]
-    sizes: tuple[tuple[int, ...], ...]
-    alike: bool
-
-    @property
-    def total(self) -> int:
-        """How much there is of all images together."""
-        return sum(map(sum, self.sizes))
-
-    def part(self, rows: Rows, size: int) -> tuple[int, int] | None:
-        """Return where the images of one input lie among `size` entries, and how many entries they have."""
-        if not self.alike or not self.total:
-            return None
-        start = at = 0
-        for count, sizes in zip(self.rows, self.sizes):
-            length = sum(sizes)
-            if (at, count) == rows:
-                begin, end = start * size, (start + length) * size
-                # Not whole: a value that counts something else.
-                whole = begin % self.total == 0 and end % self.total == 0
-                return (begin // self.total, (end - begin) // self.total) if whole else None
-            at, start = at + count, start + length
-        return None
-
-
-def count(prepared: Sequence[tuple[Mapping[str, Any], int]]) -> Shares:
-    """Count the images of several inputs, each given with its number of rows."""
-    rows, sizes, shapes = [], [], set()
-    for data, number in prepared:
-        rows.append(number)
-        grid, pixels, extents = data.get("image_grid_thw"), data.get("pixel_values"), data.get("image_sizes")
-        if grid is not None:
-            sizes.append(tuple(int(extent) for extent in grid.prod(-1)))
-        else:
-            sizes.append((1,) * (0 if pixels is None else int(pixels.shape[0])))
-            shapes |= set() if extents is None else {tuple(map(int, extent)) for extent in extents}
-    return Shares(tuple(rows), tuple(sizes), len(shapes) < 2)
-
-
-def first(data: Mapping[str, Any], shares: Shares) -> dict[str, Any]:
-    """Return the first input of a batch that has an image, by itself, with all of its padding."""
-    number = next(number for number, sizes in enumerate(shares.sizes) if sizes)
-    row, rows = sum(shares.rows[:number]), shares.rows[number]
-    taken: dict[str, Any] = {}
-    for name, value in data.items():
-        # Tensors only: what else there is are options, of a generation perhaps.
-        if name not in NAMES and isinstance(value, torch.Tensor):
-            taken[name] = value[row : row + rows] if value.dim() and value.shape[0] == sum(shares.rows) else value
-    for name in NAMES:
-        if name in data:
-            weights = shares.sizes if name == "pixel_values" else tuple((1,) * len(sizes) for sizes in shares.sizes)
-            counts = [sum(sizes) for sizes in weights]
-            start = sum(counts[:number])
-            taken[name] = data[name][start : start + counts[number]]
-    return taken

@@ -21,7 +21,20 @@ from nnsight import RowsError
 
 #: Model types without `position_ids` that give a row padded on the left what it gets alone: they count no positions but
 #: distances, or a state that heeds the mask.
-LEFT = frozenset({"bloom", "cpmant", "falcon_mamba", "mamba", "mamba2", "moss_transcribe_diarize", "mpt", "xlnet"})
+LEFT = frozenset(
+    {
+        "blip-2",
+        "bloom",
+        "cpmant",
+        "falcon_mamba",
+        "instructblip",
+        "mamba",
+        "mamba2",
+        "moss_transcribe_diarize",
+        "mpt",
+        "xlnet",
+    }
+)
 
 #: Model types with `position_ids` that do not, because a state goes through the padding or lengths are counted from the left.
 RIGHT = frozenset({"recurrent_gemma", "xlm"})
@@ -30,7 +43,7 @@ RIGHT = frozenset({"recurrent_gemma", "xlm"})
 NOWHERE = frozenset({"prophetnet", "reformer"})
 
 #: Model types whose forward is right with padding on the left and whose generation is not.
-FORWARD_ONLY = frozenset({"git", "xlnet"})
+FORWARD_ONLY = frozenset({"git", "kosmos-2", "xlnet"})
 
 #: Model types whose generation from several rows is not what each gets alone, even at one length: transformers' RWKV
 #: mixes up the states of its rows.

@@ -105,16 +105,7 @@ def compare(
         batches: 3 of something, 5 of it, and 3 that differ in another way, each as the model takes it.
         ordered: says of the three sizes of such a dimension whether what belongs to one of them lies together.
     """
-    bare = copy.copy(model)
-    bare.clear_edits()
-    # Not through what a library on top prepares inputs with: these are none of its user's.
-    family: Any = next(cls for cls in type(model).__mro__ if cls.__module__.startswith(f"{__package__}."))
-    bare.__dict__["_prepare_input"] = functools.partial(family._prepare_input, bare)
-    try:
-        runs = [_shapes(bare.scan, batch) for batch in batches]
-    except ScanError:
-        runs = [_shapes(bare.trace, batch) for batch in batches]
-    few, many, long = runs
+    few, many, long = (shapes_of(model, batch) for batch in batches)
     return {
         path: tuple(dict.fromkeys(_pattern(*shapes, ordered) for shapes in zip(few[path], many[path], long[path])))
         for path in few
@@ -122,7 +113,28 @@ def compare(
     }
 
 
+#: For each path, the shapes of what its module takes and gives, visit after visit.
 Shapes = dict[str, list[tuple[int, ...]]]
+
+
+def shapes_of(model: Any, batch: Mapping[str, Any], until: str | None = None) -> Shapes:
+    """Run a model on a batch, on fake tensors if it can be, and return the shapes that pass its modules.
+
+    Args:
+        model: the model; it is run without its edits.
+        batch: what its module takes.
+        until: the path of the module after whose output the rest is of no interest.
+    """
+    bare = copy.copy(model)
+    bare.clear_edits()
+    # Not through what a library on top prepares inputs with: these are none of its user's.
+    family: Any = next(cls for cls in type(model).__mro__ if cls.__module__.startswith(f"{__package__}."))
+    bare.__dict__["_prepare_input"] = functools.partial(family._prepare_input, bare)
+    last = None if until is None else bare.get(until.removeprefix(f"{model._path}."))
+    try:
+        return _shapes(bare.scan, batch, last)
+    except ScanError:
+        return _shapes(bare.trace, batch, last)
 
 
 def _text(rows: int, positions: int, pads: bool, kinds: int) -> dict[str, Any]:
@@ -134,14 +146,19 @@ def _text(rows: int, positions: int, pads: bool, kinds: int) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _shapes(run: Any, batch: Mapping[str, Any]) -> Shapes:
+def _shapes(run: Any, batch: Mapping[str, Any], last: Any) -> Shapes:
     with torch.no_grad(), run(dict(batch)) as tracer:
         cache = tracer.cache(include_inputs=True)
+        if last is not None:
+            seen = last.output
+            tracer.stop()
     shapes: Shapes = {}
     for path, visits in cache.items():
         found = shapes[path] = []
         for visit in visits if isinstance(visits, list) else [visits]:
             found += [tuple(leaf.shape) for leaf in leaves((visit.inputs, visit.output))]
+    if last is not None:
+        shapes[last.path] += [tuple(leaf.shape) for leaf in leaves(seen)]  # the run ended before it was cached
     return shapes
 
 

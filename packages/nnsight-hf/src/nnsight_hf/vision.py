@@ -1,7 +1,8 @@
 """`VisionLanguageModel`: models that read text with images in it.
 
-A language model whose inputs go through a processor, and whose batch holds images beside rows. What images are and whose
-they are is `images.py`; everything else is as in `language.py`.
+A language model whose inputs go through a processor, and whose batch holds images beside rows. What users give as images
+is `images.py`, whose they are in a batch `shares.py`, how they lie in the values of modules `sights.py`, and what single
+families need or cannot do `seeing.py`; everything else is as in `language.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
-from nnsight.plugin import Prepared, Rows, put_together
-from nnsight_hf import fitting, images, loading, text
+from nnsight.plugin import Prepared
+from nnsight_hf import fitting, images, loading, seeing, shares, sights, text
 from nnsight_hf.images import in_messages
+from nnsight_hf.inputs import PER_TOKEN
 from nnsight_hf.language import LanguageModel
-from nnsight_hf.rows import Facts, Pattern, ProbedLayout, compare
+from nnsight_hf.rows import Facts, ProbedLayout
+from nnsight_hf.sights import ImagesLayout, Sights
 
 
 class VisionLanguageModel(LanguageModel):
@@ -67,19 +70,32 @@ class VisionLanguageModel(LanguageModel):
         fitting.check(config, "AutoModelForImageTextToText", "VisionLanguageModel")
         return AutoModelForImageTextToText
 
-    _apart = images.NAMES
+    _apart = (*shares.NAMES, *shares.BESIDE)
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     def _prepare_input(self, *given: Any, images: Any = None, **kwargs: Any) -> Prepared:
+        if "videos" in kwargs:
+            raise TypeError(
+                "`videos=` is not taken here, since how frames are chosen is the processor's business: call it by hand, and "
+                "pass what it gives: `model.trace(dict(model.processor(text=[...], videos=[...], return_tensors='pt')))`"
+            )
         if given and text.is_chat(given[0]) and images is None:
             held = in_messages(given[0])
             images = held if any(held) or self.processor is not None else None
         if images is None or not given or isinstance(given[0], Mapping):
-            args, data, rows = super()._prepare_input(*given, **kwargs)
+            if images is not None:
+                raise TypeError(
+                    "`images=` goes with text: an input of tokens holds what a processor made of its images "
+                    "(`pixel_values` and more), as `model.processor(images=..., text=..., return_tensors='pt')` gives it"
+                )
+            if given and self.processor is not None:
+                self._refuse_empty_places(given[0])
+            prepared = super()._prepare_input(*given, **kwargs)
         else:
-            args, data, rows = super()._prepare_input(self._processed(given, images, kwargs), **kwargs)
-        return args, data, rows
+            prepared = super()._prepare_input(self._processed(given, images, kwargs), **kwargs)
+        seeing.check(self._module, prepared[1])
+        return prepared
 
     def _processed(self, given: tuple[Any, ...], pictures: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.processor is None:
@@ -100,70 +116,111 @@ class VisionLanguageModel(LanguageModel):
             )
         rows = images.nested(pictures, len(texts))
         # One at a time and padded here: the processor would pad on whichever side its tokenizer was saved with.
-        made = [
-            dict(self.processor(images=row or None, text=[text], return_tensors="pt", **options))
-            for text, row in zip(texts, rows)
-        ]
-        return made[0] if len(made) == 1 else self._together(made)
+        made = [self._row(text, row, options) for text, row in zip(texts, rows)]
+        if len(made) == 1:
+            return made[0]
+        seeing.refuse_together(self._module, made)
+        return self._together(made)
+
+    def _row(self, prompt: str, pictures: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the model takes of one prompt with its images."""
+        if not pictures:
+            self._refuse_empty_places(prompt)
+            _, data, _ = super()._prepare_input(prompt, **options)
+            return data
+        places = prompt.count(mark) if (mark := self._mark("image_token")) else 0
+        if places and places != len(pictures):
+            raise ValueError(
+                f"the prompt has {places} places for images ({mark!r}) and {len(pictures)} images were given: give one for "
+                "each"
+            )
+        # In a list of their own where a processor asks how many images are one prompt's.
+        nested = seeing.kind(self._module) == "llava_onevision"
+        data = dict(
+            self.processor(images=[pictures] if nested else pictures, text=[prompt], return_tensors="pt", **options)
+        )
+        labels = data.get("labels")
+        if labels is not None and not bool((labels != PER_TOKEN["labels"]).any()):
+            del data["labels"]  # of a prompt without anything to predict
+        known = getattr(self.config, "image_token_id", getattr(self.config, "image_token_index", None))
+        if isinstance(known, int) and not bool((data["input_ids"] == known).any()):
+            raise ValueError(
+                f"{len(pictures)} images were given and the prompt has no place for them: write {mark!r} once for each, "
+                "where it is to be read"
+            )
+        return data
+
+    def _mark(self, name: str) -> str | None:
+        """Return a placeholder as text."""
+        mark = getattr(self.processor, name, None)
+        return getattr(mark, "content", mark)
+
+    def _refuse_empty_places(self, given: Any) -> None:
+        """Raise if text has a place for an image and is given without one."""
+        texts = [given] if isinstance(given, str) else given if isinstance(given, (list, tuple)) else []
+        for name in ("image_token", "video_token"):
+            mark = self._mark(name)
+            found = next((text for text in texts if mark and isinstance(text, str) and mark in text), None)
+            if found is not None:
+                how = "`images=`" if name == "image_token" else "what the processor makes of the video"
+                raise ValueError(
+                    f"the prompt {found!r} has {found.count(str(mark))} places for {name.split('_')[0]}s ({mark!r}) and "
+                    f"nothing was given for them: pass {how}"
+                )
+
+    def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        made = [dict(row) for row in rows]
+        wide = [row["cross_attention_mask"] for row in made if "cross_attention_mask" in row]
+        for row in made if wide else ():
+            blank = wide[0].new_zeros((*row["attention_mask"].shape, *wide[0].shape[2:]))
+            row.setdefault("cross_attention_mask", blank)
+        if wide:
+            for row, mask in zip(made, shares.widened([row["cross_attention_mask"] for row in made], 2)):
+                row["cross_attention_mask"] = mask
+        words = [{name: value for name, value in row.items() if name not in self._apart} for row in made]
+        return {**super()._together(words), **shares.join(made)}
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if len(prepared) > 1:
+            seeing.refuse_together(self._module, [data for _, data, _ in prepared])
         args, data = super()._batch(prepared)
-        pixels = data.get("pixel_values")
-        if pixels is not None:
-            setattr(pixels, images.SHARES, images.count([(kwargs, rows) for _, kwargs, rows in prepared]))
+        if len(prepared) > 1 and shares.has_pixels(data):
+            shares.note(data, shares.count([(kwargs, rows) for _, kwargs, rows in prepared]))
         return args, data
 
+    # -- rows and images ---------------------------------------------------------------------------------------------
+
+    def _facts(self) -> Facts:
+        return {} if seeing.needs(self._module) else super()._facts()
+
     def _laid(self, total: int, multiples: Sequence[int], kwargs: Mapping[str, Any]) -> ProbedLayout:
-        shares = getattr(kwargs.get("pixel_values"), images.SHARES, None)
-        if shares is None:
+        mine = shares.noted(kwargs)
+        if mine is None:
             return super()._laid(total, multiples, kwargs)
-        return ImagesLayout(shares, self._pictured(kwargs, shares), total, multiples, self._facts(), self._beyond)
+        facts, seen = self._facts(), self._sights(mine, kwargs)
+        alone = [
+            None if mine.alike or not shares.has_pixels(data) else self._alone(data, mine.extents(number), seen)
+            for number, data in enumerate(mine.inputs)
+        ]
+        return ImagesLayout(mine, seen, alone, total, multiples, facts, self._beyond)
 
-    def _pictured(self, kwargs: Mapping[str, Any], shares: images.Shares) -> Facts:
-        """How images lie in the values of modules that see nothing else, found out when a batch first has any."""
+    def _sights(self, mine: shares.Shares, kwargs: Mapping[str, Any]) -> Sights:
+        """How images lie in the values of modules, found out when a batch first has some of this shape."""
+        one = shares.like(mine.inputs[mine.first], kwargs)
+        shapes = {name: tuple(one[name].shape[1:]) for name in shares.NAMES if isinstance(one.get(name), torch.Tensor)}
 
-        def find() -> Facts:
-            one = images.first(kwargs, shares)
-            seen = compare(self, [self._together([one] * number) for number in (3, 5, 4)])
-            text = self._facts()
-            return {path: patterns for path, patterns in seen.items() if path not in text}
+        def find() -> Sights:
+            facts = self._facts()
+            unit = next(amount for of in mine.amounts if (amount := of[mine.first]))
+            found = sights.find(self._whole(), self._together, one, unit, _TEXT if seeing.mixes(self._module) else None)
+            return sights.beside(found, facts)
 
-        return self._found("images", find)
+        return self._found(f"images {shapes}", find)
+
+    def _alone(self, data: Mapping[str, Any], extents: tuple[Any, ...], seen: Sights) -> sights.Alone:
+        """What an input with images of these extents has alone in the modules that see them."""
+        return self._found(f"extents {extents}", lambda: sights.alone(self._whole(), data, seen, self._facts()))
 
 
-class ImagesLayout(ProbedLayout):
-    """Rows as in any language model, and where a module sees images only, the images of an invoke.
-
-    Args:
-        shares: which images are whose.
-        pictured: how images lie in the values of the modules that see nothing else.
-        others: as for `ProbedLayout`.
-    """
-
-    def __init__(self, shares: images.Shares, pictured: Facts, *others: Any) -> None:
-        super().__init__(*others)
-        self._shares = shares
-        self._pictured = pictured
-
-    def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
-        """Return the rows, or the images, of one invoke as a view; None for a value without any."""
-        patterns = self._pictured.get(path)
-        if patterns is None:
-            return super().take(value, rows, path)
-        dim = self._dimension(value, patterns)
-        part = None if dim is None else self._shares.part(rows, value.shape[dim])
-        return None if dim is None or part is None else value.narrow(dim, *part)
-
-    def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
-        """Return the value with the pieces put where the images of their invokes lie."""
-        patterns = self._pictured.get(path)
-        if patterns is None:
-            return super().join(value, pieces, path)
-        dim = self._dimension(value, patterns)
-        assert dim is not None, "only values that are divided have pieces"
-        laid = ((self._shares.part(rows, value.shape[dim]), piece) for rows, piece in pieces.items())
-        return put_together(value, ((part, piece) for part, piece in laid if part is not None), dim)
-
-    def _dimension(self, value: torch.Tensor, patterns: Sequence[Pattern]) -> int | None:
-        fitting = {pattern.rows for pattern in patterns if pattern.fits(value.shape)}
-        return fitting.pop() if len(fitting) == 1 and not isinstance(value, torch.nn.Parameter) else None
+#: Text that stands beside images while it is found out what counts which.
+_TEXT = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2, dtype=torch.long)}

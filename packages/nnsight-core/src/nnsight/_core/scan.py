@@ -90,6 +90,7 @@ def fake(value: Any, mode: FakeTensorMode) -> Any:
 def unchanged(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
     """Let unloaded weights be fakes meanwhile, and undo what a forward on fakes leaves behind in its modules."""
     before = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    held = {id(one): (one, dict(vars(one))) for m in module.modules() for one in m.__dict__.values() if _holds(one)}
     known: dict[int, Any] = {}
 
     def stand_in(tensor: torch.Tensor) -> Any:
@@ -101,8 +102,8 @@ def unchanged(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
         for m, own, parameters, buffers in before:
             # Loaded ones too: an edit in place that no fake takes part in, a counter's `add_(1)`, would be made for real.
             kept = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
-            for real, held in ((parameters, m._parameters), (buffers, m._buffers), (kept, m.__dict__)):
-                held.update({name: stand_in(tensor) for name, tensor in real.items() if tensor is not None})
+            for real, place in ((parameters, m._parameters), (buffers, m._buffers), (kept, m.__dict__)):
+                place.update({name: stand_in(tensor) for name, tensor in real.items() if tensor is not None})
     try:
         yield
     finally:
@@ -117,6 +118,12 @@ def unchanged(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
                         m.__dict__[name] = own[name]
                     else:
                         del m.__dict__[name]
+        for one, kept in held.values():
+            for name in [name for name, value in vars(one).items() if _is_fake(value)]:
+                if name in kept:
+                    vars(one)[name] = kept[name]
+                else:
+                    del vars(one)[name]  # a property that is computed once
 
 
 def _stand_in(tensor: torch.Tensor, known: dict[int, Any]) -> Any:
@@ -127,6 +134,15 @@ def _stand_in(tensor: torch.Tensor, known: dict[int, Any]) -> Any:
             made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
         known[id(tensor)] = made
     return made
+
+
+def _holds(value: Any) -> bool:
+    """Say whether a module's attribute is an object of the model's own that may keep what a forward has made."""
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (torch.nn.Module, torch.Tensor, type))
+        and not callable(value)
+    )
 
 
 def _is_fake(value: Any) -> bool:
