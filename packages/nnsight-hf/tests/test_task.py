@@ -235,10 +235,10 @@ class TestEncoder(FamilySuite):
     rounding = 1e-4
 
     def make_model(self) -> Any:
-        return TransformersModel(heads.module("distilbert"), **heads.parts("distilbert"))
+        return TransformersModel(heads.module("bert-text"), **heads.parts("bert-text"))
 
     def inputs(self) -> list[Any]:
-        return heads.given("distilbert")
+        return heads.given("bert-text")
 
 
 class TestImages(TestEncoder):

@@ -87,6 +87,8 @@ def _hidden(name: str, row: Mapping[str, Any], module: Any) -> bool:
     config = getattr(module, "config", None)
     if mask == "pixel_mask":
         return getattr(config, "model_type", None) in _SEE_NO_PADDING
+    if getattr(config, "average_logits_per_cell", False):
+        return False  # TAPAS then averages padding with the tokens that stand in no cell
     # The normalisation goes over all samples of a row, padding too, and no mask can help.
     return not (name == "input_values" and getattr(config, "feat_extract_norm", None) == "group")
 
@@ -124,10 +126,21 @@ def shapes(batch: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def refuse_compared(data: Mapping[str, Any], rows: int, module: Any) -> None:
-    """Raise for inputs of which each would be compared with those of the other invokes."""
-    both = "input_ids" in data and any(name in data for name in (*SIGHTS, *SOUNDS))
-    if both and (hasattr(module, "get_text_features") or data["input_ids"].shape[0] != rows):
+#: Model types whose forward makes sound of lengths that it predicts, through convolutions that see the end of the longest.
+_OWN_LENGTHS = frozenset({"vits", "fastspeech2_conformer"})
+
+
+def refuse_together(data: Mapping[str, Any], module: Any) -> None:
+    """Raise for an input that would not get in a batch what it gets alone, whatever the others are."""
+    if getattr(getattr(module, "config", None), "model_type", None) in _OWN_LENGTHS:
+        raise RowsError(
+            f"{type(module).__name__} makes sounds of which each has a length of its own, and in one batch the shorter would "
+            "not end as alone. Trace each in a run of its own."
+        )
+    seen = [data[name].shape[0] for name in (*SIGHTS, *SOUNDS) if name in data]
+    if not seen or "input_ids" not in data:
+        return
+    if hasattr(module, "get_text_features") or data["input_ids"].shape[0] != seen[0]:
         raise RowsError(
             f"{type(module).__name__} compares each text with every other input of a batch, so the inputs of several invokes "
             "cannot share one forward. Trace them separately."

@@ -154,8 +154,8 @@ class TransformersModel(GeneratingModel):
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if len(prepared) == 1:
             return (), self._placed(prepared[0][1])
-        for _, data, rows in prepared:
-            columns.refuse_compared(data, rows, self._module)
+        for _, data, _ in prepared:
+            columns.refuse_together(data, self._module)
         return (), self._placed(self._reader.joined([data for _, data, _ in prepared]))
 
     # -- rows --------------------------------------------------------------------------------------------------------
