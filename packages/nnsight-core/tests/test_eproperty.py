@@ -10,7 +10,7 @@ from core_toys import Block, Hooked, Toy, TupleModel, rows, seeded
 from torch import nn
 
 from nnsight import Envoy, NNsight, NNsightError, NoTraceError, eproperty
-from nnsight.plugin import provide
+from nnsight.plugin import notes, provide
 
 
 class HeadsEnvoy(Envoy):
@@ -422,3 +422,38 @@ def test_what_a_family_attaches_is_called_from_anywhere() -> None:
         first = model[0].output
         inner = model.extra.inner.output
     assert torch.equal(inner, plain) and torch.equal(first, plain)
+
+
+# -- notes -----------------------------------------------------------------------------------------------------------
+
+
+class NotingEnvoy(Envoy):
+    @property
+    def noted(self) -> dict[Any, Any]:
+        return notes(self)
+
+
+def test_notes_are_one_bodys_and_end_with_its_run(net: Toy) -> None:
+    model: Any = NNsight(net, envoys=NotingEnvoy)
+    with model.trace() as tracer:
+        with tracer.invoke(rows()):
+            model.layers[0].noted["mine"] = 1
+            model.layers[0].output
+            first = dict(model.layers[2].noted)
+        with tracer.invoke(rows()):
+            second = dict(model.layers[2].noted)
+    assert first == {"mine": 1} and second == {}
+    with model.trace(rows()):
+        assert model.layers[0].noted == {}
+    with pytest.raises(NoTraceError, match="outside any trace"):
+        model.layers[0].noted  # noqa: B018
+
+
+def test_notes_are_those_of_a_step(net: Toy) -> None:
+    model: Any = NNsight(net, envoys=NotingEnvoy)
+    with model.trace(rows()) as tracer:
+        model.layers[0].noted["at"] = "before"
+        with tracer.iter[0]:
+            model.layers[0].output
+            inside = dict(model.layers[0].noted)
+    assert inside == {}

@@ -45,7 +45,7 @@ LAYERS = [
     ["validate"],
     ["backend"],
     ["envoy"],
-    ["model", "provided"],
+    ["model", "provided", "notes"],
     ["loading"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

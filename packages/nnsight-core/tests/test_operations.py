@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hooked import by_hooks
 
 from nnsight import MissedProviderError, NNsight, NNsightError, NoTraceError, OutOfOrderError, RowsError, SourceError
+from nnsight.plugin import operations
 
 
 def scale(x, factor):
@@ -719,3 +721,14 @@ def test_errors_leave_opened_forwards_as_they_were():
 
 def test_errors_of_operations_share_the_root():
     assert issubclass(SourceError, NNsightError) and issubclass(SourceError, RuntimeError)
+
+
+def test_the_operations_of_a_function_are_those_of_source() -> None:
+    class Doubles(torch.nn.Module):
+        def forward(self, x):
+            return torch.relu(x).mul(2) + torch.relu(-x)
+
+    found = operations(Doubles().forward)
+    assert [operation.name for operation in found] == [operation.name for operation in NNsight(Doubles()).source]
+    lines, start = inspect.getsourcelines(Doubles.forward)
+    assert [operation.callee.split(".")[-1] in lines[operation.lineno - start] for operation in found] == [True] * 3

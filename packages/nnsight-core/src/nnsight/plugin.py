@@ -21,9 +21,9 @@ From then on `from nnsight import ToyModel` works. The hooks are `families`, `ba
 `travels_by_reference` and `commands`; `nnsight.plugins()` shows what was found.
 
 What the things so named are built from is here too: `NNsight` and `Envoy` to subclass, `Batchable` and `Layout` to say
-how inputs share a forward and how rows lie in values, `eproperty` and `provide` for values of the family's own, `Backend`
-for another place to run, `LazyModel` and `Loadable` for weights that come when they are needed. Each protocol has a
-conformance suite in `nnsight.testing`.
+how inputs share a forward and how rows lie in values, `eproperty`, `provide` and `notes` for values of the family's own,
+`operations` for the calls in a function, `Backend` for another place to run, `LazyModel` and `Loadable` for weights that
+come when they are needed. Each protocol has a conformance suite in `nnsight.testing`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ from nnsight._core.interleaver import Interleaver
 from nnsight._core.loading import LazyModel, Loadable
 from nnsight._core.lockstep import Lockstep, fingerprint
 from nnsight._core.model import NNsight
+from nnsight._core.notes import notes
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
 from nnsight._core.sharding import Sharding
 from nnsight._core.sites import Place
+from nnsight._core.source import Operation, operations
 from nnsight._core.structures import leaves, tree_map
 from nnsight._core.trace import Tracer
 
@@ -55,6 +57,7 @@ __all__ = [
     "Loadable",
     "Lockstep",
     "NNsight",
+    "Operation",
     "Place",
     "PlainLayout",
     "Prepared",
@@ -69,7 +72,9 @@ __all__ = [
     "is_with_head",
     "join_inputs",
     "leaves",
+    "notes",
     "open_trace",
+    "operations",
     "provide",
     "put_together",
     "tree_map",

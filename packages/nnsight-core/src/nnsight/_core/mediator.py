@@ -61,6 +61,8 @@ class Mediator:
     greenlet: Greenlet | None = None
     #: Where the `with` of an inline body stands, if that is code that can be suspended; see `active.py`.
     frame: FrameType | None = None
+    #: The step, and what was noted in it; see `notes.py`.
+    noted: tuple[int | None, dict[Any, Any]] | None = None
 
     def __init__(self, run: Interleaver, rows: Rows | None = None, name: str = "the body", order: int = 0) -> None:
         self.run = run

@@ -9,3 +9,26 @@ them, is `taps.py`'s and `served.py`'s business.
     unwrap       the function under decorators, and the same decorators around another function
     printing     the listing of a function's operations, and the lines around one of them
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .operations import Operation
+from .rewrite import rewrite
+from .unwrap import innermost
+
+__all__ = ["Operation", "operations"]
+
+
+def operations(function: Callable[..., Any]) -> tuple[Operation, ...]:
+    """Return the calls in a function's body, as `.source` names them, in the order of their names' numbers.
+
+    Args:
+        function: a Python function or method; of a decorated one, the calls of what is decorated.
+
+    Raises:
+        SourceError: it is no Python function, or its text cannot be had.
+    """
+    return rewrite(innermost(function)).operations
