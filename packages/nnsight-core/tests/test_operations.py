@@ -11,7 +11,7 @@ import torch
 from hooked import by_hooks
 
 from nnsight import MissedProviderError, NNsight, NNsightError, NoTraceError, OutOfOrderError, RowsError, SourceError
-from nnsight.plugin import operations
+from nnsight.plugin import operations_of
 
 
 def scale(x, factor):
@@ -425,6 +425,16 @@ def test_operations_asked_for_in_time_or_before_the_trace():
     torch.testing.assert_close(now, torch.relu(net.first.linear(torch.relu(X))))
 
 
+def test_operations_asked_for_where_the_module_has_its_input_are_in_time():
+    net = Two()
+    model = NNsight(net)
+    with model.trace(X):
+        model.first.input = X * 2
+        now = model.first.source.torch_relu_1.output
+    torch.testing.assert_close(now, torch.relu(net.first.linear(torch.relu(X * 2))))
+    assert clean(model._module)
+
+
 def test_the_operations_of_a_function_that_is_running_are_asked_for_too_late(model):
     with pytest.raises(SourceError, match="running already"):
         with model.trace(X):
@@ -728,7 +738,7 @@ def test_the_operations_of_a_function_are_those_of_source() -> None:
         def forward(self, x):
             return torch.relu(x).mul(2) + torch.relu(-x)
 
-    found = operations(Doubles().forward)
+    found = operations_of(Doubles().forward)
     assert [operation.name for operation in found] == [operation.name for operation in NNsight(Doubles()).source]
     lines, start = inspect.getsourcelines(Doubles.forward)
     assert [operation.callee.split(".")[-1] in lines[operation.lineno - start] for operation in found] == [True] * 3

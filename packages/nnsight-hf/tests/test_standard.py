@@ -13,10 +13,10 @@ from nnsight import LanguageModel, NNsightError
 from nnsight_hf.oracle import zoo
 from nnsight_hf.oracle.checks import check
 from nnsight_hf.standard import AbsentNameError
-from nnsight_hf.standard.report import absent
+from nnsight_hf.standard.report import lacking
 
 #: By what makes them different: serial, parallel, norms after the parts, the residual inside the parts, multiplied parts,
-#: capped logits, scaled logits, experts, heads of attention that differ by layer.
+#: capped logits, scaled logits, experts, rows and positions in one dimension, and layers whose mixers differ.
 FAMILIES = [
     "gpt2",
     "llama",
@@ -28,6 +28,9 @@ FAMILIES = [
     "granite",
     "cohere",
     "mixtral",
+    "opt",
+    "llama4_text",
+    "minicpm3",
     "qwen3_next",
 ]
 PROMPT, OTHER = zoo.tokens(6), zoo.tokens(4)
@@ -51,16 +54,26 @@ def hooked(names: Any, path: str, change: Any) -> torch.Tensor:
 
     handle = names.model._module.get_submodule(path).register_forward_hook(hook)
     try:
-        with torch.no_grad():
-            return names.model._module(torch.tensor([PROMPT])).logits
+        return plain(names)
     finally:
         handle.remove()
 
 
+def plain(names: Any) -> torch.Tensor:
+    """The logits that transformers gives."""
+    with torch.no_grad():
+        return names.model._module(torch.tensor([PROMPT])).logits
+
+
+def spot(names: Any, name: str, layer: int) -> Any:
+    """Where a value was found that lies in one place."""
+    (found,) = names.resolution.blocks[layer].where[name]
+    return found
+
+
 def test_the_identities_hold(names) -> None:
     assert check(names.model, "names").kind == "holds"
-    lacks = {name for name in absent(names) if not name.startswith("attentions_input")}
-    assert not lacks
+    assert not lacking(names)
 
 
 @pytest.mark.parametrize("architecture", ["granite", "bloom", "olmo2"])
@@ -74,27 +87,55 @@ def test_what_is_found_is_not_the_nearest_module(architecture: str) -> None:
     }[architecture]
     if architecture == "granite":
         expected = (expected[0], names.config.residual_multiplier)
-    parts = names.resolution.parts[0]
-    assert parts.attention == expected[0] and parts.scale == pytest.approx(expected[1])
+    found = spot(names, "attentions_output", 0)
+    assert found.path == expected[0] and found.scale == pytest.approx(expected[1])
 
 
 def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     names = wrapped("llama").standard
-    values = names.mlps_output
-    values._props[1] = names.attentions_output._props[1]
-    values._envoys[1] = names.attentions_output._envoys[1]
+    names.mlps_output._values[1] = names.attentions_output._values[1]
     monkeypatch.setattr(type(names.model), "standard", names)
     assert check(names.model, "names").kind == "fails"
 
 
-def test_an_assignment_is_what_a_hook_does(names) -> None:
-    parts = names.resolution.parts[1]
-    for value, path in ((names.attentions_output, parts.attention), (names.mlps_output, parts.feed_forward)):
-        want = hooked(names, path, lambda output: output * 0.5 + 0.125 / parts.scale)
-        with torch.no_grad(), names.trace(PROMPT):
-            value[1] = value[1] * 0.5 + 0.125
-            logits = names.logits
-        torch.testing.assert_close(logits, want, **CLOSE)
+@pytest.mark.parametrize("name", ["mixers_output", "mlps_output"])
+def test_an_assignment_is_what_a_hook_does(names, name: str) -> None:
+    found, value = spot(names, name, 1), getattr(names, name)
+    want = hooked(names, found.path, lambda output: output * 0.5 + 0.125 / found.scale)
+    with torch.no_grad(), names.trace(PROMPT):
+        value[1] = value[1] * 0.5 + 0.125
+        logits = names.logits
+    torch.testing.assert_close(logits, want, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["mixers_input", "mlps_input"])
+def test_an_assigned_input_is_what_a_hook_does(names, name: str) -> None:
+    found, value = spot(names, name, 1), getattr(names, name)
+    module = names.model._module.get_submodule(found.path)
+
+    def half(value: Any) -> Any:
+        states = value.dim() == 2 + (not found.flat) and value.shape[-1] == names.hidden_size
+        return value * 0.5 + 0.125 if states and value.is_floating_point() else value
+
+    def before(module: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (half(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": half(kwargs["hidden_states"])}
+
+    if found.site == "input":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(lambda module, args, output: half(output))
+    try:
+        want = plain(names)
+    finally:
+        handle.remove()
+    with torch.no_grad(), names.trace(PROMPT):
+        assert value[1].shape == (1, 6, names.hidden_size)
+        value[1] = value[1] * 0.5 + 0.125
+        logits = names.logits
+    torch.testing.assert_close(logits, want, **CLOSE)
+    assert not torch.allclose(logits, plain(names), **CLOSE)
 
 
 def test_an_edit_in_place_is_one_too(names) -> None:
@@ -104,8 +145,7 @@ def test_an_edit_in_place_is_one_too(names) -> None:
         names.layers_output[0].mul_(0.5)
         logits = names.logits
     torch.testing.assert_close(logits, want, **CLOSE)
-    parts = names.resolution.parts[0]
-    want = hooked(names, parts.feed_forward, lambda output: output * 0.5)
+    want = hooked(names, spot(names, "mlps_output", 0).path, lambda output: output * 0.5)
     with torch.no_grad(), names.trace(PROMPT):
         names.mlps_output[0].mul_(0.5)  # a multiplied value is a copy, and is carried back
         logits = names.logits
@@ -191,21 +231,6 @@ def test_skipping_layers(names) -> None:
         names.skip_layers(1, names.num_layers)
 
 
-def test_attention_probabilities() -> None:
-    names = wrapped("llama").standard
-    with pytest.raises(AbsentNameError, match="attn_implementation='eager'"), names.trace(PROMPT):
-        names.attention_probabilities[0]
-    names.model._module.set_attn_implementation("eager")
-    names = names.model.standard
-    with torch.no_grad(), names.trace(PROMPT):
-        weights = names.attention_probabilities[0]
-    with pytest.raises(AttributeError, match="read only"), names.trace(PROMPT):
-        names.attention_probabilities[0] = weights  # too late to matter: they have been used already
-    assert weights.shape == (1, names.num_heads, 6, 6)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(1, names.num_heads, 6))
-    assert not weights.triu(1).any()
-
-
 def test_a_name_that_would_be_untrue_is_absent_and_says_why() -> None:
     names = wrapped("bert").standard
     with pytest.raises(AbsentNameError, match=r"attentions_output\[0\].*normalises the sum") as caught:
@@ -214,7 +239,9 @@ def test_a_name_that_would_be_untrue_is_absent_and_says_why() -> None:
     mamba = wrapped("mamba").standard
     with pytest.raises(AbsentNameError, match="no single module that is its attention"):
         mamba.layers[0].self_attn
-    assert "absent:" in repr(mamba) and "which is no attention" in repr(mamba)
+    assert "positions are mixed not by attention, but by MambaMixer" in repr(mamba)
+    with pytest.raises(AbsentNameError, match=r"has no attention.*`backbone.layers.0.mixer`.*`mixers_output`"):
+        mamba.attentions_output[0]
     with torch.no_grad(), mamba.trace(PROMPT):
         assert mamba.layers_output[0].shape == (1, 6, 32)
     with pytest.raises(AbsentNameError, match="encoder beside its decoder"):
@@ -248,13 +275,3 @@ def test_the_rest_is_the_models_own(tmp_path) -> None:
     again = copy.copy(names.model)
     assert again.standard.model is again
     assert pickle.loads(pickle.dumps(names.model)).standard.num_layers == 6
-
-
-def test_a_layer_without_attention_has_no_contribution_of_it() -> None:
-    names = LanguageModel(zoo.module("lfm2")).standard  # a convolution, then attention
-    with pytest.raises(AbsentNameError, match="no attention"):
-        names.attentions_output[0]
-    with torch.no_grad(), names.trace(torch.arange(4, 10)[None]):
-        before, attention = names.layers_input[1], names.attentions_output[1].clone()
-        mlp, after = names.mlps_output[1].clone(), names.layers_output[1]
-    torch.testing.assert_close(before + attention + mlp, after, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ From then on `from nnsight import ToyModel` works. The hooks are `families`, `ba
 
 What the things so named are built from is here too: `NNsight` and `Envoy` to subclass, `Batchable` and `Layout` to say
 how inputs share a forward and how rows lie in values, `eproperty`, `provide` and `notes` for values of the family's own,
-`operations` for the calls in a function, `Backend` for another place to run, `LazyModel` and `Loadable` for weights that
+`operations_of` for the calls in a function, `Backend` for another place to run, `LazyModel` and `Loadable` for weights that
 come when they are needed. Each protocol has a conformance suite in `nnsight.testing`.
 """
 
@@ -42,7 +42,7 @@ from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
 from nnsight._core.sharding import Sharding
 from nnsight._core.sites import Place
-from nnsight._core.source import Operation, operations
+from nnsight._core.source import Operation, operations_of
 from nnsight._core.structures import leaves, tree_map
 from nnsight._core.trace import Tracer
 
@@ -74,7 +74,7 @@ __all__ = [
     "leaves",
     "notes",
     "open_trace",
-    "operations",
+    "operations_of",
     "provide",
     "put_together",
     "tree_map",

@@ -19,7 +19,7 @@ from nnsight_hf import fitting, generation, inputs, loading, padding, text
 from nnsight_hf.generating import GeneratingModel
 from nnsight_hf.losses import Losses
 from nnsight_hf.rows import Facts, ProbedLayout, probe
-from nnsight_hf.standard import StandardNames, resolve
+from nnsight_hf.standard import AbsentNameError, Corrections, StandardNames, resolve
 from nnsight_hf.tokens import Tokens, describe
 
 
@@ -169,7 +169,41 @@ class LanguageModel(GeneratingModel):
         What they mean is found out when they are first asked for, by a small run, for which the weights are loaded.
         """
         self.dispatch()
-        return StandardNames(self, self._found("names", lambda: resolve(self._module)))
+        # Another implementation computes attention probabilities, or does not.
+        how = getattr(self.config.get_text_config(), "_attn_implementation", None)
+        given: Corrections | None = self.__dict__.get("_corrections")
+        return StandardNames(self, self._found(f"names: {how}, {given}", lambda: resolve(self._module, given)))
+
+    def standardize(
+        self,
+        *,
+        layers: str | None = None,
+        attention: str | Sequence[str] | None = None,
+        mixer: str | Sequence[str] | None = None,
+        mlp: str | Sequence[str] | None = None,
+    ) -> StandardNames:
+        """Say where standard names lie that are not found, or are to be another module; from now on `standard` has them.
+
+        What is said goes through the same sums as what is found. Without arguments, what was said before is forgotten.
+
+        Args:
+            layers: the path of the list of layers, below the model (`"model.layers"`).
+            attention: the module below a layer whose output is what attention adds; several if theirs are added up.
+            mixer: likewise for what mixes positions without being attention.
+            mlp: likewise for the feed-forward part.
+
+        Raises:
+            AbsentNameError: it is not so; nothing is changed.
+        """
+        given = Corrections.of(layers, attention=attention, mixer=mixer, mlp=mlp)
+        self.dispatch()
+        before = self.__dict__.get("_corrections")
+        self.__dict__["_corrections"] = given
+        try:
+            return self.standard
+        except AbsentNameError:
+            self.__dict__["_corrections"] = before
+            raise
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from .here import Here, assembled
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
 from .rigging import Rigging
 from .sites import INPUT, OUTPUT, Place
-from .taps import running
+from .taps import Tap, running
 from .turns import Greenlet, GreenletExit, ThreadState, Worker, getcurrent, spawn
 from .visits import Visits
 
@@ -114,6 +114,8 @@ class Interleaver(Visits):
             if here is not None:
                 args, kwargs = here.value
                 skipped = here.skipped
+                if isinstance(place, Tap):
+                    call = place.call  # its forward may have been opened meanwhile
         if skipped is None:
             value = call(*args, **kwargs)
         else:

@@ -17,7 +17,7 @@ from .sites import INPUT, OUTPUT, Place, site_name
 from .structures import first, leaves
 
 if TYPE_CHECKING:
-    from .batching import Rows
+    from .mediator import Mediator
     from .tree import Node
 
 ReadMap = Callable[[Any, Any], Any]
@@ -41,7 +41,7 @@ def _getter(prop: eproperty) -> Callable[[Any], Any]:
             shown = prop.read(envoy, value)
             if shown is not value and _copies(shown, value):
                 here.roughen()
-                here.backs.append(WriteBack(prop, envoy, rows, shown))
+                here.backs.append(WriteBack(prop, envoy, mediator, shown))
             return shown
         except AttributeError as error:
             # The model's, or a read map's. Python would drop it and ask `__getattr__`, which raises it again.
@@ -143,12 +143,13 @@ class eproperty(property):  # noqa: N801 - a descriptor, named like `property`
 class WriteBack:
     """Remembers a copy that a read map showed, to carry edits in place back to the site."""
 
-    __slots__ = ("envoy", "marks", "prop", "rows", "shown")
+    __slots__ = ("envoy", "marks", "mediator", "prop", "rows", "shown")
 
-    def __init__(self, prop: eproperty, envoy: Node, rows: Rows | None, shown: Any) -> None:
+    def __init__(self, prop: eproperty, envoy: Node, mediator: Mediator, shown: Any) -> None:
         self.prop = prop
         self.envoy = envoy
-        self.rows = rows
+        self.mediator = mediator
+        self.rows = mediator.rows
         self.shown = shown
         self.marks = [mark(tensor) for tensor in leaves(shown)]
 
@@ -162,7 +163,12 @@ class WriteBack:
                 f"{site_name(self.envoy._path, self.prop.name)} was edited in place, but it is a copy of the value at "
                 "its site and its eproperty has no setter to carry the edit back. Give it one, or edit the site itself."
             )
-        here.write(self.rows, self.prop.write(self.envoy, here.read(self.rows), self.shown))
+        # The model is at work now, and the write map may ask for what the body noted.
+        token = active.set((*active.get(), self.mediator))
+        try:
+            here.write(self.rows, self.prop.write(self.envoy, here.read(self.rows), self.shown))
+        finally:
+            active.reset(token)
         self.marks = [mark(tensor) for tensor in tensors]
 
 

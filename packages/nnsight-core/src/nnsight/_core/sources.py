@@ -336,7 +336,9 @@ def refuse_inside(place: Place) -> None:
     """Refuse to open what is running already: it would be opened from its next start on, and this visit be missed."""
     for member in scopes.active.get():
         if isinstance(member, Mediator):
-            run = member.run
+            run, here = member.run, member.run.here
+            if here is not None and here.place is place and here.stage is INPUT and isinstance(place, Tap):
+                continue  # it has been called, and its forward has not begun
             if run.entered.get(place, 0) > run.left.get(place, 0) and not run.over:
                 raise SourceError(
                     f"The operations of `{place.path}` were asked for while it was running already. Ask for them before "

@@ -20,8 +20,7 @@ from nnsight_hf.oracle import plain
 from nnsight_hf.oracle.exceptions import PADDED
 from nnsight_hf.oracle.plain import Site, Values, copied, first
 from nnsight_hf.oracle.zoo import tokens
-from nnsight_hf.standard import AbsentNameError
-from nnsight_hf.standard.report import absent
+from nnsight_hf.standard.report import lacking
 
 #: Prompts of three lengths, as token ids.
 PROMPTS = (tokens(5), tokens(9), tokens(7))
@@ -237,41 +236,11 @@ def _shapes(values: Values) -> dict[str, tuple[int, ...]]:
 def names(model: Any) -> None:
     """The standard names that a model has hold what they say: their sums are the residual stream, their end the logits."""
     standard = model.standard
-    layers = standard.resolution.layers
-    lacks = absent(standard)
-    if "layers" in lacks:
-        raise Lacks(f"all names: {lacks['layers']}")
-    whole = (
-        [at for at in range(len(layers)) if not {f"attentions_output[{at}]", f"mlps_output[{at}]"} & lacks.keys()]
-        if not {"attentions_output", "mlps_output"} & lacks.keys()
-        else []
-    )
-    before: dict[int, torch.Tensor] = {}
-    after: list[torch.Tensor] = []
-    added: dict[int, torch.Tensor] = {}
-    with torch.no_grad(), model.trace(PROMPTS[1]):
-        for at in range(len(layers)):
-            if "layers_input" not in lacks:
-                before[at] = standard.layers_input[at].clone()
-            if at in whole:
-                added[at] = standard.attentions_output[at].clone()
-                added[at] = added[at] + standard.mlps_output[at]
-            after.append(standard.layers_output[at].clone())
-        logits = standard.logits.clone()
-    for at in range(len(layers)):
-        if at in whole and at in before:
-            close(
-                before[at] + added[at], after[at], f"layers_input[{at}] + attentions_output[{at}] + mlps_output[{at}]"
-            )
-        if at and at in before:
-            close(before[at], after[at - 1], f"layers_input[{at}]")
-    try:
-        with torch.no_grad():
-            got = standard.project_on_vocab(after[-1])
-    except AbsentNameError as refusal:
-        lacks["project_on_vocab"] = str(refusal)
-    else:
-        close(got, logits, "project_on_vocab(layers_output[-1])")
+    lacks = lacking(standard)
+    for identity in standard.identities(PROMPTS[1]):
+        if not identity.holds:
+            at = "" if identity.layer is None else f" in layer {identity.layer}"
+            raise Failed(f"{identity.name}{at}: off by {identity.error:.2g} of its norm")
     if lacks:
         raise Lacks("; ".join(f"{name}: {why}" for name, why in lacks.items()))
 

@@ -53,10 +53,12 @@ each, with random weights, is run through nnsight and through plain hooks, and t
 | `together` | prompts of different lengths are continued in one batch as they are alone |
 | `edit` | an edit does what a hook does, and in an invoke leaves the others alone |
 | `scan` | a scan gives the shapes of a run |
-| `names` | the sums that the [standard names](hf.md) stand for come out, down to the logits |
+| `names` | the sums that the [standard names](../how-to/standard-names.md) stand for come out, down to the logits |
 
 ✓ holds. ✗ does not; the cause is below. *alone*: the model cannot take such prompts in one batch, and nnsight raises an error
 that says so. *some*: not every standard name can be given truthfully; `print(model.standard)` says which are absent, and why.
+A name for a part that a layer has not got (attention, in a state-space layer) is not counted as lacking where the sums come
+out without it.
 
 Made by `python -m nnsight_hf.oracle --page docs/reference/architectures.md`; the tests ask the same of every architecture.
 """

@@ -29,6 +29,9 @@ _QWEN4 = {
     "hc_lowrank": 8,
 }
 
+# Their defaults are 1, which would hide whether a value is multiplied.
+_GRANITE = {"residual_multiplier": 0.5, "logits_scaling": 4.0, "embedding_multiplier": 2.0}
+
 #: Fields that an architecture's tiny configuration has beside, or other than, those that `shrink` finds.
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {**_LINEAR, "head_dim": 8, "layer_group_size": 2},
@@ -41,7 +44,7 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     },
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"head_dim": 8},
-    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64, "attention_out_multiplier": 0.75, "ssm_out_multiplier": 0.5},
     "gemma3n_text": {
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
@@ -49,7 +52,12 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
+    "granite": _GRANITE,
+    "granite_swa": _GRANITE,
+    "granitemoe": _GRANITE,
+    "granitemoe_swa": _GRANITE,
+    "granitemoehybrid": {**_GRANITE, **_MAMBA, "layer_types": ["mamba", "attention"]},
+    "granitemoeshared": _GRANITE,
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},

@@ -1,136 +1,124 @@
-"""The identities by which names are found and checked: sums of hidden states, compared with their norms.
+"""How the identities that the names stand for come out in a run, with the values that the names serve.
 
-A residual stream is a sum: what a block gives is what it takes, plus what its attention adds, plus what its feed-forward
-part adds. Whichever values inside a block add up to that *are* the contributions, whatever their modules are called and
-whether norms or multipliers lie between; so they are searched for by their numbers.
+Directions alone would not tell a contribution from one that the model goes on to multiply: norms are compared too.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnsight_hf.standard.record import Record
+from nnsight_hf.standard.record import tokens
 
-#: How modules that mix positions are called, and those that work on each position by itself.
-ATTENTION = re.compile(r"att|rel_attn|norm_attn")
-FEED_FORWARD = re.compile(r"mlp|ffn?$|ffn|feed_?forward|moe|experts|fc\d|intermediate|channel")
+if TYPE_CHECKING:
+    from nnsight_hf.standard.names import StandardNames
 
-
-def equal(got: torch.Tensor, want: torch.Tensor) -> bool:
-    """Say whether two values are the same to rounding, in direction and in norm."""
-    if got.shape != want.shape:
-        return False
-    got, want = got.float(), want.float()
-    exact = 1e-4 if want.dtype is torch.float32 else 2e-2
-    scale = want.norm().clamp(min=1e-6)
-    return bool((got - want).norm() <= exact * scale)
+SUM = "layers_input[i] + mixers_output[i] + mlps_output[i] = layers_output[i]"
+CHAIN = "layers_output[i-1] = layers_input[i]"
+SAME = "attentions_output[i] = mixers_output[i]"
+END = "project_on_vocab(layers_output[-1]) = logits"
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Which values of a block add up to what it does.
+class Identity:
+    """One identity in one layer, as it came out.
 
     Attributes:
-        attention: the path of the module whose output is what attention adds; None if there is none.
-        feed_forward: likewise for the feed-forward part.
-        scale: by what both are multiplied before they are added.
-        why: what is missing and why, where one of them is None.
+        name: the identity, written out.
+        layer: the layer; None for the whole model.
+        norm: the norm of the left side by that of the right.
+        direction: the cosine between the two.
+        error: the norm of their difference by that of the right side.
+        holds: whether the difference is rounding.
     """
 
-    attention: str | None
-    feed_forward: str | None
-    scale: float = 1.0
-    why: str = ""
+    name: str
+    layer: int | None
+    norm: float
+    direction: float
+    error: float
+    holds: bool
 
 
-def parts(record: Record, block: str, hint: Parts | None = None, near: str = "") -> Parts:
-    """Find the values of a block that add up to the difference between its output and its input.
+class Identities(list[Identity]):
+    """How all identities came out; printed as a table, first those that do not hold."""
 
-    Args:
-        record: a forward.
-        block: the path of the block.
-        hint: what was found for another block, whose path is `near`; it is tried first.
+    @property
+    def hold(self) -> bool:
+        """Whether all of them do."""
+        return all(identity.holds for identity in self)
+
+    def __str__(self) -> str:
+        if not self:
+            return "no identity can be measured: too many names are absent"
+        width = max(len(identity.name) for identity in self)
+        lines = [f"{'':2}{'identity':<{width}}  layer  norm     direction  error"]
+        for one in sorted(self, key=lambda one: one.holds):
+            layer = "" if one.layer is None else str(one.layer)
+            mark = " " if one.holds else "✗"
+            numbers = f"{one.norm:<7.5f}  {one.direction:<9.5f}  {one.error:.1e}"
+            lines.append(f"{mark} {one.name:<{width}}  {layer:<5}  {numbers}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def compare(name: str, layer: int | None, left: torch.Tensor, right: torch.Tensor) -> Identity:
+    """Compare the two sides of an identity."""
+    exact = {torch.float32: 1e-4, torch.float64: 1e-4}.get(right.dtype, 2e-2)
+    a, b = left.double().flatten(), right.double().flatten()
+    if a.shape != b.shape:
+        return Identity(name, layer, float("nan"), float("nan"), float("inf"), False)
+    size, wanted = float(a.norm()), max(float(b.norm()), 1e-30)
+    error = float((a - b).norm()) / wanted
+    return Identity(name, layer, size / wanted, float(a @ b) / (max(size, 1e-30) * wanted), error, error <= exact)
+
+
+def measure(names: StandardNames, given: tuple[Any, ...], kwargs: Any) -> Identities:
+    """Run the model on an input, a few tokens if there is none, and compare both sides of each identity.
+
+    Names that are absent have no identity: those that need them are left out.
     """
-    start, end = record.input(block), record.output(block)
-    if start is None or end is None or start.shape != end.shape:
-        return Parts(None, None, why="the block does not take and give hidden states")
-    added = end.float() - start.float()
-    if hint is not None and hint.attention and hint.feed_forward:
-        moved = [block + path[len(near) :] for path in (hint.attention, hint.feed_forward)]
-        scale = _sums(record, moved, added)
-        if scale is not None:
-            return Parts(moved[0], moved[1], scale)
-    inside = _inside(record, block)
-    for first, second in _pairs(inside):
-        scale = _sums(record, (first, second), added)
-        if scale is not None:
-            if record.visits[first].order > record.visits[second].order:
-                first, second = second, first
-            swap = bool(_is(FEED_FORWARD, first, block) and _is(ATTENTION, second, block))
-            attention, feed_forward = (second, first) if swap else (first, second)
-            if not (_is(ATTENTION, attention, block) or _attends(record, block)):
-                why = f"the block has no attention: what it adds first comes from `{attention}`"
-                return Parts(None, feed_forward, scale, why)
-            return Parts(attention, feed_forward, scale)
-    for path in inside:
-        scale = _sums(record, (path,), added)
-        if scale is not None:
-            if _is(ATTENTION, path, block):
-                return Parts(path, None, scale, "the block has attention only")
-            if _is(FEED_FORWARD, path, block):
-                return Parts(None, path, scale, "the block has a feed-forward part only")
-            return Parts(None, None, why=f"all that the block adds comes from `{path}`, which is no attention")
-    if _normalised(record, block, inside, end):
-        return Parts(None, None, why="the block normalises the sum, so what it gives is not a sum of contributions")
-    return Parts(None, None, why="no two values in the block add up to the difference between its output and its input")
+    count, found = len(names.resolution.blocks), Identities()
+    values: dict[str, list[torch.Tensor | None]] = {}
+    if not given and not kwargs:
+        given = (tokens(names.model._module),)
+    with torch.no_grad(), names.model.trace(*given, **kwargs):
+        for at in range(count):
+            read = _in_order(names, at)
+            for name in read:
+                values.setdefault(name, [None] * count)[at] = getattr(names, name)[at].clone()
+        logits = names.logits.clone()
+    for at in range(count):
+        before, mixed, worked, attended, after = (
+            values.get(name, [None] * count)[at]
+            for name in ("layers_input", "mixers_output", "mlps_output", "attentions_output", "layers_output")
+        )
+        block = names.resolution.blocks[at]
+        parts = [part for part in (mixed, worked) if part is not None]
+        whole = all(name in block.where or name in block.without for name in ("mixers_output", "mlps_output"))
+        if before is not None and after is not None and whole:
+            found.append(compare(SUM, at, sum(parts, before), after))
+        last = values.get("layers_output", [None] * count)[at - 1] if at else None
+        if before is not None and last is not None:
+            found.append(compare(CHAIN, at, last, before))
+        if attended is not None and mixed is not None and block.mixer == "attention":
+            found.append(compare(SAME, at, attended, mixed))
+    last = values.get("layers_output", [None])[-1]
+    if names.resolution.head is not None and last is not None:
+        with torch.no_grad():
+            found.append(compare(END, None, names.project_on_vocab(last), logits))
+    return found
 
 
-def _inside(record: Record, block: str) -> list[str]:
-    """Return the modules of a block that give hidden states once, the outermost and earliest first."""
-    shape = record.output(block)
-    found = []
-    for path in record.visits:
-        given = record.output(path) if path.startswith(block + ".") and record.counts[path] == 1 else None
-        if given is not None and shape is not None and given.shape == shape.shape:
-            found.append(path)
-    return sorted(found, key=lambda path: (path.count("."), record.visits[path].order))
-
-
-def _pairs(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    pairs = [
-        (first, second)
-        for at, first in enumerate(paths)
-        for second in paths[at + 1 :]
-        if not (first.startswith(second + ".") or second.startswith(first + "."))
-    ]
-    return iter(sorted(pairs, key=lambda pair: pair[0].count(".") + pair[1].count(".")))
-
-
-def _sums(record: Record, paths: Sequence[str], added: torch.Tensor) -> float | None:
-    """Return by what the outputs of these modules must be multiplied to add up, or None if they do not."""
-    outputs = [record.output(path) for path in paths]
-    if any(output is None or output.shape != added.shape for output in outputs):
-        return None
-    total = torch.stack([output.float() for output in outputs if output is not None]).sum(0)
-    if equal(total, added):
-        return 1.0
-    square = float((total * total).sum())
-    scale = float((total * added).sum()) / square if square else 0.0
-    return scale if scale > 1e-3 and equal(total * scale, added) else None
-
-
-def _is(kind: re.Pattern[str], path: str, block: str) -> bool:
-    return kind.search(path[len(block) + 1 :].split(".")[0].lower()) is not None
-
-
-def _attends(record: Record, block: str) -> bool:
-    """Say whether weights over positions are computed in a block, under whatever name."""
-    return any(path.startswith(block + ".") for path in record.attending)
-
-
-def _normalised(record: Record, block: str, inside: Sequence[str], end: torch.Tensor) -> bool:
-    return any("norm" in path.lower() and equal(record.output(path), end) for path in inside)  # type: ignore[arg-type]
+def _in_order(names: StandardNames, at: int) -> list[str]:
+    """Return the values that a layer has, in the order in which the model passes where they lie."""
+    where = names.resolution.blocks[at].where
+    chosen = ["layers_input", "mixers_output", "attentions_output", "mlps_output", "layers_output"]
+    chosen = [name for name in chosen if getattr(names, name)._values[at] is not None]
+    order = {path: number for number, path in enumerate(names.resolution.order)}
+    return sorted(
+        chosen, key=lambda name: (name == "layers_output", name != "layers_input", order[where[name][-1].path])
+    )

@@ -1,7 +1,7 @@
 """`StandardNames`: one vocabulary over all decoders, as a view of a language model.
 
 What a name means in this model was found out by `resolve.py` and is served by `values.py`; here is the vocabulary itself.
-The names are those that nnterp (Dumas 2025) made familiar.
+The names are those that nnterp (Dumas 2025) made familiar, and `mixers_input`, `mixers_output` for what is no attention.
 """
 
 from __future__ import annotations
@@ -11,70 +11,25 @@ from typing import Any
 
 import torch
 
-from nnsight.plugin import eproperty
 from nnsight_hf.padding import side
-from nnsight_hf.standard.resolve import AbsentNameError, Resolution
-from nnsight_hf.standard.values import PerLayer, part, states
+from nnsight_hf.standard.found import AbsentNameError, Resolution
+from nnsight_hf.standard.head import finish
+from nnsight_hf.standard.identities import Identities, measure
+from nnsight_hf.standard.layer import Layer
+from nnsight_hf.standard.values import PerLayer, Probabilities, States, part
 
-#: What each value of the vocabulary is, for the table.
+#: What each value of a layer is, for the table.
 VALUES = {
-    "token_embeddings": "what the embedding gives",
     "layers_input": "the residual stream before a layer",
-    "layers_output": "the residual stream after it",
+    "mixers_input": "what mixes its positions takes",
     "attentions_input": "what its attention takes",
-    "attentions_output": "what its attention adds to the stream",
     "attention_probabilities": "how much each position attends to each [rows, heads, positions, positions]",
+    "attentions_output": "what its attention adds to the stream",
+    "mixers_output": "what mixes its positions adds to the stream: attention, or what stands in for it",
     "mlps_input": "what its feed-forward part takes",
     "mlps_output": "what its feed-forward part adds to the stream",
-    "logits": "of the next token [rows, positions, tokens]",
+    "layers_output": "the residual stream after it",
 }
-
-
-class Layer:
-    """One layer: its envoy, with `.self_attn`, `.mlp`, and `.input` and `.output` that are tensors."""
-
-    def __init__(self, names: StandardNames, index: int) -> None:
-        own = self.__dict__
-        own["_names"] = names
-        own["_index"] = index
-        own["_envoy"] = names._envoy(names.resolution.layers[index])
-
-    @property
-    def self_attn(self) -> Any:
-        """The envoy of the attention."""
-        return self._names._module_of("attention", self._index)
-
-    @property
-    def mlp(self) -> Any:
-        """The envoy of the feed-forward part."""
-        return self._names._module_of("mlp", self._index)
-
-    @property
-    def input(self) -> Any:
-        """The residual stream before the layer."""
-        return self._names.layers_input[self._index]
-
-    @property
-    def output(self) -> Any:
-        """The residual stream after the layer."""
-        return self._names.layers_output[self._index]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "input":
-            self._names.layers_input[self._index] = value
-        elif name == "output":
-            self._names.layers_output[self._index] = value
-        else:
-            setattr(self._envoy, name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        again = getattr(type(self), name, None)
-        if isinstance(again, property):
-            return again.fget(self)  # type: ignore[misc]  # it raised an AttributeError, which Python takes for a missing name
-        return getattr(self.__dict__["_envoy"], name)
-
-    def __repr__(self) -> str:
-        return repr(self._envoy)
 
 
 class StandardNames:
@@ -95,47 +50,47 @@ class StandardNames:
             logits = model.logits
     """
 
+    layers_input: PerLayer
+    layers_output: PerLayer
+    attentions_input: PerLayer
+    attentions_output: PerLayer
+    mixers_input: PerLayer
+    mixers_output: PerLayer
+    mlps_input: PerLayer
+    mlps_output: PerLayer
+    attention_probabilities: PerLayer
+
     def __init__(self, model: Any, found: Resolution) -> None:
         own = self.__dict__
         own["model"] = model
         own["resolution"] = found
         own["_logits"] = part("logits", lambda tensor: tensor.dim() == 3 and tensor.is_floating_point())
-        own["_embeddings"] = states("token_embeddings", found.hidden)
-        count = len(found.layers)
-        envoys = [self._envoy(path) for path in found.layers]
-        own["layers_output"] = self._per("layers_output", envoys, [states("layers_output", found.hidden)] * count)
-        chained = found.absent.get("layers_input", "")
-        entry = None if chained else states("layers_input", found.hidden, "input")
-        own["layers_input"] = self._per("layers_input", envoys, [entry] * count, [chained] * count)
-        for kind, paths, name in (("attention", found.attention, "attentions"), ("feed_forward", found.mlp, "mlps")):
-            self._add_parts(kind, paths, name)
+        for name in VALUES:
+            served = [self._serve(name, index) for index in range(len(found.blocks))]
+            own[name] = PerLayer(name, [value for value, _ in served], [why for _, why in served], self._refusal)
 
-    def _add_parts(self, kind: str, paths: list[str | None], name: str) -> None:
-        found = self.resolution
-        what = "attention" if kind == "attention" else "feed-forward part"
-        inputs = [None if path is None else states(f"{name}_input", found.hidden, "input") for path in paths]
-        nothing = [f"the layer has no single module that is its {what}"] * len(paths)
-        envoys = [None if path is None else self._envoy(path) for path in paths]
-        own = self.__dict__
-        own[f"{name}_input"] = self._per(f"{name}_input", envoys, inputs, nothing)
-        at = [getattr(parts, kind) for parts in found.parts]
-        outputs = [
-            None if path is None else states(f"{name}_output", found.hidden, scale=parts.scale)
-            for path, parts in zip(at, found.parts)
-        ]
-        givers = [None if path is None else self._envoy(path) for path in at]
-        own[f"{name}_output"] = self._per(f"{name}_output", givers, outputs, [parts.why for parts in found.parts])
-        if kind == "attention":
-            weights = None if not paths else part("attention_probabilities", _is_probabilities, reads_only=True)
-            eager = getattr(self.model.config, "_attn_implementation", None) == "eager"
-            ask = "this attention does not compute them as such; load the model with `attn_implementation='eager'`"
-            props = [weights if eager and path is not None else None for path in paths]
-            own["attention_probabilities"] = self._per("attention_probabilities", envoys, props, [ask] * len(paths))
+    def _serve(self, name: str, index: int) -> tuple[States | Probabilities | None, str]:
+        """Return what serves a value of a layer, or why nothing does."""
+        found, block = self.resolution, self.resolution.blocks[index]
+        if name in found.absent:
+            return None, found.absent[name]
+        if name == "attention_probabilities":
+            if block.weights is not None:
+                return Probabilities(f"{name}[{index}]", self.model, block.weights), ""
+            return None, self._unweighed(block.mixer)
+        if name not in block.where:
+            return None, block.why.get(name, "it was not found")
+        where, shown = block.where[name], block.where["layers_input"][0]
+        return States(f"{name}[{index}]", self.model, where, found.hidden, shown, found.flat), ""
 
-    def _per(
-        self, name: str, envoys: list[Any], props: list[eproperty | None], why: list[str] | None = None
-    ) -> PerLayer:
-        return PerLayer(name, envoys, props, why or [""] * len(props), self._refusal)
+    def _unweighed(self, mixer: str) -> str:
+        """Return why there are no attention probabilities."""
+        by = getattr(self.model.config.get_text_config(), "_attn_implementation", None)
+        if mixer and "attention" not in mixer.split(" + "):
+            return f"the layer has no attention: its positions are mixed by a `{mixer}`"
+        if by != "eager":
+            return f"with {by!r} attention they are never computed as such; load it with `attn_implementation='eager'`"
+        return "there is no one place where the weights of its attention are computed by a call of their own"
 
     def _refusal(self, name: str, why: str) -> AbsentNameError:
         return AbsentNameError(
@@ -152,13 +107,12 @@ class StandardNames:
             raise self._refusal(name, self.resolution.absent.get(name, "it was not found"))
         return self._envoy(path)
 
-    def _module_of(self, kind: str, index: int) -> Any:
-        path = getattr(self.resolution, kind)[index]
-        if path is None:
-            what = "attention" if kind == "attention" else "feed-forward part"
-            name = "self_attn" if kind == "attention" else "mlp"
+    def _module_of(self, name: str, index: int) -> Any:
+        block = self.resolution.blocks[index]
+        if name not in block.modules:
+            what = {"self_attn": "attention", "mixer": "mixing of positions", "mlp": "feed-forward part"}[name]
             raise self._refusal(f"layers[{index}].{name}", f"the layer has no single module that is its {what}")
-        return self._envoy(path)
+        return self._envoy(block.modules[name])
 
     # -- modules -----------------------------------------------------------------------------------------------------
 
@@ -170,9 +124,17 @@ class StandardNames:
     @property
     def layers(self) -> list[Layer]:
         """The layers, in the order in which the residual stream goes through them."""
-        if not self.resolution.layers:
+        if not self.resolution.blocks:
             raise self._refusal("layers", self.resolution.absent["layers"])
-        return [Layer(self, index) for index in range(len(self.resolution.layers))]
+        return [Layer(self, index) for index in range(len(self.resolution.blocks))]
+
+    @property
+    def mixers(self) -> list[str]:
+        """What mixes positions in each layer: `"attention"`, otherwise the class of the module that does.
+
+        Both joined by ` + ` where a layer has several; an empty text where it is not known, or nothing does.
+        """
+        return [block.mixer for block in self.resolution.blocks]
 
     @property
     def ln_final(self) -> Any:
@@ -189,7 +151,7 @@ class StandardNames:
     @property
     def num_layers(self) -> int:
         """How many layers there are."""
-        return len(self.resolution.layers)
+        return len(self.resolution.blocks)
 
     @property
     def hidden_size(self) -> int:
@@ -211,7 +173,7 @@ class StandardNames:
     @property
     def token_embeddings(self) -> Any:
         """What the embedding gives [rows, positions, hidden]."""
-        return self._embeddings.fget(self.embed_tokens)
+        return self.embed_tokens.output
 
     @property
     def logits(self) -> Any:
@@ -238,17 +200,24 @@ class StandardNames:
         Returns:
             Logits [..., tokens]; for the last layer's output, exactly the model's own.
         """
-        found = self.resolution
-        if found.lm_head is None or "ln_final" in found.absent and found.ln_final is None and found.between:
-            name = "lm_head" if found.lm_head is None else "ln_final"
-            raise self._refusal("project_on_vocab", found.absent[name])
-        if found.ln_final is None and "no norm between" not in found.absent.get("ln_final", ""):
-            raise self._refusal("project_on_vocab", found.absent["ln_final"])
-        way = [path for path in (found.ln_final, *found.between, found.lm_head) if path is not None]
-        for path in way:
-            states = self._envoy(path)._module(states)
-        states = states if found.logit_scale == 1.0 else states * found.logit_scale
-        return torch.tanh(states / found.cap) * found.cap if found.cap else states
+        head = self.resolution.head
+        if head is None:
+            raise self._refusal("project_on_vocab", self.resolution.absent["project_on_vocab"])
+        for path, factor in head.way:
+            part = self._envoy(path)._module
+            states = part(states if factor == 1.0 else states * factor)
+        return finish(states, head)
+
+    def identities(self, *given: Any, **kwargs: Any) -> Identities:
+        """Run the model and compare both sides of each identity that the names stand for, with what the names serve.
+
+        Args:
+            given: a prompt, and options, as for `trace`; a few tokens if not given.
+
+        Returns:
+            A list that can be printed: the norm and the direction of one side by the other's, for each layer.
+        """
+        return measure(self, given, kwargs)
 
     # -- interventions -----------------------------------------------------------------------------------------------
 
@@ -291,8 +260,8 @@ class StandardNames:
             )
         stream = self.layers_input[first]
         for index in range(first, last + 1):
-            envoy = self._envoy(self.resolution.layers[index])
-            envoy.skip(stream if self.resolution.bare[index] else (stream,))
+            block = self.resolution.blocks[index]
+            self._envoy(block.path).skip(stream if block.bare else (stream,))
 
     # -- the view ----------------------------------------------------------------------------------------------------
 
@@ -301,14 +270,14 @@ class StandardNames:
             raise AttributeError(name)
         again = getattr(type(self), name, None)
         if isinstance(again, property):
-            return again.fget(self)  # type: ignore[misc]  # as above
+            return again.fget(self)  # type: ignore[misc]  # it raised an AttributeError, which Python takes for a missing name
         return getattr(self.__dict__["model"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "logits":
             self._logits.fset(self.model, value)
         elif name == "token_embeddings":
-            self._embeddings.fset(self.embed_tokens, value)
+            self.embed_tokens.output = value
         elif name in VALUES or name in dir(type(self)):
             raise AttributeError(f"`{name}` cannot be assigned as a whole; index it with the number of a layer")
         else:
@@ -318,7 +287,3 @@ class StandardNames:
         from nnsight_hf.standard.report import listing
 
         return listing(self)
-
-
-def _is_probabilities(tensor: torch.Tensor) -> bool:
-    return tensor.dim() == 4 and tensor.is_floating_point() and tensor.shape[-1] >= tensor.shape[-2]

@@ -19,10 +19,10 @@ from .operations import Operation
 from .rewrite import rewrite
 from .unwrap import innermost
 
-__all__ = ["Operation", "operations"]
+__all__ = ["Operation", "operations_of"]
 
 
-def operations(function: Callable[..., Any]) -> tuple[Operation, ...]:
+def operations_of(function: Callable[..., Any]) -> tuple[Operation, ...]:
     """Return the calls in a function's body, as `.source` names them, in the order of their names' numbers.
 
     Args:
