@@ -52,6 +52,8 @@ BUILTINS = {
     "ScanError": RuntimeError,
     "SourceError": RuntimeError,
     "RenameError": ValueError,
+    "WireError": ValueError,
+    "RemoteError": RuntimeError,
     "ConfigError": ValueError,
     "PluginError": RuntimeError,
     "MissingPluginError": ImportError,

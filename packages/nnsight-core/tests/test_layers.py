@@ -18,7 +18,7 @@ ROOT = Path(nnsight.__file__).parent
 CORE = ROOT / "_core"
 
 #: Lowest first. A file imports from rows above its own only; what stands in one row does not know its neighbours.
-#: `blocks` and `source` are packages, which know the leaves and no context.
+#: `blocks`, `source` and `wire` are packages, which know the leaves and no context.
 LAYERS = [
     ["errors", "sites", "structures", "directory", "hookspecs", "legacy", "printing", "aliases", "parsing"],
     [
@@ -35,7 +35,7 @@ LAYERS = [
         "shapes",
         "lockstep",
     ],
-    ["configfile", "naming", "taps", "here", "plugins", "saved", "sharding"],
+    ["configfile", "naming", "taps", "here", "plugins", "saved", "sharding", "wire"],
     ["config", "mediator", "rigging", "served", "classes", "commands"],
     ["ending", "visits"],
     ["interleaver"],
@@ -44,7 +44,7 @@ LAYERS = [
     ["scan", "patches"],
     ["validate"],
     ["backend"],
-    ["envoy"],
+    ["envoy", "travel"],
     ["model", "provided", "notes"],
     ["loading"],
 ]
@@ -56,7 +56,7 @@ LATE = {
 }
 
 #: The contexts: what opens a run or looks into one. What lies below knows none of them.
-CONTEXTS = set("trace invoke steps edit session scan validate cache backward barrier backend".split())
+CONTEXTS = set("trace invoke steps edit session scan validate cache backward barrier backend travel".split())
 
 DEPENDENCIES = {"torch", "greenlet", "pluggy", "cloudpickle", "platformdirs", "packaging"}
 
@@ -133,7 +133,7 @@ def test_late_arrows_are_those_that_are_explained() -> None:
     assert late == set(LATE)
 
 
-@pytest.mark.parametrize("name", "tree served interleaver mediator taps here blocks source batching".split())
+@pytest.mark.parametrize("name", "tree served interleaver mediator taps here blocks source wire batching".split())
 def test_below_the_contexts_nothing_knows_them(name: str) -> None:
     known: dict[str, set[str]] = {}
     for source, target, _, _ in arrows():

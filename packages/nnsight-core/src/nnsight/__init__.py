@@ -36,18 +36,21 @@ from nnsight._core.errors import (
     OutOfOrderError,
     PluginError,
     RanksError,
+    RemoteError,
     RenameError,
     RowsError,
     SaveOutsideTraceError,
     ScanError,
     SourceError,
     UnmetSiteWarning,
+    WireError,
 )
 from nnsight._core.model import NNsight
 from nnsight._core.plugins import plugins
 from nnsight._core.saved import save
 from nnsight._core.served import eproperty
 from nnsight._core.trace import Tracer
+from nnsight._core.travel import register
 from nnsight._version import __version__
 
 __all__ = [
@@ -70,6 +73,7 @@ __all__ = [
     "OutOfOrderError",
     "PluginError",
     "RanksError",
+    "RemoteError",
     "RenameError",
     "RowsError",
     "SaveOutsideTraceError",
@@ -77,9 +81,11 @@ __all__ = [
     "SourceError",
     "Tracer",
     "UnmetSiteWarning",
+    "WireError",
     "__version__",
     "eproperty",
     "plugins",
+    "register",
     "save",
 ]
 

@@ -22,8 +22,9 @@ From then on `from nnsight import ToyModel` works. The hooks are `families`, `ba
 
 What the things so named are built from is here too: `NNsight` and `Envoy` to subclass, `Batchable` and `Layout` to say
 how inputs share a forward and how rows lie in values, `eproperty`, `provide` and `notes` for values of the family's own,
-`operations_of` for the calls in a function, `Backend` for another place to run, `LazyModel` and `Loadable` for weights that
-come when they are needed. Each protocol has a conformance suite in `nnsight.testing`.
+`operations_of` for the calls in a function, `Backend` for another place to run, `encode_request` and its siblings for what
+travels there and back, `LazyModel` and `Loadable` for weights that come when they are needed. Each protocol has a
+conformance suite in `nnsight.testing`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from nnsight._core.backend import Backend, HereBackend, Request, open_trace
 from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs, put_together
 from nnsight._core.blocks import is_with_head
 from nnsight._core.envoy import Envoy
+from nnsight._core.errors import RemoteError, WireError
 from nnsight._core.hookspecs import hookimpl
 from nnsight._core.interleaver import Interleaver
 from nnsight._core.loading import LazyModel, Loadable
@@ -45,6 +47,17 @@ from nnsight._core.sites import Place
 from nnsight._core.source import Operation, operations_of
 from nnsight._core.structures import leaves, tree_map
 from nnsight._core.trace import Tracer
+from nnsight._core.travel import (
+    decode_error,
+    decode_message,
+    decode_request,
+    decode_results,
+    encode_error,
+    encode_message,
+    encode_request,
+    encode_results,
+    inspect_bytes,
+)
 
 __all__ = [
     "Backend",
@@ -61,14 +74,25 @@ __all__ = [
     "Place",
     "PlainLayout",
     "Prepared",
+    "RemoteError",
     "Request",
     "Rows",
     "Sharding",
     "Tracer",
+    "WireError",
+    "decode_error",
+    "decode_message",
+    "decode_request",
+    "decode_results",
+    "encode_error",
+    "encode_message",
+    "encode_request",
+    "encode_results",
     "end_steps",
     "eproperty",
     "fingerprint",
     "hookimpl",
+    "inspect_bytes",
     "is_with_head",
     "join_inputs",
     "leaves",

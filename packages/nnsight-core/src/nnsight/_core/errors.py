@@ -19,6 +19,8 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── LoadError (RuntimeError)               weights cannot be loaded, or would not be those that were asked for
     ├── ScanError (RuntimeError)               a forward that cannot run on fake tensors
     ├── RenameError (ValueError)               a rename of the wrong form, or one name for two modules
+    ├── WireError (ValueError)                 what cannot travel, or bytes that are no message of ours
+    ├── RemoteError (RuntimeError)             an error at the other end, of a type that is not known here
     ├── ConfigError (ValueError)               a configuration that cannot be read, or a setting of the wrong kind
     └── PluginError (RuntimeError)             a plugin is missing, for another core, or claims a taken name
         └── MissingPluginError (ImportError)
@@ -89,6 +91,14 @@ class LoadError(NNsightError, RuntimeError):
 
 class RenameError(NNsightError, ValueError):
     """A rename has the wrong form, or gives two modules one name."""
+
+
+class WireError(NNsightError, ValueError):
+    """Something cannot travel, or bytes that arrived cannot be read."""
+
+
+class RemoteError(NNsightError, RuntimeError):
+    """A block that ran elsewhere raised an error of a type that is not known here."""
 
 
 class ConfigError(NNsightError, ValueError):

@@ -35,7 +35,10 @@ def import_aliases() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 @hookspec
 def travels_by_reference() -> Mapping[str, str]:  # type: ignore[empty-body]
-    """Things that are on both ends of a wire already, so that only their name travels."""
+    """Things that are on both ends of a wire already, so that only their name travels.
+
+    Each target is a function that takes the model and returns the thing (its tokenizer), or None if it has none.
+    """
 
 
 @hookspec

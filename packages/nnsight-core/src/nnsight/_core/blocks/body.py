@@ -32,7 +32,8 @@ _KEPT_BLOCKS = 4096
 class Block:
     """What the text of a block says about it, whatever the values."""
 
-    def __init__(self, found: Found, around: CodeType, at: int) -> None:
+    def __init__(self, found: Found, around: CodeType, at: int | None) -> None:
+        """Read a block that stands in the code `around`, where that enters it at `at`; None if it came from elsewhere."""
         self.found = found
         self.filename = found.filename
         self.lineno = found.node.lineno
@@ -42,7 +43,7 @@ class Block:
         outside = declared_global(found.owners)
         rewritten, scope = rewrite(statements, found.owners, outside, found.filename)
         self.code = self._compile(rewritten, around)
-        if not _plain(_names(self.code)) <= _plain(_names(around)):
+        if at is not None and not _plain(_names(self.code)) <= _plain(_names(around)):
             raise changed(found.filename, found.node.lineno)
         self.target, self.store, needed = self._target(found, outside, around)
         #: Whether the code refers to what `rewrite.py` puts there.
@@ -56,7 +57,7 @@ class Block:
         self.binds = self.writes if self.target is None else self.writes | {self.target}
         self.window = Window(around, self.reads)
         #: Where the code around goes on once the context is entered; for `skip`.
-        self.entered = after_enter(around, at)
+        self.entered = None if at is None else after_enter(around, at)
         self.source = _source(found)
 
     def _compile(self, statements: list[ast.stmt], around: CodeType) -> CodeType:

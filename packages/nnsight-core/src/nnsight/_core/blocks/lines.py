@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from types import CodeType, FrameType
+from typing import Any
 
 from ..errors import SourceError
 from .names import BodyGlobals
@@ -28,10 +29,16 @@ def lines_of(frame: FrameType) -> Sequence[str]:
 
     SourceError if nobody has kept the text.
     """
-    around = frame.f_globals
+    return text_of(frame.f_code, frame.f_globals, frame.f_lineno)
+
+
+def text_of(code: CodeType, around: dict[str, Any], line: int | None = None) -> Sequence[str]:
+    """Give the lines of the text that code was compiled from, as `lines_of` does; `around` are its globals."""
     if isinstance(around, BodyGlobals):
         return around.block.found.lines
-    code = frame.f_code
+    remembered = _remembered.get(id(code))
+    if remembered is not None:
+        return remembered[1]
     filename = code.co_filename
     if filename == "<string>":  # any exec() is called so: linecache's word (3.13) proves nothing either
         for text in _command():
@@ -44,12 +51,33 @@ def lines_of(frame: FrameType) -> Sequence[str]:
     lines = linecache.getlines(filename, around)
     if lines:
         return lines
+    line = line or code.co_firstlineno
     raise SourceError(
-        f"this block has to be read before it runs, but the text of {filename!r} (line {frame.f_lineno}) is kept "
+        f"this block has to be read before it runs, but the text of {filename!r} (line {line}) is kept "
         "nowhere: code typed into a plain prompt, piped into the interpreter or passed to exec() is forgotten once "
         "compiled. Put it into a file, a notebook cell or `python -c`, or write a form that runs where it stands: "
         "`with model.trace(input):` for one input, and `for step in tracer.iter[...]:` for steps"
     )
+
+
+#: Code that came with a text of its own, under its number; the code is kept, so that no other gets that number.
+_remembered: dict[int, tuple[CodeType, Sequence[str]]] = {}
+
+
+def remember(code: CodeType, lines: Sequence[str]) -> None:
+    """Say which text code, and the code inside it, was compiled from, where no file tells."""
+    _remembered[id(code)] = (code, lines)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            remember(inner, lines)
+
+
+def forget(code: CodeType) -> None:
+    """Take back what `remember` said."""
+    _remembered.pop(id(code), None)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            forget(inner)
 
 
 def dedented(lines: Sequence[str], statements: Sequence[ast.stmt]) -> str:

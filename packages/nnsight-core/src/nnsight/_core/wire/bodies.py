@@ -1,0 +1,161 @@
+"""Captured blocks: their text, and the names that they read.
+
+The one idea: what `blocks` found when it captured a block is said again, so that over there the same code reads and
+compiles it, with whatever Python is there. The head of the `with` stays at home.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from ..blocks import Block, Body, Found
+from ..blocks.bindings import declared_global
+from ..blocks.names import BodyGlobals
+from ..errors import WireError
+from .compiled import FUTURES, first_line, parse_block
+from .decoder import Decoder
+from .encoder import Encoder
+from .kinds import makes, writes
+from .needed import needed
+from .spaces import put, put_import, space_of, use
+from .texts import Sparse
+from .uses import Uses, uses
+
+
+@writes(Body)
+def _write_body(encoder: Encoder, body: Body) -> int:
+    found = body.block.found
+    around = body.real.real if isinstance(body.real, BodyGlobals) else body.real
+    first, lines = _lines(found)
+    file = encoder.files.add(body.filename, first, lines)
+    target = found.item.optional_vars
+    code = body.block.code
+    return encoder.emit(
+        "body",
+        [file, first, first + len(lines) - 1, body.lineno],
+        [ast.unparse(target) if target is not None else None, [ast.unparse(item) for item in found.items_after]],
+        _owners(found),
+        [code.co_name, getattr(code, "co_qualname", code.co_name), code.co_flags & FUTURES],
+        space_of(encoder, around),
+        _names(encoder, body, around, uses(code)),
+    )
+
+
+def _names(encoder: Encoder, body: Body, around: dict[str, Any], used: Uses) -> list[Any]:
+    """Write the values that the block reads; return those of the function around it."""
+    said: list[Any] = []
+    bound = _bound_first(body.block)
+    for name in sorted(body.outer.keys() - bound):
+        value, chains = body.outer[name], used.names.get(name, [()])
+        try:
+            with encoder.at(f"`{name}`"):
+                use(encoder, value, chains)
+                said += [name, encoder.value(value)]
+        except WireError:
+            if name in used.names:
+                raise
+            # The block computes names, and so took all there were along.
+    for name, chains in sorted(used.names.items()):
+        if name not in body.outer and not name.startswith(".") and name not in bound:
+            put(encoder, around, name, chains)
+    for one in used.imports:
+        put_import(encoder, around, one)
+    return said
+
+
+def _bound_first(block: Block) -> set[str]:
+    """Return the names that a block binds before it reads them."""
+    if block.found.items_after:
+        return set()
+    wanted = needed(block.found.node.body, block.binds - block.writes)
+    private = tuple(name for name in wanted if name.startswith("__"))  # in a class they are bound under longer names
+    return {name for name in block.binds - wanted if not (private and name.endswith(private))}
+
+
+def _lines(found: Found) -> tuple[int, list[str]]:
+    """Return the first line of a block, and its lines; what stands before it on the first is blank."""
+    body = found.node.body
+    first = first_line(body[0])
+    lines = list(found.lines[first - 1 : found.node.end_lineno])
+    if not getattr(body[0], "decorator_list", None):
+        head = lines[0].encode()
+        column = body[0].col_offset
+        if head[:column].strip():
+            lines[0] = " " * column + head[column:].decode()
+    return first, lines
+
+
+def _owners(found: Found) -> list[Any]:
+    """Say what of the functions and classes around a block matters: the class, the first argument, the globals."""
+    classes = [one.name for one in found.owners if isinstance(one, ast.ClassDef)]
+    inner = found.owners[-1] if found.owners else None
+    if not isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return [classes[-1] if classes else None, False, []]
+    arguments = [*inner.args.posonlyargs, *inner.args.args]
+    first = arguments[0].arg if arguments else None
+    return [classes[-1] if classes else None, first, sorted(declared_global(found.owners))]
+
+
+# -- over there ------------------------------------------------------------------------------------------------------
+
+
+@makes("body")
+def _make_body(decoder: Decoder, step: list[Any]) -> Body:
+    _, [file, first, last, line], [target, items], owners, [name, qualname, flags], space, names = step
+    filename = decoder.files.filename(file)
+    statements, text = parse_block(decoder.files.cut(file, first, last), first)
+    lines = dict(enumerate(text, start=first - 1))
+    lines.pop(0, None)
+    node = _with(target, items, statements, line)
+    found = Found(node, 0, _synthetic(*owners), Sparse(lines), filename)
+    module = decoder.value([space])
+    if not isinstance(module, ModuleType):
+        raise WireError("the globals of a block are those of no module")
+    block = Block(found, _code(filename, name, qualname, flags), None)
+    return Body(block, dict(decoder.pairs(names)), vars(module))
+
+
+def _with(target: str | None, items: Iterable[str], body: list[ast.stmt], line: int) -> ast.With:
+    heads = [ast.withitem(ast.Name("_", ast.Load()), _target(target)), *(_item(item) for item in items)]
+    node = ast.With(heads, body)
+    for one in heads:
+        for part in ast.walk(one):
+            if isinstance(part, ast.expr):
+                part.lineno = part.end_lineno = line
+                part.col_offset = part.end_col_offset = 0
+    node.lineno, node.col_offset = line, 0
+    node.end_lineno, node.end_col_offset = body[-1].end_lineno, body[-1].end_col_offset
+    return node
+
+
+def _target(said: str | None) -> ast.expr | None:
+    if said is None:
+        return None
+    item = _item(f"_ as {said}")
+    return item.optional_vars
+
+
+def _item(said: str) -> ast.withitem:
+    statement = ast.parse(f"with {said}: pass").body[0]
+    assert isinstance(statement, ast.With)
+    return statement.items[0]
+
+
+def _synthetic(owner: str | None, first: str | None | bool, names: list[str]) -> tuple[ast.AST, ...]:
+    """Return owners like those that were around the block, as far as they matter."""
+    owners: list[ast.AST] = [] if owner is None else [ast.ClassDef(owner, [], [], [], [])]
+    if first is not False:
+        args = ast.arguments([], [ast.arg(str(first))] if first else [], None, [], [], None, [])
+        said: list[ast.stmt] = [ast.Global(names)] if names else [ast.Pass()]
+        owners.append(ast.FunctionDef("_", args, said, [], None))
+    return tuple(owners)
+
+
+def _code(filename: str, name: str, qualname: str, flags: int) -> Any:
+    """Return code of the names and the flags that the code around the block had."""
+    code = compile("", filename, "exec", flags=flags & FUTURES, dont_inherit=True)
+    named = {"co_name": name, "co_qualname": qualname} if hasattr(code, "co_qualname") else {"co_name": name}
+    return code.replace(**named)

@@ -1,0 +1,208 @@
+"""Objects in results: what they hold, and what class they were of, by name.
+
+The one idea: who reads results runs nothing for it. A class is looked for among those that are imported already and were
+registered, and its objects are filled without asking the class; of any other class comes a `Record`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from enum import Enum
+from typing import Any
+
+from ..errors import WireError
+from .decoder import Decoder
+from .encoder import Encoder
+from .kinds import makes
+
+_registered: list[type] = []
+
+
+def register(cls: type) -> None:
+    """Let objects of a class, and of those that inherit from it, be read from results as what they are."""
+    if cls not in _registered:
+        _registered.append(cls)
+
+
+class Record:
+    """An object of a class that was not registered: its attributes, and the name of its class.
+
+    If the class is a kind of dict, list or tuple, so is the record. `nnsight.register(cls)` before results are read gives
+    objects of the class itself.
+    """
+
+    _class = "?"
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_")]
+        return f"Record[{self._class}]({', '.join([*self._held(), *shown])})"
+
+    def _held(self) -> list[str]:
+        return []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"this record of a {self._class} has no {name!r}: it holds what was in it, not what it can do. To get the "
+            "object itself, import its class and call nnsight.register(it) before the results are read",
+            name=name,
+            obj=self,
+        )
+
+
+class DictRecord(Record, dict[Any, Any]):
+    """A record of a kind of dict."""
+
+    def _held(self) -> list[str]:
+        return [dict.__repr__(self)]
+
+
+class ListRecord(Record, list[Any]):
+    """A record of a kind of list."""
+
+    def _held(self) -> list[str]:
+        return [list.__repr__(self)]
+
+
+class TupleRecord(Record, tuple[Any, ...]):
+    """A record of a kind of tuple; the fields of a named one are attributes too."""
+
+    def _held(self) -> list[str]:
+        return [tuple.__repr__(self)]
+
+
+_BASES: dict[str, tuple[type, type]] = {
+    "dict": (dict, DictRecord),
+    "list": (list, ListRecord),
+    "tuple": (tuple, TupleRecord),
+    "object": (object, Record),
+}
+
+
+def is_record(thing: Any) -> bool:
+    """Whether what an object holds can be said without asking it how it is copied."""
+    if isinstance(thing, (type, str, int, float, bytes)):
+        return False
+    cls = type(thing)
+    if isinstance(thing, (dict, list, tuple)):
+        return True
+    plain = all(getattr(cls, name) is getattr(object, name) for name in ("__reduce__", "__reduce_ex__"))
+    return plain and (hasattr(thing, "__dict__") or bool(_slots(thing)))
+
+
+def write(encoder: Encoder, thing: Any) -> int:
+    """Write an object as a record."""
+    base = next(name for name, (kind, _) in _BASES.items() if isinstance(thing, kind))
+    named = f"{type(thing).__module__}:{type(thing).__qualname__}"
+    held = {**getattr(thing, "__dict__", {}), **_slots(thing)}
+
+    def parts() -> list[Any]:
+        said = [part for name, value in held.items() for part in (name, encoder.value(value, f".{name}"))]
+        return [said, _items(encoder, thing)]
+
+    if base == "tuple":
+        fields = [name for name in getattr(thing, "_fields", ()) if isinstance(name, str)]
+        return encoder.emit("record", named, base, fields, parts())
+    return encoder.mutable(thing, ["record", named, base, []], parts)
+
+
+def _items(encoder: Encoder, thing: Any) -> list[Any]:
+    if isinstance(thing, dict):
+        pairs = list(dict.items(thing))
+        return [part for key, value in pairs for part in (encoder.value(key), encoder.value(value, f"[{key!r:.40}]"))]
+    plain: Any = list.__iter__(thing) if isinstance(thing, list) else ()
+    plain = tuple.__iter__(thing) if isinstance(thing, tuple) else plain
+    return [encoder.value(item, f"[{number}]") for number, item in enumerate(plain)]
+
+
+def _slots(thing: Any) -> dict[str, Any]:
+    names: list[str] = []
+    for cls in type(thing).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    return {name: getattr(thing, name) for name in names if name not in _UNSEEN and hasattr(thing, name)}
+
+
+_UNSEEN = ("__dict__", "__weakref__")
+
+
+def write_member(encoder: Encoder, member: Any) -> int:
+    """Write a member of an enumeration."""
+    named = f"{type(member).__module__}:{type(member).__qualname__}"
+    return encoder.emit("named", named, str(member.name), encoder.value(member.value, "its value"))
+
+
+# -- over here -------------------------------------------------------------------------------------------------------
+
+
+@makes("record", safe=True)
+def _make_record(decoder: Decoder, step: list[Any]) -> Any:
+    _, named, base, fields = step[:4]
+    kind, stand_in = _BASES[base]
+    cls: Any = _class(decoder, named, kind) or stand_in
+    new: Any = kind.__new__  # the class itself is not asked
+    if kind is tuple:
+        said, items = step[4]
+        made: Any = tuple.__new__(cls, decoder.values(items))
+        if cls is stand_in:
+            vars(made)["_class"] = _shown(named)
+            vars(made).update(zip(map(str, fields), made))
+        _attributes(decoder, made, said)
+        return made
+    made = new(cls)
+    if cls is stand_in:
+        vars(made)["_class"] = _shown(named)
+    return decoder.fillable(made, step, 4, lambda content: _fill(decoder, made, content))
+
+
+def _fill(decoder: Decoder, made: Any, content: Any) -> None:
+    said, items = content
+    if isinstance(made, dict):
+        base: Any = OrderedDict if isinstance(made, OrderedDict) else dict
+        for key, value in decoder.pairs(items):
+            base.__setitem__(made, key, value)
+    elif isinstance(made, list):
+        list.extend(made, decoder.values(items))
+    _attributes(decoder, made, said)
+
+
+def _attributes(decoder: Decoder, made: Any, said: Any) -> None:
+    for name, value in decoder.pairs(said):
+        if not isinstance(name, str) or (name.startswith("__") and name.endswith("__")):
+            raise WireError("an attribute of a record has a name that it cannot have")
+        object.__setattr__(made, name, value)
+
+
+@makes("named", safe=True)
+def _make_named(decoder: Decoder, step: list[Any]) -> Any:
+    _, named, name, value = step
+    cls = _class(decoder, named, Enum)
+    if cls is not None:
+        members: dict[str, Any] = cls.__dict__["_member_map_"]
+        return members[name] if name in members else cls(decoder.value(value))
+    made = Record()
+    vars(made).update(_class=_shown(named), name=name, value=decoder.value(value))
+    return made
+
+
+def _class(decoder: Decoder, named: str, base: type) -> type | None:
+    """Return the class of this name if its objects may be made: it was registered, or the sender is trusted."""
+    module, _, path = named.partition(":")
+    if decoder.trusted and module not in sys.modules:
+        try:
+            __import__(module)
+        except ImportError:
+            return None
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        # Past whatever a module or a class does when it is asked for something: that could be code.
+        found = getattr(found, "__dict__", {}).get(part)
+    if not isinstance(found, type) or not issubclass(found, base):
+        return None
+    return found if decoder.trusted or any(issubclass(found, one) for one in _registered) else None
+
+
+def _shown(named: Any) -> str:
+    return str(named).replace(":", ".")[:200]
