@@ -13,6 +13,7 @@ from typing import Any
 
 import nox
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 nox.needs_version = ">=2025.2.9"
 # The tests come last, so that the output closes with their summaries.
@@ -45,9 +46,22 @@ def with_siblings(package: str) -> list[str]:
     return [*siblings, FOLDERS[package]]
 
 
-def pinned(constraints: str = "constraints.txt") -> list[str]:
+def pinned(constraints: Path = ROOT / "constraints.txt") -> list[str]:
     """Arguments of every install. Bytecode is left to the first import: compiling torch outlasts unpacking it."""
-    return ["--no-compile", "--constraint", str(ROOT / constraints)]
+    return ["--no-compile", "--constraint", str(constraints)]
+
+
+def lowest(package: str) -> list[str]:
+    """The lowest versions that a package and the siblings below it declare, as constraints."""
+    bounds: dict[str, Version] = {}
+    for folder in with_siblings(package):
+        project = PROJECTS[Path(folder).name]["project"]
+        extras = [text for texts in project.get("optional-dependencies", {}).values() for text in texts]
+        for requirement in map(Requirement, [*project["dependencies"], *extras]):
+            for bound in requirement.specifier:
+                if bound.operator == ">=" and requirement.name not in PROJECTS:
+                    bounds[requirement.name] = max(Version(bound.version), bounds.get(requirement.name, Version("0")))
+    return [f"{name}=={version}" for name, version in sorted(bounds.items())]
 
 
 def environment(session: nox.Session, place: Path, *requirements: str) -> str:
@@ -63,7 +77,7 @@ def spread(session: nox.Session) -> list[str]:
     return [] if session.posargs else ["--numprocesses=auto"]
 
 
-def run_tests(session: nox.Session, package: str, constraints: str) -> None:
+def run_tests(session: nox.Session, package: str, constraints: Path = ROOT / "constraints.txt") -> None:
     session.install(*pinned(constraints), *with_siblings(package), *group("test", PROJECTS[package]))
     session.run("pytest", *spread(session), f"{FOLDERS[package]}/tests", *session.posargs, env=TESTING)
 
@@ -120,14 +134,16 @@ def build(session: nox.Session) -> None:
 @each_package
 def tests(session: nox.Session, package: str) -> None:
     """Test one package in an environment of its own: `nox -s "tests(nnsight-core)" -- -k rename`."""
-    run_tests(session, package, "constraints.txt")
+    run_tests(session, package)
 
 
 @nox.session
 @each_package
 def oldest(session: nox.Session, package: str) -> None:
-    """Test one package with the oldest versions that it declares to work with."""
-    run_tests(session, package, "constraints-oldest.txt")
+    """Test one package with the oldest versions that it declares to work with, on a Python that has them all (3.11)."""
+    constraints = ROOT / session.create_tmp() / "lowest.txt"
+    constraints.write_text("\n".join(lowest(package)))
+    run_tests(session, package, constraints)
 
 
 @nox.session(name="tests-integration")

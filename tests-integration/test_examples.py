@@ -30,8 +30,6 @@ NEEDLE = "The Space Needle is in the city of"
 pytestmark = pytest.mark.timeout(300)
 
 pytest.importorskip("matplotlib")
-if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 3):
-    pytest.skip("the examples need transformers 5.3, whose blocks give a tensor", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

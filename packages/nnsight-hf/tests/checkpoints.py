@@ -94,5 +94,5 @@ def continued(plain: torch.nn.Module, text: str, **options: Any) -> torch.Tensor
 
 
 def hidden(output: Any) -> torch.Tensor:
-    """The hidden states in what a block gives: a tensor from transformers 5.3 on, before that the first of a tuple."""
+    """The hidden states in what a block gives: a tensor, in some families the first of a tuple."""
     return output[0] if isinstance(output, tuple) else output

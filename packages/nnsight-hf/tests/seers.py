@@ -44,7 +44,7 @@ class Seer:
 
     def module(self) -> torch.nn.Module:
         config, _ = self.make()
-        # relies on: _BaseAutoModelClass._model_mapping, transformers 4.56 to 5.23
+        # relies on: _BaseAutoModelClass._model_mapping, transformers 5.15 to 5.23
         made = pictures.seeded(transformers.AutoModelForImageTextToText._model_mapping[type(config)], config)
         with torch.no_grad():
             for name, parameter in made.named_parameters():

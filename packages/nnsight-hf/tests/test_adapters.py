@@ -225,12 +225,6 @@ def test_an_adapter_that_was_refused_can_be_taken_off_the_list(base, saved, tmp_
     assert LanguageModel(base, peft=other).unload_adapter().dispatch().dispatched
 
 
-def test_adapters_ask_for_a_transformers_that_tells_what_became_of_them(base, saved, monkeypatch) -> None:
-    monkeypatch.setattr("transformers.__version__", "4.57.1")
-    with pytest.raises(ImportError, match="transformers 5"):
-        LanguageModel(base, peft=saved[0])
-
-
 def test_an_adapter_for_modules_that_the_model_lacks_is_refused_when_it_is_named(base) -> None:
     with pytest.raises(LoadError, match="does not fit LlamaForCausalLM.*c_attn"):
         LanguageModel(base, peft=peft.LoraConfig(target_modules=["c_attn"]))

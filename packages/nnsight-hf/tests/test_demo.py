@@ -10,15 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-
-from nnsight import LanguageModel
-
-if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 3):
-    pytest.skip("the demo needs transformers 5.3, whose blocks give a tensor", allow_module_level=True)
-
 from rich.console import Console
 
+from nnsight import LanguageModel
 from nnsight_hf.demo import __main__ as demo
 from nnsight_hf.demo import gradients, lens, patching, prompts, steering, terminal, timing
 

@@ -113,8 +113,6 @@ def test_a_trace_refuses_it(toy_model):
 def test_a_quick_load_shows_nothing_and_a_long_one_its_bar(capfd, monkeypatch):
     LanguageModel("nnsight/toy-landmarks", dispatch=True)
     assert "Loading" not in capfd.readouterr().err
-    if not hasattr(transformers.utils.logging, "set_tqdm_hook"):
-        pytest.skip("this transformers cannot be told to wait")
     monkeypatch.setattr(progress, "PATIENCE", 0)
     assert transformers.utils.logging.is_progress_bar_enabled(), "another test switched them off for the process"
     LanguageModel("nnsight/toy-landmarks", dispatch=True)
@@ -124,8 +122,6 @@ def test_a_quick_load_shows_nothing_and_a_long_one_its_bar(capfd, monkeypatch):
 def test_relies_on_set_tqdm_hook(monkeypatch):
     """transformers.utils.logging.set_tqdm_hook: takes a hook, gives back the one before, and calls it for each bar."""
     logging = transformers.utils.logging
-    if not hasattr(logging, "set_tqdm_hook"):
-        pytest.skip("came with transformers 5")
     seen: list[dict[str, Any]] = []
 
     def mine(bar: Any, args: Any, kwargs: dict[str, Any]) -> Any:

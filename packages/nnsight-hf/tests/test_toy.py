@@ -42,11 +42,9 @@ def answer(model, tokenizer, text: str) -> str:
 
 @contextmanager
 def changed(block: torch.nn.Module, change) -> Iterator[None]:
-    """Let `change` give a block's output another value; blocks give a tuple before transformers 5.3."""
+    """Let `change` give a block's output another value."""
 
     def hook(_module, _args, output):
-        if isinstance(output, tuple):
-            return (change(output[0]), *output[1:])
         return change(output)
 
     handle = block.register_forward_hook(hook)

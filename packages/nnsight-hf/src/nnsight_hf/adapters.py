@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 
 from nnsight import LoadError
 
@@ -81,14 +79,9 @@ def _one(name: str, given: Any, kind: type) -> Adapter:
 
 
 def required() -> None:
-    """Say what to install, where peft is missing or transformers is too old for it."""
+    """Say what to install where peft is missing."""
     if importlib.util.find_spec("peft") is None:
         raise ImportError("adapters need peft, which is not installed: pip install 'nnsight-hf[peft]'")
-    if Version(transformers.__version__).major < 5:
-        raise ImportError(
-            f"adapters need transformers 5, which says what became of their weights, and this is {transformers.__version__}: "
-            "pip install -U transformers"
-        )
 
 
 def sketch(module: Any, adapter: Adapter) -> None:

@@ -57,7 +57,7 @@ def tasks() -> dict[str, tuple[str, ...]]:
 
 def makes(auto: str, config: PretrainedConfig) -> tuple[str, ...]:
     """Return the names of the classes that an Auto class makes of a configuration of this kind."""
-    # relies on: _BaseAutoModelClass._model_mapping, transformers 4.56 to 5.23
+    # relies on: _BaseAutoModelClass._model_mapping, transformers 5.15 to 5.23
     mapping = getattr(transformers, auto)._model_mapping
     if type(config) not in mapping:
         return ()

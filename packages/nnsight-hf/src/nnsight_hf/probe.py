@@ -59,7 +59,7 @@ class Probe:
         self._group = group
         self._packed = _packed(module)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        # relies on: PreTrainedModel.dummy_inputs, transformers 4.56 to 5.23
+        # relies on: PreTrainedModel.dummy_inputs, transformers 5.15 to 5.23
         self._inputs: dict[str, Any] = dict(module.dummy_inputs)
         self._options: dict[str, Any] = {"use_cache": False}
         if getattr(module.config, "_attn_implementation", None) == "eager":

@@ -24,10 +24,7 @@ PATIENCE = 2.0
 def patient() -> Iterator[None]:
     """Let the bars that transformers shows meanwhile wait: a model that is loaded in a moment needs none."""
     logging: Any = transformers.utils.logging
-    # relies on: transformers.utils.logging.set_tqdm_hook, transformers 5.23; before there was one, the bars come at once
-    if not hasattr(logging, "set_tqdm_hook"):
-        yield
-        return
+    # relies on: transformers.utils.logging.set_tqdm_hook, transformers 5.15 to 5.23
     # The hook gets the class of the bar, or an empty shim where bars are switched off, and what it was called with.
     before: Callable[..., Any] | None = None
 

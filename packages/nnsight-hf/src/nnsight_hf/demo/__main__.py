@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import transformers
 
 from nnsight import LanguageModel
 
@@ -66,9 +65,6 @@ def _check() -> None:
     missing = [name for name in ("matplotlib", "rich") if find_spec(name) is None]
     if missing:
         sys.exit(f'The demo draws with {" and ".join(missing)}, not installed here: pip install "nnsight-hf[demo]"')
-    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 3):
-        # Before, a block gave a tuple, and every example would have to say so.
-        sys.exit(f"The demo needs transformers 5.3 or newer; this is {transformers.__version__}.")
 
 
 if __name__ == "__main__":
