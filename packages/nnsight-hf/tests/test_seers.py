@@ -177,3 +177,21 @@ def test_a_scan_knows_the_shapes_or_says_why_not(name: str) -> None:
         assert name in UNSCANNED and "asks for numbers" in str(error)
     else:
         assert name not in UNSCANNED and shape == alone(name, words, images)[1][seer.layer].shape
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_vl", "idefics2"])
+def test_pixels_that_pass_beside_text_are_ones_own(name: str) -> None:
+    """As many images as there are rows, and not one in each."""
+    seer, model = SEERS[name], built(name)[0]
+    pixels: list[Any] = []
+    with torch.no_grad(), model.trace() as tracer:
+        for words, images in given(name):
+            with tracer.invoke(seer.prompt(words, len(images)), images=images or None):
+                pixels.append(model.model.inputs[1]["pixel_values"])
+    for (words, images), mine in zip(given(name), pixels, strict=True):
+        want = encoded(name, words, images).get("pixel_values")
+        if want is None:
+            assert not mine.any()
+        else:
+            torch.testing.assert_close(mine[tuple(slice(size) for size in want.shape)], want)
+            assert seer.padded or name == "idefics2" or mine.shape == want.shape

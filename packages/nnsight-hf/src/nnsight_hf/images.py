@@ -50,19 +50,31 @@ def nested(images: Any, rows: int) -> list[list[Any]]:
         rows: the number of prompts.
 
     Raises:
-        ValueError: the images cannot be told apart by prompt.
+        ValueError: the images cannot be told apart by prompt, or an array has no shape of an image.
     """
     given = list(images) if isinstance(images, (list, tuple)) else [images]
     if any(isinstance(image, (list, tuple)) for image in given):
-        made = [[opened(image) for image in row] if isinstance(row, (list, tuple)) else [opened(row)] for row in given]
+        made = [[_shaped(image) for image in (row if isinstance(row, (list, tuple)) else [row])] for row in given]
     elif rows == 1:
-        made = [[opened(image) for image in given]]
+        made = [[_shaped(image) for image in given]]
     else:
-        made = [[opened(image)] for image in given]
+        made = [[_shaped(image)] for image in given]
     if len(made) != rows:
         raise ValueError(
             f"there are {rows} prompts and images for {len(made)}: give a list of lists, one list of images for each prompt "
             "(`[]` for a prompt without one)"
+        )
+    return made
+
+
+def _shaped(image: Any) -> Any:
+    """Return an image as processors take it, if it has the shape of one."""
+    made = opened(image)
+    shape = None if isinstance(made, Image.Image) else tuple(made.shape)
+    if shape is not None and not (len(shape) == 3 and 3 in (shape[0], shape[2]) and all(shape)):
+        raise ValueError(
+            f"an image given as an array is [height, width, 3] or [3, height, width], not of shape {shape}: for several, "
+            "give a list; a grey one has its values three times"
         )
     return made
 

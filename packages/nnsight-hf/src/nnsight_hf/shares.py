@@ -115,7 +115,8 @@ class Shares:
     Attributes:
         inputs: the inputs, as they were prepared.
         rows: the number of rows of each.
-        amounts: for images and for videos, how much each input has: its patches, or its images.
+        amounts: how much each input has: of images and of videos, counted in patches where these are packed, and of places
+            for images in its text.
         alike: whether what there is of an image, anywhere in a model, grows with that. Not so for images of different
             extents that a model cuts into parts of its own: how many it makes of them is measured.
     """
@@ -129,6 +130,11 @@ class Shares:
     def first(self) -> int:
         """The number of the first input with images."""
         return next(number for number, data in enumerate(self.inputs) if has_pixels(data))
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """How much the first input with images has."""
+        return tuple(of[self.first] for of in self.amounts)
 
     def number(self, rows: Rows) -> int | None:
         """Return which input has these rows."""
@@ -146,14 +152,25 @@ class Shares:
         return shapes, tuple(tuple(data[name].flatten().tolist()) for name in _EXTENTS if name in data)
 
 
-def count(inputs: Sequence[tuple[Mapping[str, Any], int]]) -> Shares:
-    """Count the images of several inputs, each given with its number of rows."""
-    amounts = tuple(tuple(_amount(data, *names) for data, _ in inputs) for names in _MEDIA)
+def count(inputs: Sequence[tuple[Mapping[str, Any], int]], place: int | None) -> Shares:
+    """Count the images of several inputs, each given with its number of rows.
+
+    Args:
+        inputs: the inputs.
+        place: the token that holds a place for a part of an image; None if there is none.
+    """
+    media = (tuple(_amount(data, *names) for data, _ in inputs) for names in _MEDIA)
+    amounts = (*media, tuple(_places(data, place) for data, _ in inputs))
     # Patches are packed where there is a grid, and everything grows with them.
     free = [data for data, _ in inputs if has_pixels(data) and "image_grid_thw" not in data]
     kinds = {name: {extent for data in free for extent in _entries(data, name)} for name in _EXTENTS}
     alike = all(len(extents) < 2 for extents in kinds.values())
     return Shares(tuple(data for data, _ in inputs), tuple(rows for _, rows in inputs), amounts, alike)
+
+
+def _places(data: Mapping[str, Any], place: int | None) -> int:
+    ids = data.get("input_ids")
+    return 0 if ids is None or place is None else int((ids == place).sum())
 
 
 def _amount(data: Mapping[str, Any], pixels: str, grid: str) -> int:

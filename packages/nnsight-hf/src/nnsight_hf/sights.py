@@ -21,6 +21,9 @@ from nnsight_hf.shares import Shares
 
 _VARIES = -1
 
+#: Where, in what an input has of images, its places are.
+_PLACES = 2
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -31,7 +34,7 @@ class Sight:
         dim: the dimension that counts images or rows; None for a value that counts neither.
         rows: whether it counts rows.
         each: how many entries the input that was measured has along it.
-        unit: how much that input has of images, as `shares.py` counts it.
+        units: how much that input has of images, as `shares.py` counts it.
         leaf: which of the tensors of its module it is.
     """
 
@@ -39,7 +42,7 @@ class Sight:
     dim: int | None
     rows: bool
     each: int
-    unit: int
+    units: tuple[int, ...]
     leaf: int
 
     def fits(self, shape: Sequence[int]) -> bool:
@@ -55,7 +58,11 @@ Alone = Mapping[str, Sequence[Sequence[int]]]
 
 
 def find(
-    model: Any, join: Callable[[list[Mapping[str, Any]]], dict[str, Any]], one: Mapping[str, Any], unit: int, text: Any
+    model: Any,
+    join: Callable[[list[Mapping[str, Any]]], dict[str, Any]],
+    one: Mapping[str, Any],
+    units: tuple[int, ...],
+    text: Any,
 ) -> Sights:
     """Find out how images lie in what each module takes and gives.
 
@@ -63,16 +70,19 @@ def find(
         model: the model.
         join: puts inputs together.
         one: an input with images.
-        unit: how much it has of them.
+        units: how much it has of them.
         text: an input without, that can share a batch with it; None if the model takes no such batch.
     """
-    two, three = shapes_of(model, join([one, one])), shapes_of(model, join([one, one, _longer(one)]))
-    mixed = shapes_of(model, join([one, one, text])) if text is not None else three
+    # Each with padding, without which some arguments are not there, and of lengths that are not 2 to 3 as the rows are.
+    few, many = (1, 2) if one["attention_mask"].shape[1] > 1 else (2, 4)
+    two = shapes_of(model, join([one, _longer(one, few)]))
+    three = shapes_of(model, join([one, one, _longer(one, many)]))
+    mixed = shapes_of(model, join([one, _longer(one, few), text])) if text is not None else three
     found: dict[str, tuple[Sight, ...]] = {}
-    for path, few in two.items():
-        many, beside = three.get(path, []), mixed.get(path, [])
-        if len(few) == len(many) == len(beside):
-            found[path] = tuple(_sight(*shapes, unit, leaf) for leaf, shapes in enumerate(zip(few, many, beside)))
+    for path, shapes in two.items():
+        others = three.get(path, []), mixed.get(path, [])
+        if all(len(other) == len(shapes) for other in others):
+            found[path] = tuple(_sight(*seen, units, leaf) for leaf, seen in enumerate(zip(shapes, *others)))
     return found
 
 
@@ -86,10 +96,9 @@ def beside(found: Sights, facts: Facts) -> Sights:
     return made
 
 
-def _longer(one: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an input with a little more text, so that what counts tokens shows; not with 3 for 2, as rows are."""
+def _longer(one: Mapping[str, Any], more: int) -> dict[str, Any]:
+    """Return an input with a little more text, so that what counts tokens shows."""
     mask = one["attention_mask"]
-    more = 2 if mask.shape[1] == 2 else 1
     made = dict(one)
     for name, value in one.items():
         if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape:
@@ -98,18 +107,18 @@ def _longer(one: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _sight(few: Sequence[int], many: Sequence[int], beside: Sequence[int], unit: int, leaf: int) -> Sight:
-    nothing = Sight(tuple(_VARIES for _ in few), None, False, 0, unit, leaf)
+def _sight(few: Sequence[int], many: Sequence[int], beside: Sequence[int], units: tuple[int, ...], leaf: int) -> Sight:
+    nothing = Sight(tuple(_VARIES for _ in few), None, False, 0, units, leaf)
     if not len(few) == len(many) == len(beside):
         return nothing
     sizes = tuple(a if a == b == c else _VARIES for a, b, c in zip(few, many, beside))
     grown = [dim for dim, (a, b) in enumerate(zip(few, many)) if a != b and a * 3 == b * 2]
     if len(grown) != 1:
-        return Sight(sizes, None, False, 0, unit, leaf)
+        return Sight(sizes, None, False, 0, units, leaf)
     (dim,) = grown
     if beside[dim] not in (few[dim], many[dim]):
-        return Sight(sizes, None, False, 0, unit, leaf)
-    return Sight(sizes, dim, beside[dim] == many[dim], few[dim] // 2, unit, leaf)
+        return Sight(sizes, None, False, 0, units, leaf)
+    return Sight(sizes, dim, beside[dim] == many[dim], few[dim] // 2, units, leaf)
 
 
 def alone(model: Any, one: Mapping[str, Any], sights: Sights, facts: Facts) -> Alone:
@@ -175,11 +184,13 @@ class ImagesLayout(ProbedLayout):
         self._sights = sights
         self._measured = measured
         self._multiples = multiples
+        #: The path of the module whose output is the run's result; None in a generation.
+        self.root: str | None = None
         self._divisions: dict[tuple[str, torch.Size], _Division | None] = {}
 
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows, or the images, of one invoke as a view; None for a value without any."""
-        division = self._division(value, path)
+        division = self._division(value, self._named(path))
         if division is _ROWS:
             return super().take(value, rows, path)
         number = self._shares.number(rows)
@@ -189,13 +200,16 @@ class ImagesLayout(ProbedLayout):
 
     def join(self, value: torch.Tensor, pieces: Mapping[Rows, torch.Tensor], path: str) -> torch.Tensor:
         """Return the value with the pieces put where the images of their invokes lie."""
-        division = self._division(value, path)
+        division = self._division(value, self._named(path))
         if division is _ROWS:
             return super().join(value, pieces, path)
         assert division is not None, "only values that are divided have pieces"
         numbers = {rows: self._shares.number(rows) for rows in pieces}
         laid = ((division.parts[n], pieces[rows]) for rows, n in numbers.items() if n is not None)
         return put_together(value, laid, division.dim)
+
+    def _named(self, path: str) -> str:
+        return self.root if path == "result" and self.root is not None else path
 
     def _division(self, value: torch.Tensor, path: str) -> _Division | None:
         if isinstance(value, torch.nn.Parameter) or not value.dim() or path not in self._sights:
@@ -227,19 +241,25 @@ class ImagesLayout(ProbedLayout):
         if sight.rows:
             each, rest = divmod(size, self.total)
             return None if rest or not each else self._of_rows(sight.dim, each)
-        if not self._shares.alike:
+        if not self._shares.alike and path not in self._facts:
             return self._as_measured(sight, size, path)
-        found = {self._in_proportion(sight, size, amounts) for amounts in self._shares.amounts} - {None}
+        # Beside the tower, what images make of a text is in its places, whatever their extents.
+        kinds = range(len(sight.units)) if self._shares.alike else [_PLACES]
+        found = {self._in_proportion(sight, size, kind) for kind in kinds} - {None}
         return found.pop() if len(found) == 1 else None
 
     def _of_rows(self, dim: int, each: int) -> _Division:
         return _laid(dim, [count * each for count in self._shares.rows])
 
-    def _in_proportion(self, sight: Sight, size: int, amounts: Sequence[int]) -> _Division | None:
+    def _in_proportion(self, sight: Sight, size: int, kind: int) -> _Division | None:
         """Divide as each input has images, if the size is what they have together."""
+        assert sight.dim is not None, "it counts something"
+        amounts, unit = self._shares.amounts[kind], sight.units[kind]
+        if not unit or not sum(amounts) or (kind == _PLACES and not self._shares.alike and sight.each != unit):
+            return None
         for multiple in self._multiples:
-            if sum(amounts) and size * sight.unit == sight.each * sum(amounts) * multiple:
-                return _laid(sight.dim or 0, [amount * multiple * sight.each // sight.unit for amount in amounts])
+            if size * unit == sight.each * sum(amounts) * multiple:
+                return _laid(sight.dim, [amount * multiple * sight.each // unit for amount in amounts])
         return None
 
     def _as_measured(self, sight: Sight, size: int, path: str) -> _Division | None:

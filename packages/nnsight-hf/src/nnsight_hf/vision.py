@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
-from nnsight.plugin import Prepared
+from nnsight.plugin import Layout, Prepared
 from nnsight_hf import fitting, images, loading, seeing, shares, sights, text
 from nnsight_hf.images import in_messages
 from nnsight_hf.inputs import PER_TOKEN
@@ -142,13 +142,18 @@ class VisionLanguageModel(LanguageModel):
         labels = data.get("labels")
         if labels is not None and not bool((labels != PER_TOKEN["labels"]).any()):
             del data["labels"]  # of a prompt without anything to predict
-        known = getattr(self.config, "image_token_id", getattr(self.config, "image_token_index", None))
-        if isinstance(known, int) and not bool((data["input_ids"] == known).any()):
+        if self._image_token is not None and not bool((data["input_ids"] == self._image_token).any()):
             raise ValueError(
                 f"{len(pictures)} images were given and the prompt has no place for them: write {mark!r} once for each, "
                 "where it is to be read"
             )
         return data
+
+    @property
+    def _image_token(self) -> int | None:
+        """The token that holds a place for a part of an image."""
+        known = getattr(self.config, "image_token_id", getattr(self.config, "image_token_index", None))
+        return known if isinstance(known, int) else None
 
     def _mark(self, name: str) -> str | None:
         """Return a placeholder as text."""
@@ -185,13 +190,19 @@ class VisionLanguageModel(LanguageModel):
             seeing.refuse_together(self._module, [data for _, data, _ in prepared])
         args, data = super()._batch(prepared)
         if len(prepared) > 1 and shares.has_pixels(data):
-            shares.note(data, shares.count([(kwargs, rows) for _, kwargs, rows in prepared]))
+            shares.note(data, shares.count([(kwargs, rows) for _, kwargs, rows in prepared], self._image_token))
         return args, data
 
     # -- rows and images ---------------------------------------------------------------------------------------------
 
     def _facts(self) -> Facts:
         return {} if seeing.needs(self._module) else super()._facts()
+
+    def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
+        layout = super()._layout(total, args, kwargs, method)
+        if isinstance(layout, ImagesLayout) and method is None:
+            layout.root = self._path
+        return layout
 
     def _laid(self, total: int, multiples: Sequence[int], kwargs: Mapping[str, Any]) -> ProbedLayout:
         mine = shares.noted(kwargs)
@@ -211,8 +222,9 @@ class VisionLanguageModel(LanguageModel):
 
         def find() -> Sights:
             facts = self._facts()
-            unit = next(amount for of in mine.amounts if (amount := of[mine.first]))
-            found = sights.find(self._whole(), self._together, one, unit, _TEXT if seeing.mixes(self._module) else None)
+            found = sights.find(
+                self._whole(), self._together, one, mine.units, _TEXT if seeing.mixes(self._module) else None
+            )
             return sights.beside(found, facts)
 
         return self._found(f"images {shapes}", find)
