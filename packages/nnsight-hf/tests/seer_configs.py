@@ -1,80 +1,14 @@
 """A tiny configuration of each family that reads images and text, and its own processor built from pieces.
 
-The tokenizer knows one word a token and every mark that a processor writes. Torchvision is not needed: image processors are
-those that work on PIL images.
+Image processors are those that work on PIL images. The words are in `seer_words.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import tokenizers
 import transformers
-from checkpoints import TOKENS
-from transformers import PreTrainedTokenizerFast
-
-#: Marks of all the processors together.
-MARKS = (
-    "<image> <video> <|image|> <|python_tag|> <fake_token_around_image> <end_of_utterance> <global-img> <boi> <eoi> <img> "
-    "</img> <ctx> <|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|> </image> <racm3:break> <eoss> <reserved> "
-).split() + [f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)]
-WORDS = [*TOKENS, *MARKS]
-
-
-def number(token: str) -> int:
-    return WORDS.index(token)
-
-
-def tokenizer(**named: str) -> PreTrainedTokenizerFast:
-    """Make the tokenizer; `named` are tokens that it is to have as attributes (`image_token=`)."""
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        padding_side="left",
-        model_max_length=512,
-        extra_special_tokens=dict(named),
-    )
-    made.add_special_tokens({"additional_special_tokens": MARKS})
-    return made
-
-
-TEXT = {
-    "vocab_size": len(WORDS) + 8,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-SIGHT = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 7,
-}
-SQUARE = {"height": 28, "width": 28}
-MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
-
-
-def unfilmed(kind: str) -> Any:
-    """Return a processor's class that does without its part for videos, which needs torchvision."""
-    cls = getattr(transformers, kind)
-
-    class Unfilmed(cls):  # type: ignore[misc, valid-type]
-        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-            return None if name == "video_processor" else super().check_argument_for_proper_class(name, argument)
-
-    return Unfilmed
+from seer_words import MROPE, SIGHT, SQUARE, TEXT, WORDS, number, tokenizer, unfilmed
 
 
 def siglip(**own: Any) -> Any:
@@ -116,6 +50,66 @@ def llava_onevision() -> tuple[Any, Any]:
     return config, unfilmed("LlavaOnevisionProcessor")(
         pixels, tokenizer(), None, num_image_tokens=16, vision_feature_select_strategy="full"
     )
+
+
+def llava_next_video() -> tuple[Any, Any]:
+    grid = [[28, 56], [56, 28], [56, 56], [84, 28]]
+    config = transformers.LlavaNextVideoConfig(
+        text_config=llama(),
+        vision_config=transformers.CLIPVisionConfig(**SIGHT),
+        image_token_index=number("<image>"),
+        video_token_index=number("<video>"),
+        image_grid_pinpoints=grid,
+        vision_feature_layer=-1,
+        image_seq_length=16,
+        video_seq_length=4,
+    )
+    pixels = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size=SQUARE, image_grid_pinpoints=grid
+    )
+    return config, unfilmed("LlavaNextVideoProcessor")(
+        None,
+        pixels,
+        tokenizer(),
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def vipllava() -> tuple[Any, Any]:
+    config = transformers.VipLlavaConfig(
+        text_config=llama(),
+        vision_config=transformers.CLIPVisionConfig(**SIGHT),
+        image_token_index=number("<image>"),
+        vision_feature_layers=[-1, -2],
+        image_seq_length=16,
+    )
+    pixels = transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE)
+    return config, transformers.LlavaProcessor(
+        pixels, tokenizer(), patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+
+
+def mistral3() -> Any:
+    return transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(**TEXT),
+        vision_config=transformers.PixtralVisionConfig(**SIGHT),
+        image_token_index=number("[IMG]"),
+        spatial_merge_size=2,
+    )
+
+
+def aya() -> tuple[Any, Any]:
+    config = transformers.AyaVisionConfig(
+        text_config=transformers.Cohere2Config(**TEXT, sliding_window=8),
+        vision_config=siglip(),
+        image_token_index=number("<|IMG_PATCH|>"),
+        downsample_factor=2,
+        adapter_layer_norm_eps=1e-6,
+    )
+    pixels = transformers.GotOcr2ImageProcessorPil(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=4)
+    return config, transformers.AyaVisionProcessor(pixels, tokenizer(), patch_size=7, img_size=28, downsample_factor=2)
 
 
 def idefics2() -> tuple[Any, Any]:

@@ -80,6 +80,9 @@ BLIP = {
 SEERS = {
     "llava_next": Seer(configs.llava_next),
     "llava_onevision": Seer(configs.llava_onevision),
+    "llava_next_video": Seer(configs.llava_next_video),
+    "vipllava": Seer(configs.vipllava),
+    "aya_vision": Seer(configs.aya),
     "idefics2": Seer(configs.idefics2, **IDEFICS, shown=False),
     "idefics3": Seer(configs.idefics3, **IDEFICS),
     "smolvlm": Seer(lambda: configs.idefics3("SmolVLM"), **IDEFICS),

@@ -254,7 +254,10 @@ class ImagesLayout(ProbedLayout):
     def _in_proportion(self, sight: Sight, size: int, kind: int) -> _Division | None:
         """Divide as each input has images, if the size is what they have together."""
         assert sight.dim is not None, "it counts something"
-        amounts, unit = self._shares.amounts[kind], sight.units[kind]
+        images, videos, places = sight.units
+        # A tower sees both alike, in one visit after the other.
+        unit = places if kind == _PLACES else (images or videos, videos or images)[kind]
+        amounts = self._shares.amounts[kind]
         if not unit or not sum(amounts) or (kind == _PLACES and not self._shares.alike and sight.each != unit):
             return None
         for multiple in self._multiples:
