@@ -14,8 +14,8 @@ import torch
 from tasks import KINDS, Kind
 
 from nnsight import RowsError
-from nnsight.testing.family import change
 from nnsight.testing.reference import assert_alike
+from nnsight.testing.subjects import change
 
 
 @pytest.fixture(params=list(KINDS))

@@ -209,3 +209,13 @@ def skip(envoy: Node, value: Any) -> None:
     if here.skipped is None:
         here.skipped = {}
     here.skipped[mediator.rows] = value
+
+
+def descriptions(cls: type) -> list[tuple[str, str]]:
+    """Return (name, description) of the values that a class of envoys defines, those of its bases first."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, eproperty) and value.description:
+                found[name] = value.description
+    return list(found.items())

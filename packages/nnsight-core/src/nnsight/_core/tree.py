@@ -19,7 +19,7 @@ from .naming import Naming
 from .notebook import render_html
 from .printing import draw, render
 from .rigging import Rigging, reachable
-from .served import eproperty
+from .served import descriptions, eproperty
 from .sharding import call_whole
 from .sites import Place
 from .taps import Tap, tap_of
@@ -346,7 +346,7 @@ class Node:
                 node = self._walk(path) if path else self
             except AttributeError:
                 return []  # inside a scripted module: shown, but not to be reached
-            served = _described(type(node))
+            served = descriptions(type(node))
             return [f"({name}): {text}" for name, text in served]
 
         def shapes(path: str) -> str:
@@ -394,12 +394,3 @@ def _has(module: torch.nn.Module, name: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _described(cls: type) -> list[tuple[str, str]]:
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
-            if isinstance(value, eproperty) and value.description:
-                found[name] = value.description
-    return list(found.items())

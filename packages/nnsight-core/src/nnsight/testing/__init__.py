@@ -25,7 +25,7 @@ except ImportError as error:
 
 # The suites' asserts are to explain themselves as those of a test file do.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{name}" for name in ("reference", "family", "generating", "loadable", "backend"))
+    *(f"{__name__}.{name}" for name in ("reference", "subjects", "family", "generating", "loadable", "backend"))
 )
 
 from nnsight.testing.backend import BackendSuite  # noqa: E402 - after they were registered

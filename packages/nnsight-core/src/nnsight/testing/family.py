@@ -16,14 +16,19 @@ import pytest
 import torch
 
 import nnsight
-from nnsight._core.structures import leaves, zip_map
-from nnsight.plugin import Envoy, Layout, NNsight, Rows, eproperty
+from nnsight._core.structures import zip_map
+from nnsight.plugin import Layout, NNsight, Rows
 from nnsight.testing.reference import Edit, Hooked, assert_alike, state_of
-
-
-def change(output: torch.Tensor) -> torch.Tensor:
-    """Return something else of the same shape: the edit that the suites make."""
-    return output * 1.5 + 0.25
+from nnsight.testing.subjects import (
+    change,
+    is_changeable_tuple,
+    is_floating,
+    loss_of,
+    own_property,
+    own_values,
+    serves_output,
+    some,
+)
 
 
 class FamilySuite:
@@ -99,7 +104,7 @@ class FamilySuite:
     def found_sites(self, model: Any, plain: Hooked) -> list[str]:
         """Return the sites that a call with plain hooks shows."""
         found = [path for path in plain.order if path and len(plain.outputs[path]) == 1 and is_floating(plain[path])]
-        found = [path for path in found if _serves_output(model, path)]
+        found = [path for path in found if serves_output(model, path)]
         assert found, "the model has no submodule that gives a tensor"
         return found
 
@@ -150,8 +155,8 @@ class FamilySuite:
             assert_alike(result, self.changed(model, given[0], path), self.rounding)
 
     def test_a_part_of_a_tuple_is_changed(self, model: Any, given: list[Any], plain: Hooked) -> None:
-        tuples = [path for path in plain.order if path and _is_changeable_tuple(plain.outputs[path])]
-        tuples = [path for path in tuples if _serves_output(model, path)]
+        tuples = [path for path in plain.order if path and is_changeable_tuple(plain.outputs[path])]
+        tuples = [path for path in tuples if serves_output(model, path)]
         if not tuples:
             pytest.skip("no module of this model gives a tuple that begins with a tensor")
         for path in some(tuples):
@@ -178,7 +183,7 @@ class FamilySuite:
             with model.trace(given[0]) as tracer:
                 envoy = model.get(path)
                 value = getattr(envoy, name)
-                if _property(envoy, name).write is not None:
+                if own_property(envoy, name).write is not None:
                     setattr(envoy, name, copy.deepcopy(value))
                 result = tracer.result
             assert value is not None
@@ -299,12 +304,12 @@ class FamilySuite:
             pytest.skip("this family says that no gradient flows through it")
         with torch.enable_grad():
             want = self.hooked(model, given[0], grad=True)
-            backward: Any = _loss(want.result).backward  # torch does not type it
+            backward: Any = loss_of(want.result).backward  # torch does not type it
             backward()
             path = next(path for path in sites if want[path].grad is not None)
             with model.trace(given[0]) as tracer:
                 output = model.get(path).output
-                loss = _loss(tracer.result)
+                loss = loss_of(tracer.result)
                 with cast(Any, loss).backward():
                     grad = output.grad
         assert_alike(grad, want[path].grad, self.rounding)
@@ -380,45 +385,3 @@ class FamilySuite:
                 raise LookupError
         assert state_of(model._module) == before
         assert_alike(self.call(model, given[0]), want)
-
-
-def some(paths: list[str], most: int = 4) -> list[str]:
-    """Choose the first, the last and some between, so that a deep model costs no more than a shallow one."""
-    if len(paths) <= most:
-        return paths
-    return [paths[round(at * (len(paths) - 1) / (most - 1))] for at in range(most)]
-
-
-def own_values(model: Any, plain: Hooked) -> list[tuple[str, str]]:
-    """Return (path, name) of the values that the family's envoys define for modules visited once."""
-    found = []
-    for path in plain.order:
-        if len(plain.outputs[path]) == 1:
-            envoy = model.get(path)
-            names = [name for name in dir(type(envoy)) if not hasattr(Envoy, name) and not name.startswith("nns_")]
-            found += [(path, name) for name in names if _property(envoy, name) is not None]
-    return found
-
-
-def _property(envoy: Any, name: str) -> Any:
-    found = getattr(type(envoy), name, None)
-    return found if isinstance(found, eproperty) and not found.provided else None
-
-
-def is_floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
-
-
-def _serves_output(model: Any, path: str) -> bool:
-    """Say whether a module has its output under that name, which a submodule called `output` takes from it."""
-    return not hasattr(model._module.get_submodule(path), "output")
-
-
-def _is_changeable_tuple(outputs: list[Any]) -> bool:
-    return len(outputs) == 1 and type(outputs[0]) is tuple and len(outputs[0]) > 1 and is_floating(outputs[0][0])
-
-
-def _loss(result: Any) -> torch.Tensor:
-    terms = [leaf.square().mean() for leaf in leaves(result) if leaf.requires_grad]
-    assert terms, "nothing in the result requires a gradient; set differentiable = False if that is how the family is"
-    return sum(terms[1:], start=terms[0])

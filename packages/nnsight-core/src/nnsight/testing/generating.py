@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import nnsight
-from nnsight.testing.family import FamilySuite, is_floating
+from nnsight.testing.family import FamilySuite
 from nnsight.testing.reference import Edit, Hooked, assert_alike
+from nnsight.testing.subjects import is_floating
 
 
 def change(output: torch.Tensor) -> torch.Tensor:
