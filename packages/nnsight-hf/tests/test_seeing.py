@@ -14,7 +14,8 @@ from pictures import picture
 from seers import SEERS
 from test_seers import alone, built, own
 
-from nnsight import RowsError
+from nnsight import RowsError, VisionLanguageModel
+from nnsight_hf import seeing
 
 MARKED = [name for name, seer in SEERS.items() if seer.mark]
 ALONE = [name for name, seer in SEERS.items() if seer.one]
@@ -88,6 +89,24 @@ def test_text_alone_beside_cross_attention() -> None:
         with torch.no_grad():
             want = built("mllama")[1](**made).logits
         torch.testing.assert_close(own("mllama", logits, want), want, rtol=1e-3, atol=1e-3)
+
+
+def test_a_family_that_nobody_has_listed_and_that_takes_no_text_beside_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seer = SEERS["git"]
+    monkeypatch.setattr(seeing, "ONE_EACH", frozenset())
+    model: Any = VisionLanguageModel(seer.module(), processor=seer.processor())
+    images, towers = [picture(0), picture(1)], []
+    with torch.no_grad(), model.trace() as tracer:
+        for image in images:
+            with tracer.invoke(SHORT, images=image):
+                towers.append(model.get(seer.tower).output)
+    for image, tower in zip(images, towers, strict=True):
+        torch.testing.assert_close(tower, alone("git", SHORT, [image])[1][seer.tower], rtol=1e-3, atol=1e-3)
+    with pytest.raises(RowsError, match="failed on an image beside text alone"), model.trace() as tracer:
+        with tracer.invoke(SHORT, images=images[0]):
+            tower = model.get(seer.tower).output
+        with tracer.invoke(LONG):
+            tower = model.get(seer.tower).output  # noqa: F841
 
 
 def test_what_is_no_image(tmp_path: Path) -> None:

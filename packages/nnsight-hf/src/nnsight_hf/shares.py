@@ -136,6 +136,12 @@ class Shares:
         """How much the first input with images has."""
         return tuple(of[self.first] for of in self.amounts)
 
+    @property
+    def even(self) -> bool:
+        """Whether every row has as much of images as every other: then images lie as rows do."""
+        shared = (zip(of, self.rows) for of in self.amounts[: len(_MEDIA)])
+        return self.alike and all(len({amount / rows for amount, rows in pairs}) == 1 for pairs in shared)
+
     def number(self, rows: Rows) -> int | None:
         """Return which input has these rows."""
         at = 0

@@ -71,7 +71,8 @@ def find(
         join: puts inputs together.
         one: an input with images.
         units: how much it has of them.
-        text: an input without, that can share a batch with it; None if the model takes no such batch.
+        text: an input without, that can share a batch with it; None if the model takes no such batch: then images lie as
+            rows do.
     """
     # Each with padding, without which some arguments are not there, and of lengths that are not 2 to 3 as the rows are.
     few, many = (1, 2) if one["attention_mask"].shape[1] > 1 else (2, 4)
@@ -135,7 +136,8 @@ def alone(model: Any, one: Mapping[str, Any], sights: Sights, facts: Facts) -> A
         return {}
     # The last to begin may be a part of one that ends after it.
     whole = min((path for path in seeing if f"{seeing[-1]}.".startswith(f"{path}.")), key=len)
-    return shapes_of(model, one, until=whole)
+    shapes = shapes_of(model, one, until=whole)
+    return {path: shapes[path] for path in seeing if path in shapes}
 
 
 def _counts(sight: Sight) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
+from nnsight import RowsError
 from nnsight.plugin import Layout, Prepared
 from nnsight_hf import fitting, images, loading, seeing, shares, sights, text
 from nnsight_hf.images import in_messages
@@ -221,13 +222,24 @@ class VisionLanguageModel(LanguageModel):
         shapes = {name: tuple(one[name].shape[1:]) for name in shares.NAMES if isinstance(one.get(name), torch.Tensor)}
 
         def find() -> Sights:
-            facts = self._facts()
-            found = sights.find(
-                self._whole(), self._together, one, mine.units, _TEXT if seeing.mixes(self._module) else None
-            )
-            return sights.beside(found, facts)
+            return sights.beside(self._tried(mine, one), self._facts())
 
-        return self._found(f"images {shapes}", find)
+        return self._found(f"images {shapes} {mine.even}", find)
+
+    def _tried(self, mine: shares.Shares, one: Mapping[str, Any]) -> Sights:
+        model, text = self._whole(), _TEXT if seeing.mixes(self._module) else None
+        try:
+            return sights.find(model, self._together, one, mine.units, text)
+        except Exception as error:  # of the model's own code: it may take no text beside images
+            if text is None:
+                raise
+            if not mine.even:
+                raise RowsError(
+                    f"{type(self._module).__name__} failed on an image beside text alone ({type(error).__name__}: {error}), "
+                    "so it cannot be found out which of its values are whose. Trace inputs with one number of images, and "
+                    "of one extent, together, and others in runs of their own."
+                ) from error
+        return sights.find(model, self._together, one, mine.units, None)
 
     def _alone(self, data: Mapping[str, Any], extents: tuple[Any, ...], seen: Sights) -> sights.Alone:
         """What an input with images of these extents has alone in the modules that see them."""
