@@ -25,6 +25,7 @@ import nnsight
 from nnsight import NNsight, RemoteError, WireError
 from nnsight._core.wire import records
 from nnsight.plugin import (
+    check_bytes,
     decode_error,
     decode_message,
     decode_request,
@@ -280,6 +281,18 @@ def test_what_a_request_is_can_be_seen_without_reading_it(model, wire):
     facts = inspect_bytes(wire.data)
     assert facts["kind"] == "request" and facts["path"] == "model.layers.1" and facts["session"] is False
     assert facts["torch"] == torch.__version__ and facts["nnsight"] == nnsight.__version__
+
+
+def test_bytes_are_seen_to_be_whole_without_reading_them(model, wire):
+    with model.trace(X, backend=wire):
+        out = model.output.save()
+    check_bytes(wire.data)
+    check_bytes(memoryview(encode_results({"a": torch.ones(3)})))
+    changed = bytearray(wire.data)
+    changed[-1] ^= 1
+    for data in (b"", b"no message", wire.data[:-1], wire.data + b"x", bytes(changed)):
+        with pytest.raises(WireError):
+            check_bytes(data)
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

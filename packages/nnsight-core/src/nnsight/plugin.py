@@ -48,6 +48,7 @@ from nnsight._core.source import Operation, operations_of
 from nnsight._core.structures import leaves, tree_map
 from nnsight._core.trace import Tracer
 from nnsight._core.travel import (
+    check_bytes,
     decode_error,
     decode_message,
     decode_request,
@@ -80,6 +81,7 @@ __all__ = [
     "Sharding",
     "Tracer",
     "WireError",
+    "check_bytes",
     "decode_error",
     "decode_message",
     "decode_request",

@@ -26,9 +26,11 @@ from .wire import Decoder, Encoder, arrays, failures, kinds, objects, origin, re
 from .wire import tensors as _tensors  # noqa: F401  # lets tensors travel
 from .wire.format import Buffer
 from .wire.format import about as inspect_bytes
+from .wire.format import check as check_bytes
 from .wire.kinds import makes
 
 __all__ = [
+    "check_bytes",
     "decode_error",
     "decode_message",
     "decode_request",

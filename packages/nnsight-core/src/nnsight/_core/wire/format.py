@@ -70,6 +70,11 @@ def about(data: Buffer) -> dict[str, Any]:
     return {"kind": document["kind"], **(facts if isinstance(facts, dict) else {})}
 
 
+def check(data: Buffer) -> None:
+    """Raise WireError unless these bytes are whole, unchanged and of this version; nothing in them is looked at."""
+    _text(memoryview(data).cast("B"))
+
+
 _LONE = "surrogatepass"  # a text may hold half of a pair: names of files do
 
 

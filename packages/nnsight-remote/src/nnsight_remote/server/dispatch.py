@@ -1,0 +1,243 @@
+"""`Dispatcher`: the life of a job.
+
+    queued -> running -> completed | failed | cancelled
+
+The one idea: what happens to a job is written down before anybody hears of it, and one loop for each model takes the next
+job, has the model loaded, lets it run, and writes down how it ended. Whatever goes wrong with a job is that job's end,
+never the loop's. A job that was running when the server stopped is run again, once: it has not changed anything outside
+its process; after a second time it has failed, for it may be what stopped the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import functools
+import logging
+import secrets
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from .engine import HostError, Outcome, Task
+from .events import Events
+from .jobs import Failure, Job, State
+from .limits import Limits
+from .metrics import Metrics
+from .models import Model, Models
+from .store import Store
+
+log = logging.getLogger(__name__)
+_ATTEMPTS = 2
+
+
+class Dispatcher:
+    """Takes jobs in, runs them, and keeps their results.
+
+    Args:
+        store, events, models, metrics: what it works with.
+        limits_of: the limits of a user, by name, as they are when a job begins.
+        kept_seconds: how long what is left of a finished job is kept.
+        fetched_seconds: how long it is kept once it was fetched.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        events: Events,
+        models: Models,
+        metrics: Metrics,
+        limits_of: Callable[[str], Limits],
+        kept_seconds: float,
+        fetched_seconds: float,
+    ) -> None:
+        self.store, self.events, self.models, self.metrics = store, events, models, metrics
+        self._limits_of = limits_of
+        self._kept_seconds, self._fetched_seconds = kept_seconds, fetched_seconds
+        self._unfinished: Counter[str] = Counter()
+        self._stops: dict[str, asyncio.Event] = {}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+
+    def unfinished(self, user: str) -> int:
+        """How many jobs of a user wait or run."""
+        return self._unfinished[user]
+
+    def recover(self) -> None:
+        """Take up what a server before this one left: jobs that waited, and those that ran."""
+        strays = self.store.sweep()
+        for job in self.store.unfinished():
+            self._unfinished[job.user] += 1
+            model = self.models.get(job.model)
+            if model is None:
+                said = Failure("model", f"the server was started again without the model {job.model!r}")
+                self._write_end(job, "failed", said)
+            elif job.attempts >= _ATTEMPTS:
+                said = Failure("restart", f"the server stopped {job.attempts} times while this job was running")
+                self._write_end(job, "failed", said)
+            else:
+                if job.state == "running":
+                    self._write(job.but(state="queued", started=None))
+                model.queue.push(job.user, job.id, beyond_bound=True)
+        log.info("jobs were taken up", extra={"jobs": sum(self._unfinished.values()), "stray_files": strays})
+
+    def start(self, model: Model, *, preload: bool = False) -> None:
+        """Begin to run the jobs of a model; with `preload`, load it before the first of them comes."""
+        self._loops[model.spec.name] = asyncio.create_task(self._serve(model, preload))
+
+    async def stop(self) -> None:
+        """Stop running jobs. Those that run go back into the queue, for the next server."""
+        for loop in self._loops.values():
+            loop.cancel()
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        await self.models.stop()
+
+    def new_id(self) -> str:
+        """Draw the id of a job."""
+        return secrets.token_hex(16)
+
+    def submit(self, model: Model, job: Job) -> None:
+        """Take in a job whose request lies in its file. Raises QueueFull, and then nothing is written."""
+        model.queue.push(job.user, job.id)
+        try:
+            self._write(job)
+        except BaseException:
+            model.queue.remove(job.id)
+            raise
+        self._unfinished[job.user] += 1
+        self.metrics.accepted(job)
+        log.info("a job came in", extra={"job": job.id, "user": job.user, "model": job.model})
+
+    def cancel(self, job: Job) -> None:
+        """End a job that is not finished: one that waits at once, one that runs as soon as its process is dead."""
+        model = self.models.get(job.model)
+        if model and model.queue.remove(job.id):
+            self._write_end(job, "cancelled", None)
+        elif job.id in self._stops:
+            self._stops[job.id].set()
+
+    def forget(self, job: Job) -> None:
+        """Throw a finished job away."""
+        self.store.delete(job.id)
+        self.events.ring(job.id, final=True)
+
+    async def fetched(self, job: Job) -> None:
+        """Note that a result was fetched to its end: it is kept a while longer, in case that it did not arrive."""
+        found = self.store.get(job.id)
+        if found and found.expires:
+            self.store.save(found.but(expires=min(found.expires, time.time() + self._fetched_seconds)))
+
+    async def _serve(self, model: Model, preload: bool) -> None:
+        while True:
+            if not preload:
+                await model.queue.arrival()
+            preload = False
+            try:
+                await self.models.make_ready(model)
+            except HostError as error:
+                await self._fail_waiting(model, str(error))
+                continue
+            except Exception as error:
+                log.exception("a host could not be started", extra={"model": model.spec.name})
+                await self._fail_waiting(model, f"{type(error).__name__}: {error}")
+                continue
+            try:
+                if len(model.queue):  # all may have been cancelled while it was loaded
+                    await self._run(model, model.queue.pop())
+            finally:
+                model.job = ""
+                await self.models.release(model)
+
+    async def _run(self, model: Model, name: str) -> None:
+        job = self.store.get(name)
+        if job is None or job.state != "queued":
+            return
+        model.job = job.id
+        stop = self._stops[job.id] = asyncio.Event()
+        try:
+            job = job.but(state="running", started=time.time(), attempts=job.attempts + 1)
+            await self._until_written(functools.partial(self._write, job))
+            state, failure = await self._run_until(stop, model, job)
+            await self._until_written(functools.partial(self._write_end, job, state, failure))
+        except asyncio.CancelledError:
+            # The server stops in good order: this was no attempt.
+            self._write(job.but(state="queued", started=None, attempts=job.attempts - 1))
+            raise
+        finally:
+            del self._stops[job.id]
+
+    async def _run_until(self, stop: asyncio.Event, model: Model, job: Job) -> tuple[State, Failure | None]:
+        """Run a job until it ends, its user wants it to, or its time is over."""
+        limits = self._limits_of(job.user)
+        task = Task(self.store.request_path(job.id), self.store.result_path(job.id), limits, self._printer(job.id))
+        run = asyncio.create_task(model.host.run(task))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({run, stopped}, timeout=limits.run_seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            in_time = run.done()
+            run.cancel()
+            stopped.cancel()
+            # Only when it has returned is the job dead and its files left alone.
+            (outcome,) = await asyncio.gather(run, return_exceptions=True)
+        if isinstance(outcome, Outcome) and in_time:
+            return ("failed", outcome.failure) if outcome.failure else ("completed", None)
+        if stop.is_set():
+            return "cancelled", None
+        if in_time:
+            log.error("a job could not be run", exc_info=outcome, extra={"job": job.id})  # type: ignore[arg-type]
+            said = f"the job could not be run: {outcome}"
+            return "failed", Failure("storage" if isinstance(outcome, OSError) else "host", said)
+        return "failed", Failure("time", f"the job ran for {limits.run_seconds:g} s, which is the limit, and was ended")
+
+    def _printer(self, job: str) -> Callable[[bytes], None]:
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+        def hand_over(data: bytes) -> None:
+            try:
+                self.events.add(job, "log", decode(data))
+            except sqlite3.Error as error:
+                log.warning("a line of a job is lost", extra={"job": job, "problem": str(error)})
+            else:
+                self.events.ring(job)
+
+        return hand_over
+
+    async def _fail_waiting(self, model: Model, problem: str) -> None:
+        """End all jobs that wait for a model that cannot be loaded; a job that comes later tries again."""
+        while len(model.queue):
+            job = self.store.get(model.queue.pop())
+            if job:
+                failure = Failure("model", f"the model {model.spec.name!r} could not be loaded: {problem}")
+                await self._until_written(functools.partial(self._write_end, job, "failed", failure))
+
+    async def _until_written(self, write: Callable[[], None]) -> None:
+        """Write something down, however long the disk is full: a job whose end is not written has not ended."""
+        while True:
+            try:
+                return write()
+            except sqlite3.OperationalError as error:
+                log.error("the store cannot be written", extra={"problem": str(error)})
+                await asyncio.sleep(1)
+
+    def _write_end(self, job: Job, state: State, failure: Failure | None) -> None:
+        now = time.time()
+        result = self.store.result_path(job.id)
+        job = job.but(state=state, failure=failure, finished=now, expires=now + self._kept_seconds)
+        if job.has_file:
+            job = job.but(result_bytes=result.stat().st_size)
+        self._write(job)
+        if not job.has_file:
+            result.unlink(missing_ok=True)
+        self.store.request_path(job.id).unlink(missing_ok=True)
+        self._unfinished[job.user] -= 1
+        self.metrics.finished(job)
+        about = {"job": job.id, "user": job.user, "model": job.model, "state": state}
+        ran = round(now - job.started, 3) if job.started else None
+        log.info("a job ended", extra={**about, "reason": failure.reason if failure else None, "seconds": ran})
+
+    def _write(self, job: Job) -> None:
+        with self.store.transaction():
+            self.store.save(job)
+            self.events.add(job.id, "state", job.state)
+        self.events.ring(job.id, final=job.is_final)

@@ -1,0 +1,150 @@
+"""Jobs in processes of their own: each runs in a child that was forked, and confined, before the job came.
+
+The one idea: forking and confining take longer than a small block, so they are done while the server is idle. The child that
+stands by has the model and nothing else; a job reaches it as open files. When it says that it is done, or dies, it is
+killed with all that it started, and the next one stands by. Nothing of a job is left for the one after it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from nnsight.plugin import NNsight
+
+from .channel import Channel
+from .confine import Confinement, confine, limit_sizes
+from .worker import Files, die_with, forget_secrets, print_to, run_job
+
+
+def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: int, ready: dict[str, Any]) -> None:
+    """Run jobs until the server hangs up."""
+    heard = _hear_children()
+    gc.collect()
+    gc.freeze()  # a child's collector would touch, and so copy, every object of the model
+    standby = _Child(channel, model, confinement, threads)
+    channel.send(ready)
+    while received := channel.receive():
+        order, files = received
+        if order.get("do") != "run":
+            continue  # a stop that crossed the end of its job
+        try:
+            standby.begin(order["limit"], files, final=not confinement.trusted)
+        except OSError:  # it died while nobody looked
+            standby.end()
+            standby = _Child(channel, model, confinement, threads)
+            standby.begin(order["limit"], files, final=not confinement.trusted)
+        for file in files:
+            os.close(file)
+        channel.send({"is": "begun"})
+        there = _wait(standby, channel, heard)
+        if not there:
+            standby.end()
+            return
+        if standby.said_done:  # the server need not wait until the process is taken down
+            channel.send({"is": "done", "status": 0})
+            standby.end()
+        else:
+            channel.send({"is": "done", "status": standby.end()})
+        standby = _Child(channel, model, confinement, threads)
+
+
+class _Child:
+    """A process that stands by for one job."""
+
+    def __init__(self, channel: Channel, model: NNsight, confinement: Confinement, threads: int) -> None:
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+
+        def work() -> None:
+            os.setsid()
+            die_with(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # The write fails instead, and the worker can say why.
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            ours.close()
+            channel.close()
+            torch.set_num_threads(threads)
+            forget_secrets()
+            guard = confine(confinement, limits_are_final=True, devices=False)
+            received = Channel(theirs).receive()
+            if received is None:
+                return
+            files = Files(*received[1])
+            print_to(files.log)
+            torch.seed()  # or every job would draw the same numbers
+            run_job(model, files, guard)
+            theirs.send(b".")
+
+        self.pid = _fork(work)
+        theirs.close()
+        self.end_of_socket = ours
+        self.said_done = False
+
+    def begin(self, limit: dict[str, int], files: list[int], *, final: bool) -> None:
+        """Hand it a job. Raises OSError if it is dead."""
+        limit_sizes(limit["memory_bytes"], limit["result_bytes"], final=final, pid=self.pid)
+        Channel(self.end_of_socket).send({}, files)
+
+    def is_dead(self) -> bool:
+        """Whether it has ended; its number is its own until `end`."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def end(self) -> int:
+        """End it and what it started, and return its status, negative for a signal."""
+        os.kill(self.pid, signal.SIGKILL)
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it was ended before it had a group of its own
+        self.end_of_socket.close()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _wait(child: _Child, channel: Channel, heard: int) -> bool:
+    """Wait until a child is done, dead, or to be stopped; whether the server is still there."""
+    watched: list[Any] = [heard, channel.socket, child.end_of_socket]
+    while not child.is_dead():
+        readable, _, _ = select.select(watched, [], [])
+        if channel.socket in readable:
+            return channel.receive() is not None  # it says stop, or it is gone
+        if child.end_of_socket in readable:
+            if child.end_of_socket.recv(1) == b".":
+                child.said_done = True
+                return True
+            watched.remove(child.end_of_socket)  # it hung up, and is about to end
+        if heard in readable:
+            os.read(heard, 1 << 10)
+    return True
+
+
+def _hear_children() -> int:
+    """Return a pipe with a byte for each child that ends, which can be waited for together with sockets."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    return heard
+
+
+def _fork(work: Callable[[], None]) -> int:
+    with warnings.catch_warnings():
+        # Python warns of threads that libraries left behind. They hold no lock that a child needs: they are idle.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(70)

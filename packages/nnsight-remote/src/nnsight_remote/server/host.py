@@ -1,0 +1,96 @@
+"""The process of a host: load one model, then run the jobs that the server sends, one at a time.
+
+The one idea: **a job gets a process of its own wherever one can be had for nothing.** The model is loaded once; for each
+job the process forks, and the child shares the weights until it writes to them (`forking.py`). What a body breaks (an
+endless loop, a killed process, a weight set to zero) is thrown away with the child, and the model is still there. A CUDA
+context cannot be forked, nor can some libraries of macOS: there jobs run in this process itself (`resident.py`), and a job
+that has to be stopped costs a reload. What a job does is in `worker.py`; who starts this process, in `processes.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import nnsight
+from nnsight.plugin import NNsight
+
+from . import forking, resident
+from .channel import Channel
+from .confine import Confinement, missing
+from .worker import die_with
+
+
+def main() -> None:
+    """Serve the channel whose number is the argument, until the server hangs up."""
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    die_with(int(sys.argv[2]))
+    os.dup2(2, 1)  # what loading prints belongs to the server's own output
+    torch.set_num_threads(1)  # a child of a process that computed with threads would wait for them forever
+    received = channel.receive()
+    if received is None:
+        return
+    order = received[0]
+    told = order["confinement"]
+    confinement = Confinement(told["trusted"], tuple(told["imports"]), tuple(told["readable"]))
+    try:
+        if not confinement.trusted and (lacking := missing()):
+            raise RuntimeError(
+                f"users' code cannot be confined on this machine: {lacking}. With --trusted it runs unconfined: do that "
+                "if whoever has a key may do on this machine what you may do"
+            )
+        model = load(order["source"], order["family"], order["options"])
+        way = isolation(model, order["isolation"])
+    except BaseException as error:  # whatever a family raises, the server must be told
+        channel.send({"is": "failed", "message": f"{type(error).__name__}: {error}"[:10_000]})
+        return
+    serve = {"fork": forking.serve, "resident": resident.serve}[way]
+    serve(channel, model, confinement, order["threads"], {"is": "ready", "isolation": way, "env": environment()})
+
+
+def load(source: str, family: str, options: dict[str, Any]) -> NNsight:
+    """Make the model that a server was told to offer."""
+    if family:
+        made = getattr(nnsight, family)(source, dispatch=True, **options)
+    else:
+        module, _, name = source.partition(":")
+        found: Any = __import__(module, fromlist=["*"])
+        for part in name.split("."):
+            found = getattr(found, part)
+        made = found(**options)
+    if not isinstance(made, NNsight):
+        raise TypeError(f"{source} gives a {type(made).__name__}; a server offers models that nnsight wraps")
+    return made
+
+
+def isolation(model: NNsight, wanted: str) -> str:
+    """Which way jobs run: `fork` or `resident`."""
+    devices = {tensor.device.type for tensor in model._module.state_dict(keep_vars=True).values()}
+    forks = devices <= {"cpu"} and sys.platform == "linux" and not torch.cuda.is_initialized()
+    if wanted == "fork" and not forks:
+        raise ValueError(
+            f"a process for each job (--isolation fork) needs Linux and a model on the CPU; this one is on "
+            f"{', '.join(sorted(devices))}, on {sys.platform}. Leave --isolation out"
+        )
+    return wanted if wanted != "auto" else "fork" if forks else "resident"
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what a block meets here, for a client to compare with its own."""
+    packages = {"nnsight": nnsight.__version__}
+    for name in ("torch", "transformers", "nnsight-hf", "nnsight-remote", "accelerate", "numpy", "diffusers", "vllm"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "packages": packages}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Taking a request in: from the socket into a file, and then into the queue.
+
+The one idea: whatever can be known without the body is decided before the body is read, and what is read never exceeds
+what is allowed, whether the client announced its size or not. Of the bytes it is seen that they arrived whole, and in a
+version that is understood; what they say is the business of the process that runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from .admission import Admission, Refused
+from .dispatch import Dispatcher
+from .jobs import Job
+from .keys import User
+from .queue import QueueFull
+
+_CHUNK_SECONDS = 60.0
+_LONGEST_ID = 200
+
+
+class Intake:
+    """Takes requests in."""
+
+    def __init__(self, admission: Admission, dispatcher: Dispatcher) -> None:
+        self._admission = admission
+        self._dispatcher = dispatcher
+        self._store = dispatcher.store
+
+    async def take(self, user: User, headers: Mapping[str, str], body: AsyncIterator[bytes]) -> tuple[Job, bool]:
+        """Return the job that a request became, and whether it is new; raise Refused."""
+        request_id = headers.get("nnsight-request-id", "")
+        if len(request_id) > _LONGEST_ID:
+            raise Refused(400, "request", f"a request's id has {_LONGEST_ID} characters at most")
+        if request_id and (known := self._store.find(user.name, request_id)):
+            return known, False
+        model = self._admission.model(headers.get("nnsight-model", ""))
+        self._admission.size(user, _announced(headers))
+        self._admission.admit(user)
+        name = self._dispatcher.new_id()
+        path = self._store.request_path(name)
+        try:
+            size = await self._read(user, body, path)
+            await asyncio.to_thread(_check, path)
+            if request_id and (known := self._store.find(user.name, request_id)):  # it was sent twice at once
+                path.unlink()
+                return known, False
+            job = Job(name, user.name, model.spec.name, "queued", time.time(), request_id, size)
+            self._dispatcher.submit(model, job)
+        except QueueFull as error:
+            path.unlink(missing_ok=True)
+            raise Refused(503, "full", f"the server's queue is full: {error}", 5) from None
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return job, True
+
+    async def _read(self, user: User, body: AsyncIterator[bytes], path: Path) -> int:
+        size = 0
+        with open(path, "xb") as file:
+            while True:
+                try:
+                    chunk = await asyncio.wait_for(anext(body, None), _CHUNK_SECONDS)
+                except asyncio.TimeoutError:
+                    raise Refused(408, "slow", f"nothing came for {_CHUNK_SECONDS:g} s") from None
+                if chunk is None:
+                    break
+                size += len(chunk)
+                self._admission.size(user, size)
+                file.write(chunk)
+        if not size:
+            raise Refused(400, "request", "the request is empty; its body is a block, as nnsight encodes it")
+        return size
+
+
+def _check(path: Path) -> None:
+    # Imported when the first request comes: the server itself needs neither torch nor the core, and is up sooner.
+    from nnsight.plugin import WireError, check_bytes
+
+    try:
+        check_bytes(path.read_bytes())
+    except WireError as error:
+        raise Refused(400, "wire", str(error)) from None
+
+
+def _announced(headers: Mapping[str, str]) -> int:
+    text = headers.get("content-length", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise Refused(400, "request", f"{text!r} is no content length")
+    return int(text[:20])

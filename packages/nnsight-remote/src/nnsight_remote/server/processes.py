@@ -1,0 +1,222 @@
+"""`ProcessEngine`: hosts as processes of this machine.
+
+The one idea: the server believes nothing that a host says beyond one line of a known shape, and waits for nothing that a
+host might not do. A job that must stop is killed; a host that does not say within seconds that it has done so is killed
+too, and started again when the next job comes. What happens inside is in `host.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from .channel import Channel
+from .confine import Confinement
+from .engine import HostError, ModelSpec, Outcome, Task
+from .jobs import REASONS, Failure, Reason
+from .printed import Printed
+
+_STOPPING = 5.0  # seconds that a host has to say that a job was stopped
+_LONGEST_OUTCOME = 1 << 18
+
+
+@dataclass(frozen=True)
+class ProcessEngine:
+    """Starts a process for each model.
+
+    Attributes:
+        confinement: what users' code may do in it.
+        isolation: `fork`, `resident`, or `auto` for whichever the model allows.
+        threads: how many threads a job computes with.
+        startup_seconds: how long loading a model may take.
+    """
+
+    confinement: Confinement
+    isolation: str = "auto"
+    threads: int = 1
+    startup_seconds: float = 1800.0
+
+    def host(self, spec: ModelSpec) -> ProcessHost:
+        """Make a host for a model, not started yet."""
+        return ProcessHost(self, spec)
+
+
+class ProcessHost:
+    """One model in a process of its own."""
+
+    def __init__(self, engine: ProcessEngine, spec: ModelSpec) -> None:
+        self._engine = engine
+        self._spec = spec
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._forks = True
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there, its model loaded."""
+        return self._channel is not None and self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process, for whoever watches the machine."""
+        return self._process.pid if self._process and self.alive else None
+
+    async def start(self) -> Mapping[str, Any]:
+        """Start the process and load the model."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "nnsight_remote.server.host", str(theirs.fileno()), str(os.getpid())),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            )
+        finally:
+            theirs.close()
+        channel = Channel(ours)
+        try:
+            channel.send({**self._order(), "do": "load"})
+            said = await asyncio.wait_for(channel.hear(), self._engine.startup_seconds)
+        except BaseException as error:
+            await self._end(channel)
+            if isinstance(error, asyncio.TimeoutError):
+                raise HostError(f"loading took longer than {self._engine.startup_seconds:.0f} s") from None
+            raise
+        if not said or said.get("is") != "ready":
+            code = await self._end(channel)
+            raise HostError(str(said.get("message")) if said else f"the process {_end_in_words(code)} while it loaded")
+        self._channel = channel
+        self._forks = said.get("isolation") == "fork"
+        return {"isolation": said.get("isolation"), "env": said.get("env")}
+
+    async def run(self, task: Task) -> Outcome:
+        """Run a job; see `Host.run`."""
+        log, outcome = Printed(task.limits.log_bytes, task.log), Printed(_LONGEST_OUTCOME, None)
+        try:
+            await self._hand_over(task, [log.writing_end, outcome.writing_end])
+            log.start()
+            outcome.start()
+            channel = self._started()
+            said = await channel.hear()
+        except asyncio.CancelledError:
+            await self._stop_job()
+            raise
+        finally:
+            log.finish()
+            reported = outcome.finish()
+        if said is None or "status" not in said:
+            code = await self._end(channel)
+            died = f"the process that held the model {_end_in_words(code)} while the job ran"
+            return Outcome(Failure("host", died))
+        if said.get("spoilt"):
+            await self.stop()
+        return _read_outcome(reported, task) or Outcome(_crash(said["status"]))
+
+    async def _hand_over(self, task: Task, pipes: list[int]) -> None:
+        """Give the process a job. One that died before it began the job, which is no fault of the job, is started again."""
+        limit = {"memory_bytes": task.limits.memory_bytes, "result_bytes": task.limits.result_bytes}
+        with open(task.request, "rb") as request, open(task.result, "wb") as result:
+            for last in (False, True):
+                channel = self._started()
+                try:
+                    channel.send({"do": "run", "limit": limit}, [request.fileno(), result.fileno(), *pipes])
+                    said = await channel.hear()
+                except ConnectionError:
+                    said = None
+                if said is not None or last:
+                    return
+                await self._end(channel)
+                await self.start()
+
+    def _started(self) -> Channel:
+        assert self._channel is not None, "a host is started before it runs jobs"
+        return self._channel
+
+    async def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            await self._end(self._channel)
+
+    async def _stop_job(self) -> None:
+        channel = self._channel
+        if self._forks and channel is not None:
+            try:
+                channel.send({"do": "stop"})
+                while said := await asyncio.wait_for(channel.hear(), _STOPPING):
+                    if said.get("is") == "done":
+                        return
+            except (OSError, asyncio.TimeoutError):
+                pass  # then all of it is ended
+        await self.stop()
+
+    async def _end(self, channel: Channel | None) -> int:
+        self._channel = None
+        if channel is not None:
+            channel.close()
+        assert self._process is not None
+        if self._process.returncode is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself
+        return await self._process.wait()
+
+    def _order(self) -> dict[str, Any]:
+        spec, engine = self._spec, self._engine
+        return {
+            "source": spec.source,
+            "family": spec.family,
+            "options": dict(spec.options),
+            "confinement": asdict(engine.confinement),
+            "isolation": engine.isolation,
+            "threads": engine.threads,
+        }
+
+
+def _read_outcome(line: bytes, task: Task) -> Outcome | None:
+    """Read what a worker reports: it has run a user's code, so that anything may come."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    if said.get("ok") is True:
+        return Outcome()
+    reason, limit = said.get("reason"), task.limits
+    if reason not in REASONS:
+        return None
+    message, kind, text = (str(said.get(name, "")) for name in ("message", "type", "traceback"))
+    if reason == "result":
+        size = said.get("bytes")
+        if isinstance(size, int) and size > limit.result_bytes:
+            message = f"the result has {size} bytes, and {limit.result_bytes} are allowed; save less, or a part of it"
+        else:
+            reason, message = "storage", f"the server could not write the result: {message}"
+    elif reason == "memory":
+        message = f"the job needed more than the {limit.memory_bytes} bytes of memory that it may have: {message}"
+    return Outcome(Failure(cast(Reason, reason), message, kind, text, said.get("encoded") is True))
+
+
+def _crash(status: Any) -> Failure:
+    return Failure("crash", f"the process of the job {_end_in_words(status)} before the block was done")
+
+
+def _end_in_words(status: Any) -> str:
+    if isinstance(status, int) and status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = "unknown"
+        hint = "; the machine may be out of memory" if status == -signal.SIGKILL else ""
+        return f"was ended by signal {-status} ({name}{hint})"
+    return f"ended with status {status}"

@@ -1,0 +1,147 @@
+"""Run one block: decode it, replay it, encode what it saved. This is where users' code runs.
+
+The one idea: everything arrives as open files, and everything that can go wrong becomes an outcome of one line of JSON. An
+exception of the block is encoded into the place of the result, so that the client can raise it as its own. Where the
+process comes from, and what it may do, is `host.py`'s and `confine`'s business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from nnsight.plugin import NNsight, WireError, decode_request, encode_error, encode_results
+
+from .confine.imports import ImportGuard
+
+_PDEATHSIG = 1
+_LONGEST_MESSAGE, _LONGEST_TRACEBACK = 4_000, 16_000
+
+
+@dataclass(frozen=True)
+class Files:
+    """The open files of a job: where the request is, where the result goes, and two pipes to the server."""
+
+    request: int
+    result: int
+    log: int
+    outcome: int
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for file in (self.request, self.result, self.log, self.outcome):
+            os.close(file)
+
+
+def print_to(log: int) -> None:
+    """Send what this process prints, from Python and from libraries, into a pipe."""
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.fdopen(number, "wb", buffering=0, closefd=False)
+        text = io.TextIOWrapper(io.BufferedWriter(file), "utf-8", "backslashreplace", line_buffering=True)
+        setattr(sys, name, text)
+
+
+def forget_secrets() -> None:
+    """Take keys and tokens, which loading may have needed, out of the environment that a block sees."""
+    for name in list(os.environ):
+        if any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")):
+            del os.environ[name]
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, even one that is in an endless loop."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(0)
+
+
+def run_job(model: NNsight, files: Files, guard: ImportGuard | None) -> None:
+    """Run a job to its end and report the outcome; nothing is raised but what ends the process."""
+    try:
+        outcome = _outcome(model, files, guard)
+    except MemoryError as error:
+        outcome = _failed("memory", error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # the block closed it, or the server has read enough
+    _write(files.outcome, json.dumps(outcome).encode())
+
+
+def _outcome(model: NNsight, files: Files, guard: ImportGuard | None) -> dict[str, Any]:
+    with guard.on() if guard else nullcontext():
+        try:
+            request = decode_request(_read(files.request), model)
+        except (WireError, ImportError) as error:
+            return _failed("refused", error, files)
+        except MemoryError:
+            raise
+        except Exception as error:  # what a user's module raises while it is made anew is the user's
+            return _failed("error", error, files)
+        try:
+            saved = request.replay()
+            data = encode_results(saved)
+        except BaseException as error:  # of a user's code, whatever it is
+            return _failed("memory" if _out_of_memory(error) else "error", error, files)
+    try:
+        _write(files.result, data)
+    except OSError as error:
+        return _failed("result", error) | {"bytes": len(data)}
+    return {"ok": True}
+
+
+def _failed(reason: str, error: BaseException, files: Files | None = None) -> dict[str, Any]:
+    """Describe a failure; with files, put the exception itself where the result would be."""
+    encoded = False
+    if files is not None:
+        try:
+            _write(files.result, encode_error(error))
+            encoded = True
+        except Exception:  # an exception that cannot be encoded, or not be kept, is still described
+            os.ftruncate(files.result, 0)
+    # Without this file's own frame, which is no news to the user.
+    within = error.__traceback__.tb_next if error.__traceback__ else None
+    return {
+        "ok": False,
+        "reason": reason,
+        "type": type(error).__name__,
+        "message": _text(error)[:_LONGEST_MESSAGE],
+        "traceback": "".join(traceback.format_exception(type(error), error, within))[-_LONGEST_TRACEBACK:],
+        "encoded": encoded,
+    }
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # `__str__` is the user's code too
+        return f"(a {type(error).__name__} whose text cannot be had)"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # relies on: the text of torch's error when an allocation on the CPU fails, torch 2.4 to 2.13
+    return isinstance(error, MemoryError) or "can't allocate memory" in _text(error)
+
+
+def _read(file: int) -> bytes:
+    with os.fdopen(file, "rb", closefd=False) as opened:
+        return opened.read()
+
+
+def _write(file: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]

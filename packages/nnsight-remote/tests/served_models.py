@@ -1,0 +1,18 @@
+"""The models of the servers that the tests start, and of the tests themselves: the same weights on both ends."""
+
+from __future__ import annotations
+
+from nnsight import NNsight
+from nnsight.testing.models import MLP, Generating, seeded
+
+
+def mlp() -> NNsight:
+    return NNsight(seeded(MLP))
+
+
+def generating() -> NNsight:
+    return NNsight(seeded(Generating))
+
+
+def unloadable() -> NNsight:
+    raise FileNotFoundError("there are no such weights")

@@ -1,0 +1,124 @@
+"""A server that stops, in whatever way: what was queued runs, what was finished can be fetched, what ran runs again, once."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+import pytest
+import torch
+from serving import Client, Server
+
+X = torch.ones(2, 4)
+
+
+@pytest.fixture
+def blocks(model, encoded):
+    """A quick block, and one that says that it runs and goes on for ever."""
+    with model.trace(X, backend=encoded):
+        result = model.output.save()
+    quick = encoded.data
+    with model.trace(X, backend=encoded):
+        print("it runs")
+        while True:
+            pass
+    return quick, encoded.data
+
+
+def test_a_server_that_is_killed_loses_no_job(model, blocks, store_folder):
+    quick, endless = blocks
+    server = Server(store_folder).start()
+    key = server.key("ada")
+    user = Client(server.url, key)
+    done = user.wait(user.submit(quick)["id"])["id"]
+    running = user.submit(endless)["id"]
+    user.until(running, "log", "it runs")
+    (host,) = children(server)
+    queued = [user.submit(quick)["id"] for _ in range(2)]
+    server.kill()
+
+    gone(host)  # nothing of the old server runs on
+    with server.running():
+        user = Client(server.url, key)
+        with torch.no_grad():
+            wanted = model._module(X)
+        assert torch.equal(user.result(done)["result"], wanted)
+        user.until(running, "log", "it runs")  # also what it printed the first time: nothing is forgotten
+        while user.get(running)["state"] != "running":
+            next(user.follow(running))
+        assert user.get(running)["attempts"] == 2
+        for job in queued:
+            assert user.get(job)["state"] == "queued"
+        server.kill()
+
+        server.start()
+        user = Client(server.url, key)
+        failure = user.wait(running)["failure"]
+        assert failure["reason"] == "restart" and "2 times" in failure["message"]
+        for job in queued:
+            assert user.wait(job)["state"] == "completed"
+            assert torch.equal(user.result(job)["result"], wanted)
+
+
+def test_a_server_that_is_asked_to_stop_counts_no_attempt(blocks, store_folder):
+    quick, endless = blocks
+    server = Server(store_folder).start()
+    key = server.key("ada")
+    user = Client(server.url, key)
+    job = user.submit(endless)["id"]
+    user.until(job, "log", "it runs")
+    server.stop()
+    assert server.process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in server.logged()
+    with server.running():
+        user = Client(server.url, key)
+        for event in user.follow(job):
+            if event["text"] == "running" and event["number"] > 3:
+                break
+        assert user.get(job)["attempts"] == 1
+        user.http.delete(f"/jobs/{job}")
+        assert user.wait(job)["state"] == "cancelled"
+
+
+def test_a_full_disk_is_said_and_loses_nothing(model, blocks, store_folder, encoded):
+    quick, _ = blocks
+    with model.trace(X, backend=encoded):
+        large = torch.zeros(1 << 19).save()  # two megabytes, four times what a file may have
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, 1 << 19))
+
+    server = Server(store_folder, "--limit", "request_bytes=16M")
+    server.start(limit=limit)
+    try:
+        user = server.user("ada")
+        done = user.wait(user.submit(quick)["id"])["id"]
+        answer = user.http.post("/request", content=b"x" * (1 << 20))
+        assert (answer.status_code, answer.json()["reason"]) == (507, "storage"), answer.text
+        assert len(list((store_folder / "requests").iterdir())) == 0
+        failure = user.wait(user.submit(encoded.data)["id"])["failure"]
+        assert failure["reason"] == "storage" and "could not write" in failure["message"]
+        assert user.wait(user.submit(quick)["id"])["state"] == "completed"
+        assert user.result(done)
+    finally:
+        server.stop()
+
+
+def children(server):
+    path = f"/proc/{server.process.pid}/task/{server.process.pid}/children"
+    with open(path) as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def gone(pid):
+    """Wait until a process has ended."""
+    try:
+        end = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    import select
+
+    assert select.select([end], [], [], 30)[0], f"process {pid} is still there"
+    os.close(end)
