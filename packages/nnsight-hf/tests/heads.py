@@ -187,3 +187,57 @@ def encoded(kind: str, value: Any) -> dict[str, Any]:
     made = part(value["question"], value["context"], return_tensors="pt") if kind == "electra-answer" else None
     made = part(value, return_tensors="pt") if made is None else made
     return {name: made[name] for name in made if kind not in ("distilbert",) or name != "token_type_ids"}
+
+
+def captioner() -> Any:
+    """Make a BLIP, whose `generate` is its text decoder's."""
+    text = {**_TEXT, "encoder_hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+    config = transformers.BlipConfig(text_config=text, vision_config=_PICTURE, projection_dim=16)
+    return seeded(transformers.BlipForConditionalGeneration, config)
+
+
+def listener() -> Any:
+    """Make a Speech2Text, which reads spectra of different lengths."""
+    config = transformers.Speech2TextConfig(
+        vocab_size=len(TOKENS),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        input_feat_per_channel=8,
+        conv_channels=16,
+        max_source_positions=200,
+        max_target_positions=30,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+    )
+    return seeded(transformers.Speech2TextForConditionalGeneration, config)
+
+
+def speaker() -> Any:
+    """Make a SpeechT5, whose `generate` gives a spectrogram and calls its decoder by itself."""
+    config = transformers.SpeechT5Config(
+        vocab_size=len(TOKENS),
+        hidden_size=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_mel_bins=8,
+        speech_decoder_prenet_units=16,
+        speaker_embedding_dim=12,
+        speech_decoder_postnet_units=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        max_text_positions=60,
+        max_speech_positions=60,
+    )
+    return seeded(transformers.SpeechT5ForTextToSpeech, config)

@@ -22,6 +22,30 @@ SOUNDS = ("input_values", "input_features")
 #: What hides padding of which argument.
 _MASKS = {"pixel_values": "pixel_mask", "pixel_mask": "pixel_mask"}
 
+#: Model types of text in which a row with padding does not get what it gets alone, whatever the mask says: convolutions
+#: reach into the padding, or attention goes over landmarks that it shifts. Measured over the encoders of transformers 5.23.
+_READ_PADDING = frozenset(
+    {"convbert", "mobilebert", "nystromformer", "perceiver", "t5gemma", "t5gemma2", "xlnet", "yoso"}
+)
+
+#: Model types in which a mask of sound hides all that padding does, measured likewise. In others convolutions or
+#: normalisations reach into it.
+_HEAR_NO_PADDING = frozenset(
+    {
+        "canary",
+        "hubert",
+        "lasr_ctc",
+        "parakeet_ctc",
+        "seamless_m4t",
+        "seamless_m4t_v2",
+        "unispeech",
+        "unispeech-sat",
+        "wav2vec2",
+        "wav2vec2-bert",
+        "wavlm",
+    }
+)
+
 #: Model types in which a mask of pixels hides all that padding does. In others convolutions see its border.
 _SEE_NO_PADDING = frozenset({"vilt"})
 
@@ -87,10 +111,12 @@ def _hidden(name: str, row: Mapping[str, Any], module: Any) -> bool:
     config = getattr(module, "config", None)
     if mask == "pixel_mask":
         return getattr(config, "model_type", None) in _SEE_NO_PADDING
-    if getattr(config, "average_logits_per_cell", False):
-        return False  # TAPAS then averages padding with the tokens that stand in no cell
-    # The normalisation goes over all samples of a row, padding too, and no mask can help.
-    return not (name == "input_values" and getattr(config, "feat_extract_norm", None) == "group")
+    kind = getattr(config, "model_type", None)
+    if any(sound in row for sound in SOUNDS):
+        # The normalisation over groups goes over all samples of a row, padding too.
+        return kind in _HEAR_NO_PADDING and getattr(config, "feat_extract_norm", None) != "group"
+    # TAPAS can average padding with the tokens that stand in no cell.
+    return kind not in _READ_PADDING and not getattr(config, "average_logits_per_cell", False)
 
 
 def _unlike(name: str, values: Sequence[torch.Tensor], module: Any) -> str:
@@ -126,13 +152,22 @@ def shapes(batch: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-#: Model types whose forward makes sound of lengths that it predicts, through convolutions that see the end of the longest.
-_OWN_LENGTHS = frozenset({"vits", "fastspeech2_conformer"})
+#: Classes that make sounds of lengths that they find themselves, through convolutions that see the end of the longest.
+_OWN_LENGTHS = frozenset(
+    {
+        "BarkModel",
+        "FastSpeech2ConformerModel",
+        "FastSpeech2ConformerWithHifiGan",
+        "SpeechT5ForSpeechToSpeech",
+        "SpeechT5ForTextToSpeech",
+        "VitsModel",
+    }
+)
 
 
 def refuse_together(data: Mapping[str, Any], module: Any) -> None:
     """Raise for an input that would not get in a batch what it gets alone, whatever the others are."""
-    if getattr(getattr(module, "config", None), "model_type", None) in _OWN_LENGTHS:
+    if type(module).__name__ in _OWN_LENGTHS:
         raise RowsError(
             f"{type(module).__name__} makes sounds of which each has a length of its own, and in one batch the shorter would "
             "not end as alone. Trace each in a run of its own."

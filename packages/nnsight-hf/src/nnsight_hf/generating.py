@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from nnsight.plugin import end_steps, is_with_head, open_trace
+from nnsight.plugin import Place, end_steps, is_with_head, open_trace
 from nnsight_hf import generation, progress
 from nnsight_hf.pretrained import PretrainedModel
 
@@ -40,6 +40,10 @@ class GeneratingModel(PretrainedModel):
 
     def _target(self, method: str | Callable[..., Any] | None) -> Callable[..., Any]:
         return self._generate if method == "generate" else super()._target(method)
+
+    def _step_place(self, method: str | Callable[..., Any] | None) -> Place | None:
+        steps = generation.STEPS.get(type(self._module).__name__) if method == "generate" else None
+        return super()._step_place(method) if steps is None else self.get(steps)._place()
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         generator: Any = self.__dict__["_extras"]["generator"]

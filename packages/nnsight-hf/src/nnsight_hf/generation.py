@@ -15,6 +15,16 @@ from transformers import GenerationConfig, GenerationMixin
 
 from nnsight_hf.rows import NUMBERS
 
+#: The modules each call of which is a step, of classes whose `generate` never calls the model itself.
+STEPS = {
+    "Blip2ForConditionalGeneration": "language_model",
+    "BlipForConditionalGeneration": "text_decoder",
+    "BlipForQuestionAnswering": "text_decoder",
+    "InstructBlipForConditionalGeneration": "language_model",
+    "SpeechT5ForSpeechToSpeech": "speecht5.decoder.wrapped_decoder",
+    "SpeechT5ForTextToSpeech": "speecht5.decoder.wrapped_decoder",
+}
+
 
 class Passing(torch.nn.Module):
     """Returns what it is given, so that the value has a site."""

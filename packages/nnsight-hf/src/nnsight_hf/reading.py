@@ -59,7 +59,7 @@ class Reader:
         self.module = module
         self.task = task
         self.processors = processors
-        self.reads = str(getattr(module, "main_input_name", "input_ids"))
+        self.reads = _main_input(module)
         self.type: str = getattr(getattr(module, "config", None), "model_type", "")
 
     def read(self, given: Sequence[Any], options: Mapping[str, Any]) -> list[Row]:
@@ -87,7 +87,7 @@ class Reader:
 
     def _is_named(self, given: Mapping[str, Any]) -> bool:
         """Say whether a dict holds things by the names that pipelines have for them, and no tensors ready for the forward."""
-        if self.reads in given or "inputs_embeds" in given:
+        if self.reads in given or "inputs_embeds" in given or "inputs" in given:
             return False
         return "image" in given or not any(self.takes(name) for name in given)
 
@@ -201,6 +201,14 @@ class Reader:
             fills |= dict.fromkeys(("input_ids", "decoder_input_ids"), self.processors.filler(self.module))
         sounds = [name for name in columns.SOUNDS if name in row]
         return {**fills, **dict.fromkeys(sounds, self.processors.silence())} if sounds else fills
+
+
+def _main_input(module: Any) -> str:
+    name = str(getattr(module, "main_input_name", "input_ids"))
+    if name == "inputs":  # of any kind: what stands for them in this class
+        names = (*columns.SIGHTS, *columns.SOUNDS, "input_ids")
+        return next((other for other in names if takes(module, other)), name)
+    return name
 
 
 def _is_ready(value: Any, dims: int) -> bool:

@@ -22,6 +22,9 @@ from nnsight_hf.reading import Reader
 from nnsight_hf.rows import Facts, ProbedLayout, compare
 from nnsight_hf.tokens import Tokens, describe
 
+#: Arguments that hold an input, beside the one that the forward is made for.
+_HELD = ("inputs_embeds", "inputs", "input_ids", *columns.SIGHTS, *columns.SOUNDS)
+
 #: Arguments by which a decoder knows what it has written.
 _BEGUN = ("decoder_input_ids", "decoder_inputs_embeds", "decoder_input_values", "input_ids", "inputs_embeds", "labels")
 
@@ -127,8 +130,7 @@ class TransformersModel(GeneratingModel):
         return Reader(self._module, self.__dict__["task"], self.__dict__["_processors"])
 
     def _has_input(self, given: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        names = (self._reader.reads, "inputs_embeds", "input_ids", *columns.SIGHTS, *columns.SOUNDS)
-        return bool(given) or any(kwargs.get(name) is not None for name in names)
+        return bool(given) or any(kwargs.get(name) is not None for name in (self._reader.reads, *_HELD))
 
     def _prepare_input(self, *given: Any, **kwargs: Any) -> Prepared:
         reader = self._reader
@@ -136,7 +138,7 @@ class TransformersModel(GeneratingModel):
         if options and not given:
             raise TypeError(f"`{next(iter(options))}=` belongs to the tokenizer, and this input has no text")
         data = {**(reader.joined(reader.read(given, options)) if given else {}), **kwargs}
-        held = (reader.reads, "inputs_embeds", "input_ids", *columns.SIGHTS, *columns.SOUNDS)
+        held = (reader.reads, *_HELD)
         name = next((name for name in held if name in data), None)
         if name is None:
             raise ValueError(f"this model reads `{reader.reads}`, and the input holds {sorted(data)} only")
@@ -196,13 +198,16 @@ class TransformersModel(GeneratingModel):
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         generation.refuse_in_forward(self._module, kwargs)
-        heard = kwargs.get(self._reader.reads)
-        if heard is not None and not any(kwargs.get(name) is not None for name in _BEGUN):
+        reads = self._reader.reads
+        heard = kwargs.get(reads)
+        if heard is not None and not any(kwargs.get(name) is not None for name in _BEGUN if name != reads):
             kwargs |= self._beginning(heard)
         return self._module(*args, **kwargs)
 
     def _beginning(self, heard: torch.Tensor) -> dict[str, Any]:
         """Return what a model that writes about what it hears or sees begins with."""
+        if self._generates and self._reader.takes("decoder_input_values"):
+            return {"decoder_input_values": heard.new_zeros(heard.shape[0], 1, self.config.num_mel_bins).float()}
         if not self._generates or heard.dtype == torch.long:
             return {}
         texts = self.config.get_text_config(decoder=True)
