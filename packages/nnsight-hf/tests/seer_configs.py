@@ -100,6 +100,15 @@ def mistral3() -> Any:
     )
 
 
+def fuyu() -> Any:
+    return transformers.FuyuConfig(
+        text_config={**TEXT, "model_type": "persimmon", "num_key_value_heads": 4},
+        image_size=28,
+        patch_size=7,
+        image_token_id=number("|SPEAKER|"),
+    )
+
+
 def aya() -> tuple[Any, Any]:
     config = transformers.AyaVisionConfig(
         text_config=transformers.Cohere2Config(**TEXT, sliding_window=8),

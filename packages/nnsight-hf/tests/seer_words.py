@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 MARKS = (
     "<image> <video> <|image|> <|python_tag|> <fake_token_around_image> <end_of_utterance> <global-img> <boi> <eoi> <img> "
     "</img> <ctx> [IMG] [IMG_BREAK] [IMG_END] <|START_OF_IMG|> <|END_OF_IMG|> <|IMG_PATCH|> <|IMG_LINE_BREAK|> "
-    "<|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|> </image> <racm3:break> <eoss> <reserved> "
+    "<|image_pad|> <|video_pad|> <|vision_start|> <|vision_end|> </image> <racm3:break> <eoss> |SPEAKER| "
 ).split() + [f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)]
 WORDS = [*TOKENS, *MARKS]
 

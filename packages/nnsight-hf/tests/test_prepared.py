@@ -68,18 +68,27 @@ def packed(words: str, seed: int = 0, *extents: tuple[int, int]) -> dict[str, An
     return data
 
 
+def listed(words: str, seed: int = 0, patches: int = 0) -> dict[str, Any]:
+    """An input of Fuyu: so many patches, a token for each, then words."""
+    data = tokens(words, [number("|SPEAKER|")] * patches)
+    return {**data, "pixel_values": noise(seed, patches, 3 * 7 * 7)} if patches else data
+
+
 @dataclass(frozen=True)
 class Case:
-    """A model, inputs for it, and a place that sees images or videos, with the dimension that counts them."""
+    """A model, inputs for it, and a place that sees images or videos."""
 
     make: Callable[[], torch.nn.Module]
     inputs: list[dict[str, Any]]
     tower: str
-    dim: int = 0
 
 
 def mistral3() -> torch.nn.Module:
     return pictures.seeded(transformers.Mistral3ForConditionalGeneration, configs.mistral3())
+
+
+def fuyu() -> torch.nn.Module:
+    return pictures.seeded(transformers.FuyuForCausalLM, configs.fuyu())
 
 
 CASES = {
@@ -102,8 +111,8 @@ CASES = {
         mistral3,
         [packed(SHORT, 0, (14, 28)), packed(LONG), packed(LONG, 1, (28, 28), (28, 14))],
         "model.vision_tower.transformer.layers.1",
-        1,
     ),
+    "fuyu": Case(fuyu, [listed(SHORT, 0, 6), listed(LONG), listed(LONG, 1, 2)], "model.vision_embed_tokens"),
 }
 
 

@@ -179,6 +179,21 @@ def test_a_scan_knows_the_shapes_or_says_why_not(name: str) -> None:
         assert name not in UNSCANNED and shape == alone(name, words, images)[1][seer.layer].shape
 
 
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "idefics3"])
+def test_beams_of_each_are_those_it_has_alone(name: str) -> None:
+    seer, (model, module, _) = SEERS[name], built(name)
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "num_beams": 2}
+    got: list[Any] = []
+    with model.generate(**options) as tracer:
+        for words, images in given(name):
+            with tracer.invoke(seer.prompt(words, len(images)), images=images or None):
+                got.append((len(model.get(seer.joint).output), tracer.result))
+    for (words, images), (seen, tokens) in zip(given(name), got, strict=True):
+        want = module.generate(**encoded(name, words, images), **options)
+        assert tokens[0, -3:].tolist() == want[0, -3:].tolist()
+        assert seen == (len(alone(name, words, images)[1][seer.joint]) if images else 0)
+
+
 @pytest.mark.parametrize("name", ["gemma3", "qwen2_vl", "idefics2"])
 def test_pixels_that_pass_beside_text_are_ones_own(name: str) -> None:
     """As many images as there are rows, and not one in each."""

@@ -18,7 +18,12 @@ from nnsight.plugin import Rows
 #: What a processor makes of images and videos, with an entry for each image, patch or crop, and not for each token.
 NAMES = (
     "pixel_values",
+    "pixel_values_images",
+    "image_patches",
+    "high_res_pixel_values",
+    "pixel_mask",
     "image_grid_thw",
+    "image_merge_sizes",
     "image_sizes",
     "batch_num_images",
     "pixel_attention_mask",
@@ -30,6 +35,7 @@ NAMES = (
     "aspect_ratio_mask",
     "pixel_values_videos",
     "video_grid_thw",
+    "video_merge_sizes",
     "image_sizes_videos",
     "second_per_grid_ts",
 )
@@ -38,7 +44,10 @@ NAMES = (
 BESIDE = ("qformer_input_ids", "qformer_attention_mask")
 
 #: What holds pixels, and what says how many patches each image or video has, where they are packed.
-_MEDIA = (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw"))
+_MEDIA = (
+    (("pixel_values", "pixel_values_images", "image_patches"), "image_grid_thw"),
+    (("pixel_values_videos",), "video_grid_thw"),
+)
 
 #: What says of which extent each image is; where these differ, a model may cut images into parts of its own.
 _EXTENTS = ("image_sizes", "spatial_shapes", "num_crops", "batch_num_images")
@@ -49,7 +58,7 @@ _SHARES = "_nnsight_shares"
 
 def has_pixels(data: Mapping[str, Any]) -> bool:
     """Say whether an input has images or videos."""
-    return any(data.get(name) is not None for name, _ in _MEDIA)
+    return any(data.get(name) is not None for names, _ in _MEDIA for name in names)
 
 
 def by_row(data: Mapping[str, Any]) -> bool:
@@ -179,8 +188,8 @@ def _places(data: Mapping[str, Any], place: int | None) -> int:
     return 0 if ids is None or place is None else int((ids == place).sum())
 
 
-def _amount(data: Mapping[str, Any], pixels: str, grid: str) -> int:
-    value = data.get(pixels)
+def _amount(data: Mapping[str, Any], names: Sequence[str], grid: str) -> int:
+    value = next((data[name] for name in names if data.get(name) is not None), None)
     if value is None:
         return 0
     if data.get(grid) is not None:
@@ -197,12 +206,12 @@ def _entries(data: Mapping[str, Any], name: str) -> list[tuple[int, ...]]:
 
 def note(batch: Mapping[str, Any], shares: Shares) -> None:
     """Note on a batch's pixels whose they are."""
-    for name, _ in _MEDIA:
+    for name in (name for names, _ in _MEDIA for name in names):
         if isinstance(batch.get(name), torch.Tensor):
             setattr(batch[name], _SHARES, shares)
 
 
 def noted(batch: Mapping[str, Any]) -> Shares | None:
     """Return whose the pixels of a batch are; None for one without any."""
-    found = (getattr(batch.get(name), _SHARES, None) for name, _ in _MEDIA)
+    found = (getattr(batch.get(name), _SHARES, None) for names, _ in _MEDIA for name in names)
     return next((shares for shares in found if shares is not None), None)
