@@ -122,3 +122,29 @@ def test_a_report_of_a_model_with_few_names_leaves_out_what_needs_the_others() -
     report = LanguageModel(zoo.module("bert")).standard.identities(PROMPT)
     assert report.hold and not any("mlps_output" in identity.name for identity in report)
     assert any("layers_input[i]" in identity.name for identity in report)
+
+
+def test_what_only_equals_a_contribution_is_not_served_as_one() -> None:
+    module = zoo.module("llama")
+    for layer in module.model.layers:
+        layer.shadow = copy.deepcopy(layer.mlp)  # gives the same, and nobody goes on with it
+        layer.mlp.register_forward_pre_hook(lambda part, args, layer=layer: [layer.shadow(args[0]), None][1])
+    model = LanguageModel(module)
+    with pytest.raises(AbsentNameError, match="what is assigned where it lies is not what the layer adds"):
+        model.standard.mlps_output[0]
+    names = model.standardize(mlp="mlp")
+    with torch.no_grad(), names.trace(PROMPT):
+        before, mixed = names.layers_input[0].clone(), names.mixers_output[0].clone()
+        names.mlps_output[0] = torch.ones_like(before)
+        after = names.layers_output[0].clone()
+    torch.testing.assert_close(after, before + mixed + 1)
+
+
+def test_positions_before_the_tokens_have_no_logits() -> None:
+    names = LanguageModel(zoo.module("cpmant")).standard
+    with torch.no_grad(), names.trace(PROMPT):
+        last = names.layers_output[-1].clone()
+        logits = names.logits.clone()
+    assert last.shape[1] > logits.shape[1] == 6
+    with torch.no_grad():
+        torch.testing.assert_close(names.project_on_vocab(last[:, -6:]), logits)

@@ -5,8 +5,6 @@ from __future__ import annotations
 #: Architectures of which no tiny model can be made or run, and what is in the way.
 UNBUILT: dict[str, str] = {
     "blt": "transformers asks its configuration for `num_hidden_layers`, which it does not have",
-    "cohere_compass_text": "its rotary embedding asks for a type of layer that its default configuration does not describe",
-    "dots3_note": "its default configuration names layers by number, for 42 of them",
     "gemma3n": "its vision tower needs the package timm",
     "gemma4_assistant": "it drafts for another model, whose states it is given",
     "gemma4_unified_assistant": "it drafts for another model, whose states it is given",

@@ -37,12 +37,22 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {**_LINEAR, "head_dim": 8, "layer_group_size": 2},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 64},
-    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": dict.fromkeys(
+            ("sliding_attention", "full_attention"), {"rope_type": "default", "rope_theta": 10000.0}
+        ),
+    },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots1": {"n_shared_experts": 1},
+    "dots3_note": {
+        "text_config": {"head_dim": 8},
+        "vision_config": {"mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32, "downsample_hidden_size": 32},
+    },
     "dots3_note_text": {"head_dim": 8},
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64, "attention_out_multiplier": 0.75, "ssm_out_multiplier": 0.5},
     "gemma3n_text": {

@@ -46,13 +46,13 @@ class Corrections:
         if self.layers is not None and not made.blocks:
             raise AbsentNameError(f"`layers={self.layers!r}` are no layers: {made.absent['layers']}")
         said = ", ".join(f"{name}={' + '.join(pieces)}" for name, pieces in self.parts.items())
-        for name, pieces in self.parts.items():
-            value = f"{name if name == 'mlp' else name}s_output"
+        paths = {path for path, _ in module.named_modules()}
+        for part, pieces in self.parts.items():
+            value = f"{part}s_output"
             for index, block in enumerate(made.blocks):
-                has = any(f"{block.path}.{piece}" in dict(module.named_modules()) for piece in pieces)
-                if has and value not in block.where:
+                if value not in block.where and any(f"{block.path}.{piece}" in paths for piece in pieces):
+                    why = block.why.get(value, "it is no part of the sum")
                     raise AbsentNameError(
-                        f"{said}: in layer {index} that is not so, for `layers_input + mixers_output + mlps_output = "
-                        f"layers_output` does not come out: {block.why.get(value, 'it is no part of the sum')}. Nothing "
-                        "was changed."
+                        f"{said}: in layer {index} that is not so. `layers_input + mixers_output + mlps_output = "
+                        f"layers_output` does not come out with it: {why}. Nothing was changed."
                     )

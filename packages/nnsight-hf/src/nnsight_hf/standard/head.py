@@ -79,7 +79,9 @@ class _Search:
         if not most:
             return None
         for visit in sorted((one for one in self._calls if one.begin > since), key=self._last):
-            factor = ratio(value, visit.inputs[0])
+            # Some models put positions before the tokens, and give no logits for them.
+            kept = value[:, -visit.inputs[0].shape[1] :] if value.dim() == visit.inputs[0].dim() == 3 else value
+            factor = ratio(kept, visit.inputs[0])
             if factor is None or not (self._leaf(visit) or len(visit.inputs) == 1):
                 continue
             rest = self.way(visit.outputs[0], visit.end, most - 1)

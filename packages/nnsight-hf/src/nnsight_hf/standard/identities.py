@@ -109,7 +109,8 @@ def measure(names: StandardNames, given: tuple[Any, ...], kwargs: Any) -> Identi
     last = values.get("layers_output", [None])[-1]
     if names.resolution.head is not None and last is not None:
         with torch.no_grad():
-            found.append(compare(END, None, names.project_on_vocab(last), logits))
+            # Positions that the model puts before the tokens have no logits.
+            found.append(compare(END, None, names.project_on_vocab(last[:, -logits.shape[1] :]), logits))
     return found
 
 

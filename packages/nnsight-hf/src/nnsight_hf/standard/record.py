@@ -7,7 +7,7 @@ output of one module in place with that of another. Who computes weights over po
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,12 +88,13 @@ def is_states(tensor: Any, hidden: int, flat: bool = False) -> bool:
     )
 
 
-def record(module: Any, hidden: int) -> Record:
+def record(module: Any, hidden: int, replace: Mapping[str, Callable[[Any], Any]] | None = None) -> Record:
     """Run a model on a few tokens and record what passes.
 
     Args:
         module: a causal language model of transformers, with its weights.
         hidden: the size of its hidden states.
+        replace: for the paths of some modules, what makes another output of theirs.
     """
     made = Record(hidden)
     mine = threading.get_ident()
@@ -109,12 +110,15 @@ def record(module: Any, hidden: int) -> Record:
         return note
 
     def after(path: str) -> Any:
-        def note(part: Any, args: Any, kwargs: Any, output: Any) -> None:
+        def note(part: Any, args: Any, kwargs: Any, output: Any) -> Any:
             if threading.get_ident() == mine:
                 visit = running.pop()
+                if replace is not None and path in replace:
+                    output = replace[path](output)
                 visit.end, visit.outputs, visit.bare = next(clock), _copies(output), isinstance(output, torch.Tensor)
                 made.visits.setdefault(path, visit)
                 made.counts[path] = made.counts.get(path, 0) + 1
+            return output
 
         return note
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nnsight_hf.standard.assigning import confirm
 from nnsight_hf.standard.corrections import Corrections
 from nnsight_hf.standard.found import AbsentNameError, Resolution
 from nnsight_hf.standard.head import find_head
@@ -44,6 +45,7 @@ def resolve(module: Any, given: Corrections | None = None) -> Resolution:
         made.absent["embed_tokens"] = "the model does not call its embedding as a module"
         made.embed_tokens = None
     _find_layers(made, module, seen, given)
+    confirm(made, module)
     find_head(made, module, seen, paths.get(module.get_output_embeddings()))
     given.confirm(made, module)
     return made
