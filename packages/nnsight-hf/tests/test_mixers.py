@@ -206,3 +206,32 @@ def test_a_model_in_half_precision_has_the_same_names() -> None:
             scales = [[spot.scale for spot in block.where["mlps_output"]] for block in (one, other)]
             assert scales[0] == pytest.approx(scales[1])
         assert half.identities().hold
+
+
+def test_attention_that_calls_the_chosen_implementation_has_is_causal() -> None:
+    from transformers import AttentionInterface
+
+    def hidden(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **kwargs: Any
+    ) -> Any:
+        """What a kernel of its own would do: no function of torch that computes attention is called."""
+        each = module.num_key_value_groups
+        key, value = key.repeat_interleave(each, 1), value.repeat_interleave(each, 1)
+        scores = (query @ key.transpose(2, 3) * scaling).exp()
+        scores = scores * torch.ones(scores.shape[-2:]).tril()
+        return (scores / scores.sum(-1, keepdim=True) @ value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("hidden", hidden)
+    module: Any = zoo.module("qwen3_next")
+    module.set_attn_implementation("hidden")
+    names = LanguageModel(module).standard
+    assert names.mixers == ["Qwen3NextGatedDeltaNet", "attention"] and not lacking(names)
+    with pytest.raises(AbsentNameError, match="attn_implementation='eager'"):
+        names.attention_probabilities[1]
+
+
+def test_names_are_found_in_a_model_that_is_being_trained() -> None:
+    module = zoo.module("opt").train()
+    assert module.config.dropout > 0
+    names = LanguageModel(module).standard
+    assert not lacking(names) and module.training and module.model.decoder.layers[0].self_attn.training

@@ -7,7 +7,8 @@ output of one module in place with that of another. Who computes weights over po
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,12 +130,15 @@ def record(module: Any, hidden: int, replace: Mapping[str, Callable[[Any], Any]]
         handles.append(part.register_forward_hook(after(path), with_kwargs=True))
     watch = Attending(parts, lambda: running[-1].path if running else None)
     try:
-        with torch.no_grad(), watch:
+        with torch.no_grad(), _evaluating(module), watch:
             module(input_ids=tokens(module))
     finally:
         for handle in handles:
             handle.remove()
     made.attending = watch.found()
+    for path in _fused(module, parts):
+        if path in made.visits:
+            made.attending.setdefault(path, [])
     return made
 
 
@@ -147,4 +151,26 @@ def tokens(module: Any) -> torch.Tensor:
 
 
 def _copies(value: Any) -> list[torch.Tensor]:
-    return [leaf.detach().clone() for leaf in leaves(value) if leaf.is_floating_point()]
+    # In one memory, wherever the layers of a model lie; and not every device knows double precision.
+    return [leaf.detach().to("cpu", copy=True) for leaf in leaves(value) if leaf.is_floating_point()]
+
+
+def _fused(module: Any, parts: Mapping[str, torch.nn.Module]) -> list[str]:
+    """Return the modules that attend by a kernel of which torch sees nothing (flash attention, say)."""
+    by = getattr(module.config.get_text_config(), "_attn_implementation", None)
+    if by in (None, "eager", "sdpa"):
+        return []
+    # relies on: attention that calls the chosen implementation has `is_causal`, transformers 5.23
+    return [path for path, part in parts.items() if hasattr(part, "is_causal")]
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Let no dropout lie between what modules give."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
