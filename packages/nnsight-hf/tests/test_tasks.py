@@ -6,6 +6,7 @@ for any family.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import transformers
 from heads import picture
 from tasks import KINDS, Kind
 
-from nnsight import RowsError, TransformersModel
+from nnsight import LanguageModel, RowsError, TransformersModel, VisionLanguageModel
 from nnsight.testing.reference import assert_alike
 from nnsight.testing.subjects import change
 
@@ -197,3 +198,24 @@ def test_an_image_in_every_form(form: str, tmp_path: Path) -> None:
     torch.testing.assert_close(got, want.expand_as(got), rtol=1e-3, atol=1e-3)
     with pytest.raises(TypeError, match="belongs to the tokenizer, and this input has no text"):
         model.trace(given, truncation=True, trace=False)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("patchtst", "tapas")])
+def test_the_wrong_class_names_the_right_one(name: str) -> None:
+    kind = KINDS[name]()
+    module = kind.make()
+    config = copy.deepcopy(module.config)
+    config.architectures = [type(module).__name__]
+    assert type(TransformersModel(config, task=kind.task)._module) is type(module)
+    found = TransformersModel(config)
+    assert type(found._module) is type(module)
+    with pytest.raises(TypeError, match=f'Use TransformersModel with task="{found.task}"'):
+        LanguageModel(config)
+    with pytest.raises(TypeError, match=f'Use TransformersModel with task="{found.task}"'):
+        VisionLanguageModel(config)
+
+
+def test_what_reads_pages_is_found_to_be_asked_about_them() -> None:
+    config = copy.deepcopy(KINDS["layoutlmv3"]().make().config)
+    config.architectures = ["LayoutLMv3ForQuestionAnswering"]
+    assert TransformersModel(config).task == "document-question-answering"

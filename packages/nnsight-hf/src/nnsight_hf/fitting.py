@@ -82,7 +82,8 @@ def task_of(config: PretrainedConfig) -> str | None:
     if name is None:
         return None
     served = tasks()
-    by_head = sorted(served, key=lambda task: "AutoModel" in served[task])  # a bare model serves where no head does
+    # A bare model serves where no head does; and what reads pages answers questions about texts too.
+    by_head = sorted(served, key=lambda task: ("AutoModel" in served[task], task == "question-answering"))
     for task in by_head:
         if task == "image-to-text" and not only_sees(config):
             continue
