@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -143,6 +144,86 @@ def test_a_copy_moved_elsewhere_is_not_changed_by_later_edits(model: Any, net: T
         model.layers[1].input
         h.data.zero_()
     assert torch.equal(cache["model.embed"].output, net.embed(rows()).double())
+
+
+class InPlace(torch.nn.Module):
+    """Goes on with what `first` gave, and gives `second` what it then changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(4, 4)
+        self.second = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        given = hidden * 1
+        more = self.second(given)
+        given.zero_()
+        hidden += more
+        return hidden
+
+
+@pytest.fixture
+def adding() -> Any:
+    return NNsight(seeded(InPlace))
+
+
+def test_what_the_model_changes_in_place_is_refused_and_the_rest_is_kept(adding: Any) -> None:
+    x = torch.rand(2, 4)
+    with torch.no_grad(), adding.trace(x) as tracer:
+        cache = tracer.cache(include_inputs=True)
+        adding.second.output
+        cache.model.first.output  # as long as it is what passed
+        adding.output
+        with pytest.raises(nnsight.ChangedValueError, match="output of `model.first`"):
+            cache.model.first.output
+    for _ in range(2):
+        with pytest.raises(nnsight.ChangedValueError, match="output of `model.first`.*copy=True"):
+            cache.model.first.output
+        with pytest.raises(nnsight.ChangedValueError, match="input of `model.second`"):
+            cache["model.second"].input
+    assert torch.equal(cache.model.second.output, adding._module.second(adding._module.first(x)))
+    assert cache.model.first.input is x
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "cpu"}, {"dtype": torch.float32}])
+def test_copies_are_what_passed(adding: Any, options: dict[str, Any]) -> None:
+    x = torch.rand(2, 4)
+    with torch.no_grad(), adding.trace(x) as tracer:
+        cache = tracer.cache(copy=True, include_inputs=True, **options)
+    first = adding._module.first(x)
+    assert torch.equal(cache.model.first.output, first)
+    assert torch.equal(cache.model.second.input, first)
+
+
+def test_what_a_later_line_changes_in_place_is_refused(adding: Any) -> None:
+    with torch.no_grad(), adding.trace(torch.rand(2, 4)) as tracer:
+        cache = tracer.cache(modules=[adding.second])
+        kept = adding.second.output
+        adding.output
+        kept[:] = 0
+    with pytest.raises(nnsight.ChangedValueError):
+        cache.model.second.output
+
+
+@pytest.mark.parametrize("end", ["well", "stopped", "with an error"])
+def test_after_the_run_a_cached_value_is_the_users(adding: Any, end: str) -> None:
+    with contextlib.suppress(LookupError), torch.no_grad(), adding.trace(torch.rand(2, 4)) as tracer:
+        cache = tracer.cache(modules=[adding.second])
+        adding.output
+        if end == "stopped":
+            tracer.stop()
+        if end == "with an error":
+            raise LookupError
+    cache.model.second.output[:] = 3
+    assert cache.model.second.output.eq(3).all()
+
+
+def test_inference_mode_counts_no_changes(adding: Any) -> None:
+    x = torch.rand(2, 4)
+    with torch.inference_mode(), adding.trace(x) as tracer:
+        cache = tracer.cache()
+    assert cache.model.second.output.shape == (2, 4)
 
 
 # -- how entries are found -------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ BUILTINS = {
     "RanksError": RuntimeError,
     "BackwardError": RuntimeError,
     "LoadError": RuntimeError,
+    "ChangedValueError": RuntimeError,
     "ScanError": RuntimeError,
     "SourceError": RuntimeError,
     "RenameError": ValueError,

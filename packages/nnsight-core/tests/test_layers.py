@@ -34,6 +34,7 @@ LAYERS = [
         "notebook",
         "shapes",
         "lockstep",
+        "entries",
     ],
     ["configfile", "naming", "taps", "here", "plugins", "saved", "sharding", "wire"],
     ["config", "mediator", "rigging", "served", "classes", "commands"],

@@ -23,6 +23,7 @@ from nnsight._core.envoy import Envoy
 from nnsight._core.errors import (
     BackwardError,
     BarrierError,
+    ChangedValueError,
     ConfigError,
     CrossInvokeError,
     InvokeError,
@@ -57,6 +58,7 @@ __all__ = [
     "CONFIG",
     "BackwardError",
     "BarrierError",
+    "ChangedValueError",
     "Cache",
     "ConfigError",
     "CrossInvokeError",

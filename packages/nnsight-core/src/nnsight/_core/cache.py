@@ -1,7 +1,8 @@
 """`tracer.cache()`: keep what chosen modules gave and took, without asking for each.
 
 A cache watches; it never holds the run up, and it sees a value after everybody at that site has had their turn. Values
-are kept as they are (detached, and moved or cast if asked): no copy is made that was not asked for.
+are kept as they are (detached, and moved or cast if asked): no copy is made that was not asked for. What is kept for a
+visit is `entries.py`.
 """
 
 from __future__ import annotations
@@ -14,56 +15,15 @@ import torch
 
 from . import complaints
 from .batching import Layout, Rows
+from .entries import Entry, Visits
 from .errors import UnmetSiteWarning
 from .here import narrow
 from .sites import INPUT, OUTPUT, Place
-from .structures import first, tree_map
+from .structures import tree_map
 
 if TYPE_CHECKING:
     from .interleaver import Interleaver
     from .tree import Node
-
-
-class Entry:
-    """What one module gave and took at one visit.
-
-    Attributes:
-        output: the output, after interventions; None if outputs were not asked for.
-        inputs: the pair of positional and keyword arguments; None if inputs were not asked for.
-    """
-
-    __slots__ = ("inputs", "output")
-
-    def __init__(self) -> None:
-        self.output: Any = None
-        self.inputs: Any = None
-
-    @property
-    def input(self) -> Any:
-        """The first input; None if inputs were not asked for."""
-        return None if self.inputs is None else first(*self.inputs)
-
-    def __repr__(self) -> str:
-        return f"Entry(output={_shape(self.output)}, inputs={_shape(self.inputs)})"
-
-
-class Visits(list[Entry]):
-    """The visits of one module, when there were several: a list, which answers for its first visit as well."""
-
-    @property
-    def output(self) -> Any:
-        """The output of the first visit."""
-        return self[0].output
-
-    @property
-    def inputs(self) -> Any:
-        """The inputs of the first visit."""
-        return self[0].inputs
-
-    @property
-    def input(self) -> Any:
-        """The first input of the first visit."""
-        return self[0].input
 
 
 class Cache(Mapping[str, Any]):
@@ -81,7 +41,7 @@ class Cache(Mapping[str, Any]):
         visits = self._entries.get(path)
         if visits is None:
             visits = self._entries[path] = Visits()
-        entry = Entry()
+        entry = Entry(path)
         visits.append(entry)
         return entry
 
@@ -181,6 +141,7 @@ class CacheWatcher:
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         detach: bool,
+        copy: bool,
         stages: tuple[str, ...],
     ) -> None:
         self.cache = cache
@@ -188,11 +149,14 @@ class CacheWatcher:
         self.device = device
         self.dtype = dtype
         self.detach = detach
+        self.copy = copy
         self.stages = stages
         self.paths: dict[Place, str] = {}
         self.open: dict[Place, Entry] = {}
         self.seen = False
-        self.plain = device is None and dtype is None
+        self.plain = device is None and dtype is None and not copy
+        #: The entries, whose values the run may still change.
+        self.kept: list[Entry] = []
 
     def install(self, run: Interleaver, nodes: Iterable[Node] | None) -> None:
         """Watch the modules of these envoys from now on; all that the run's tree holds, if not given."""
@@ -222,10 +186,19 @@ class CacheWatcher:
         value = self.keep(value) if type(value) is torch.Tensor else tree_map(self.keep, value)
         if stage is INPUT:
             entry = self.open[place] = self.cache._add(self.paths[place])
-            entry.inputs = value
+            self.kept.append(entry)
+        elif place in self.open:
+            entry = self.open.pop(place)
         else:
-            entry = self.open.pop(place) if place in self.open else self.cache._add(self.paths[place])
-            entry.output = value
+            entry = self.cache._add(self.paths[place])
+            self.kept.append(entry)
+        entry.keep(stage, value)
+
+    def end(self) -> None:
+        """Hear that the run is over: what happens to values from here on is the user's doing."""
+        for entry in self.kept:
+            entry.settle()
+        self.kept.clear()
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as the cache keeps it."""
@@ -234,7 +207,8 @@ class CacheWatcher:
         if self.plain:
             return tensor
         # Token ids and masks are not what a type was chosen for, and half precision would spoil them.
-        return tensor.to(device=self.device, dtype=self.dtype if tensor.is_floating_point() else None)
+        dtype = self.dtype if tensor.is_floating_point() else None
+        return tensor.to(device=self.device, dtype=dtype, copy=self.copy)
 
 
 def chosen(node: Node, modules: Iterable[Any]) -> list[Node]:
@@ -268,9 +242,3 @@ def _some(paths: list[str]) -> str:
     if len(paths) <= 6:
         return ", ".join(paths) or "nothing"
     return ", ".join(paths[:5]) + f" and {len(paths) - 5} more"
-
-
-def _shape(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{type(value).__name__}{tuple(value.shape)}"
-    return type(value).__name__

@@ -42,15 +42,21 @@ def end_bodies(run: Interleaver) -> None:
 
 
 def end_watchers(run: Interleaver) -> None:
-    """Say so where a watcher saw nothing."""
+    """Let watchers know that the run is over, and say so where one saw nothing."""
     blind: dict[int, list[Place]] = {}
     for place, watchers in run.watchers.items():
         for watcher in watchers:
             if not watcher.seen:
                 blind.setdefault(id(watcher), []).append(place)
-    run.watchers.clear()
+    _dismiss_watchers(run)
     for places in blind.values():
         warnings.warn(complaints.unmet_cache(places), UnmetSiteWarning, stacklevel=3)
+
+
+def _dismiss_watchers(run: Interleaver) -> None:
+    for watcher in {id(watcher): watcher for watchers in run.watchers.values() for watcher in watchers}.values():
+        watcher.end()
+    run.watchers.clear()
 
 
 def close(run: Interleaver) -> None:
@@ -66,6 +72,8 @@ def close(run: Interleaver) -> None:
         run.over = True
         run.here = None
         run.untap()
+        if run.watchers:
+            _dismiss_watchers(run)
 
 
 def _leave_model(run: Interleaver) -> None:

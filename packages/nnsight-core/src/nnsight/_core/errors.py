@@ -17,6 +17,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── BackwardError (RuntimeError)           something other than a gradient was asked for in a backward block
     ├── SourceError (RuntimeError)             a block's or a forward's source cannot be found or does not match
     ├── LoadError (RuntimeError)               weights cannot be loaded, or would not be those that were asked for
+    ├── ChangedValueError (RuntimeError)       a cached value that was changed in place after it had passed
     ├── ScanError (RuntimeError)               a forward that cannot run on fake tensors
     ├── RenameError (ValueError)               a rename of the wrong form, or one name for two modules
     ├── WireError (ValueError)                 what cannot travel, or bytes that are no message of ours
@@ -79,6 +80,10 @@ class BackwardError(NNsightError, RuntimeError):
 
 class SourceError(NNsightError, RuntimeError):
     """The source of a block or of a forward cannot be found, or is not what is running."""
+
+
+class ChangedValueError(NNsightError, RuntimeError):
+    """A cached value is no longer what passed: the run changed it in place."""
 
 
 class ScanError(NNsightError, RuntimeError):

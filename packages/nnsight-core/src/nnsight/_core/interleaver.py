@@ -42,6 +42,9 @@ class Watcher(Protocol):
     def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
         """Look at what lies at a place, after everybody has had their turn."""
 
+    def end(self) -> None:
+        """Hear that the run is over, well or not."""
+
 
 class Interleaver(Visits):
     """One run of a model with the bodies that look into it.

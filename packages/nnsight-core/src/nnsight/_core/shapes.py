@@ -40,6 +40,9 @@ class ShapeWatcher:
         self._paths = run.rigging.held
         run.watch(self._paths, (INPUT, OUTPUT), self)
 
+    def end(self) -> None:
+        """Hear that the run is over."""
+
     def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
         """Note the shapes of the value that lies at a place."""
         path = self._paths[place]

@@ -340,6 +340,7 @@ class Tracer:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         detach: bool = True,
+        copy: bool = False,
         include_output: bool = True,
         include_inputs: bool = False,
     ) -> Cache:
@@ -350,6 +351,7 @@ class Tracer:
             device: where to keep the tensors; where they are if not given.
             dtype: the type to keep them in; for those of a floating-point type.
             detach: keep them without their graph.
+            copy: keep copies, for what the model or a later line changes in place.
             include_output: keep outputs, after interventions.
             include_inputs: keep the pair of positional and keyword arguments too.
 
@@ -361,7 +363,7 @@ class Tracer:
         kept = stages(include_output, include_inputs)
 
         def install(run: Interleaver, rows: Any = None) -> None:
-            watcher = CacheWatcher(cache, rows, device, dtype, detach, kept)
+            watcher = CacheWatcher(cache, rows, device, dtype, detach, copy, kept)
             watcher.install(run, nodes)
 
         if self._run is None:
