@@ -46,6 +46,7 @@ LAYERS = [
     ["validate"],
     ["backend"],
     ["envoy", "travel"],
+    ["rehearsal"],
     ["model", "provided", "notes"],
     ["loading"],
 ]
@@ -53,6 +54,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 #: Arrows the wrong way that are followed when a function runs, and the reason.
 LATE = {
+    ("backend", "rehearsal"): "`remote=local` is a backend that sends, and what is sent knows what a request is",
     ("aliases", "plugins"): "an import path of an earlier release may belong to a plugin, known when it is imported",
 }
 

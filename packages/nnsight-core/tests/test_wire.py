@@ -495,7 +495,7 @@ def test_objects_of_other_classes_come_back_as_records():
         isinstance(members, dict) and members.logits is members["logits"] and torch.equal(members.logits, torch.ones(2))
     )
     assert isinstance(point, tuple) and (point.x, point.y) == (1, 2) == tuple(point)
-    assert back(Colour.RED).name == "RED"
+    assert back(Colour.RED).name == "RED" and "Found" in repr(back(Found)) and not isinstance(back(Found), type)
     with pytest.raises(AttributeError, match=r"record of a .*Found .*nnsight.register"):
         found.missing
 
@@ -510,7 +510,7 @@ def test_registered_classes_come_back_as_themselves(monkeypatch):
     assert isinstance(back(Kept(1.0)), records.Record)
 
 
-@pytest.mark.parametrize("value", [scaled, Found, [lambda: 1], fractions, str.upper], ids=repr)
+@pytest.mark.parametrize("value", [scaled, [lambda: 1], fractions, str.upper], ids=repr)
 def test_code_in_results_is_refused_unless_the_sender_is_trusted(value):
     data = encode_results({"value": value})
     with pytest.raises(WireError, match="not trusted|data only"):

@@ -23,3 +23,11 @@ def import_aliases() -> dict[str, str]:
         "nnsight.modeling.transformers": "nnsight_hf.task",
         "nnsight.modeling.vlm": "nnsight_hf.vision",
     }
+
+
+@hookimpl
+def travels_by_reference() -> dict[str, str]:
+    """What a model has at both ends of a wire."""
+    return {
+        f"hf.{name}": f"nnsight_hf.travel:{name}" for name in ("tokenizer", "processor", "config", "generation_config")
+    }

@@ -119,7 +119,12 @@ def find_backend(backend: Any, remote: Any) -> Backend | None:
     """Return the backend that the arguments of a trace name; None for here and inline."""
     if backend is None and remote in (None, False):
         return None
-    if backend is None:
+    made: Any
+    if backend is None and remote == "local":
+        from .rehearsal import Rehearsal
+
+        made = Rehearsal()
+    elif backend is None:
         made = plugins.lookup("backends", "remote")(remote)
     elif isinstance(backend, str):
         made = HereBackend() if backend == "here" else plugins.lookup("backends", backend)()

@@ -107,7 +107,8 @@ class Envoy(Node):
             scan: run the forward on fake tensors first, so that an input that does not fit fails before any work.
             validate: with `scan`, run the block on them too. It then runs twice: prints and appends happen twice.
             backend: where to run, a backend or its name; here if not given.
-            remote: run on a server; needs `nnsight-remote`.
+            remote: run on a server; needs `nnsight-remote`. "local" rehearses that: a fresh interpreter on this machine
+                runs the block, which has none of your own modules, so what passes there passes on a server.
 
         Returns:
             A `Tracer`.

@@ -131,6 +131,24 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": str(torch.__version__), "nnsight": __version__}
 
 
+def model_pieces(model: Node) -> list[Buffer]:
+    """Write a model by value, weights and all, without its edits; in pieces that follow each other."""
+    bare: Any = model._root._derive()
+    bare.__dict__["_edits"] = Edits()
+    encoder = Encoder()
+    with encoder.at("the model"):
+        root = encoder.value(bare)
+    return encoder.pieces("model", root, _versions())
+
+
+def decode_model(data: Buffer) -> Any:
+    """Read a model from memory that it may keep and change."""
+    decoder = Decoder(data, "model", trusted=True)
+    decoder.kept["mapped"] = True
+    decoder.files.show()
+    return decoder.read()
+
+
 # -- results, errors, messages ---------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import typing
 from typing import Any
 
 from . import origin
@@ -67,6 +68,23 @@ def _write_cached(encoder: Encoder, function: Any) -> int:
 @makes("cached")
 def _make_cached(decoder: Decoder, step: list[Any]) -> Any:
     return functools.lru_cache(step[2], step[3])(decoder.value(step[1]))
+
+
+@writes(typing.TypeVar)
+def _write_typevar(encoder: Encoder, variable: typing.TypeVar) -> int:
+    found = origin.find(variable, variable.__name__)
+    if found is not None:
+        return reference(encoder, *found)
+    bounds = [encoder.value(one) for one in (variable.__constraints__, variable.__bound__)]
+    return encoder.emit("typevar", variable.__name__, *bounds, variable.__covariant__, variable.__contravariant__)
+
+
+@makes("typevar")
+def _make_typevar(decoder: Decoder, step: list[Any]) -> Any:
+    _, name, constraints, bound, covariant, contravariant = step
+    make: Any = typing.TypeVar  # a checker wants it assigned to its own name
+    options = {"bound": decoder.value(bound), "covariant": covariant, "contravariant": contravariant}
+    return make(name, *decoder.value(constraints), **options)
 
 
 @writes(staticmethod, classmethod)

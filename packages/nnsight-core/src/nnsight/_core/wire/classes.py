@@ -34,6 +34,8 @@ from .values import BUILTIN_TYPES
 def _write_class(encoder: Encoder, cls: type) -> int:
     if BUILTIN_TYPES.get(cls.__name__) is cls:
         return encoder.emit("type", cls.__name__)
+    if encoder.results:
+        return records.write_class(encoder, cls)
     found = origin.find(cls) or _of_types(cls)
     if found is not None:
         return reference(encoder, *found)
@@ -72,14 +74,14 @@ class _ClassText:
         encoder, cls, where = self.encoder, self.cls, self.where
         bases = [encoder.value(base, f"base `{getattr(base, '__name__', base)}`") for base in _bases(cls)]
         given, late = self._given()
-        code = compile_class(where.node, self._around_names(), given, where.filename, self.flags)
+        code = compile_class(where.node, self._around_names(), given, where.filename, self.flags, not where.owners)
         cells = {name: self._cell(name) for name in code.co_freevars}
         self._put_what_runs(code, cells)
         file = encoder.files.add(where.filename, where.first, where.lines[where.first - 1 : where.last])
         number = encoder.emit(
             "class",
             [file, where.first, where.last],
-            [cls.__qualname__, self.flags],
+            [cls.__qualname__, self.flags, not where.owners],
             bases,
             given,
             space_of(encoder, self.around),
@@ -103,13 +105,14 @@ class _ClassText:
         body = self.where.node.body
         bound = {name for one in body for name in _bound(one)}
         for name, value in vars(self.cls).items():
+            function = _function_of(value)
             if name not in bound:
-                if not _is_special(name) and (_is_data(value) or isinstance(value, FunctionType)):
+                if not _is_special(name) and (_is_data(value) or function is not None):
                     late[name] = value
-            elif isinstance(value, FunctionType) and not self._is_within(value):
+            elif function is not None and not self._is_within(function):
                 late[name] = value
         for one in body:
-            name = target_of(one) or ""
+            name = self._plainly_bound(one)
             value = vars(self.cls).get(name)
             if name not in vars(self.cls) or not _is_data(value) or _is_special(name):
                 continue
@@ -121,6 +124,13 @@ class _ClassText:
             except WireError:
                 continue  # it is made again there
         return given, late
+
+    def _plainly_bound(self, statement: ast.stmt) -> str:
+        """Return the name that a statement of the class gives a value that is just that."""
+        if isinstance(statement, ast.AnnAssign) and "__dataclass_fields__" in vars(self.cls):
+            if "ClassVar" not in ast.unparse(statement.annotation):
+                return ""  # it says more of a field than its value
+        return target_of(statement) or ""
 
     def _is_within(self, function: FunctionType) -> bool:
         code = function.__code__
@@ -189,6 +199,14 @@ class _ClassText:
 
 def _plain(cls: type) -> bool:
     return type(cls) in (type, abc.ABCMeta) and not issubclass(cls, tuple)
+
+
+def _function_of(value: Any) -> FunctionType | None:
+    """Return the function that a class attribute is, or wraps."""
+    for one in (value, getattr(value, "__func__", None), getattr(value, "fget", None)):
+        if isinstance(one, FunctionType):
+            return one
+    return None
 
 
 def _is_data(value: Any) -> bool:
@@ -270,10 +288,10 @@ def _make_member(decoder: Decoder, step: list[Any]) -> Any:
 
 @makes("class")
 def _make_class(decoder: Decoder, step: list[Any]) -> type:
-    _, [file, first, last], [qualname, flags], bases, given, space, said = step
+    _, [file, first, last], [qualname, flags, in_module], bases, given, space, said = step
     filename = decoder.files.filename(file)
     node, text = parse_at(decoder.files.cut(file, first, last), first)
-    code = compile_class(node, list(said), given, filename, flags & FUTURES)
+    code = compile_class(node, list(said), given, filename, flags & FUTURES, in_module is True)
     prefix = qualname.removesuffix(node.name)
     code = renamed(code, MADE_IN, prefix)
     keep_text(decoder, code, text, first)

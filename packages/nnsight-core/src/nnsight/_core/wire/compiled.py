@@ -63,13 +63,16 @@ def _parse_lambda(lines: Sequence[str], first: int, place: Sequence[int]) -> tup
     return tree.body, text
 
 
-def compile_function(node: Any, frees: Iterable[str], owner: str | None, filename: str, flags: int) -> CodeType:
+def compile_function(
+    node: Any, frees: Iterable[str], owner: str | None, qualname: str, filename: str, flags: int
+) -> CodeType:
     """Compile one function, and return its code.
 
     Args:
         node: its definition.
         frees: the variables that it closes over.
         owner: the class around it, if any.
+        qualname: its qualified name.
         filename, flags: as for `compile`.
 
     Raises:
@@ -77,15 +80,16 @@ def compile_function(node: Any, frees: Iterable[str], owner: str | None, filenam
     """
     bare = _bare(node)
     statement = ast.copy_location(ast.Expr(bare), bare) if isinstance(bare, ast.Lambda) else bare
-    inside: list[ast.stmt] = [statement]
-    if owner is not None:
-        inside = [_class(owner, inside)]
-    code = _compile(_function(CELLS, frees, inside), node, filename, flags)
-    return _inner(code, getattr(node, "name", "<lambda>"), skip=owner)
+    # In a class even without an owner: there a function that calls itself does not close over itself. Names are not
+    # private to a class that is called so.
+    owner = owner or "_"
+    code = _compile(_function(CELLS, frees, [_class(owner, [statement])]), node, filename, flags)
+    name = getattr(node, "name", "<lambda>")
+    return renamed(_inner(code, name, skip=owner), f"{CELLS}.<locals>.{owner}.{name}", qualname)
 
 
 def compile_class(
-    node: ast.ClassDef, frees: Iterable[str], valued: Iterable[str], filename: str, flags: int
+    node: ast.ClassDef, frees: Iterable[str], valued: Iterable[str], filename: str, flags: int, in_module: bool
 ) -> CodeType:
     """Compile a function that makes one class, `.make(bases, values)`, and return its code.
 
@@ -94,18 +98,24 @@ def compile_class(
         frees: the variables that it closes over, and those that it reads from a function around it.
         valued: the names in it whose values are given, and not computed.
         filename, flags: as for `compile`.
+        in_module: whether it stands in a module itself, in no function or class.
     """
     given = set(valued)
     made = copy.copy(node)
     made.bases = [ast.Starred(ast.Name(BASES, ast.Load()), ast.Load())]
     made.body = [_valued(one, given) for one in node.body]
     answer = ast.Return(ast.Name(node.name, ast.Load()))
-    make = _function(MAKE, [BASES, VALUES], [made, answer])
+    inside: list[ast.stmt] = [made, answer]
+    if in_module:
+        inside.insert(0, ast.Global([node.name]))
+    make = _function(MAKE, [BASES, VALUES], inside)
     return _inner(_compile(_function(CELLS, frees, [make]), node, filename, flags), MAKE)
 
 
 def target_of(statement: ast.stmt) -> str | None:
     """Return the name that a plain assignment in a class binds."""
+    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        return statement.target.id if isinstance(statement.target, ast.Name) else None
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target = statement.targets[0]
         return target.id if isinstance(target, ast.Name) else None
@@ -135,7 +145,7 @@ MADE_IN = f"{CELLS}.<locals>.{MAKE}.<locals>."
 
 def _valued(statement: ast.stmt, given: set[str]) -> ast.stmt:
     name = target_of(statement)
-    if name not in given or not isinstance(statement, ast.Assign):
+    if name not in given or not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
         return statement
     changed = copy.copy(statement)
     place = statement.value

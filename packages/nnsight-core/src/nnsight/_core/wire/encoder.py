@@ -136,6 +136,10 @@ class Encoder:
 
     def pack(self, kind: str, root: Any, about: dict[str, Any]) -> bytes:
         """Return the bytes of the whole message."""
+        return b"".join(self.pieces(kind, root, about))
+
+    def pieces(self, kind: str, root: Any, about: dict[str, Any]) -> list[Buffer]:
+        """Return the same in pieces, of which the large ones are no copies."""
         for close in self.closing:
             close()
         document: dict[str, Any] = {"kind": kind, "about": about, "buffers": [], "root": root, "nodes": self.nodes}

@@ -21,8 +21,8 @@ _ALIGN = 64
 Buffer = bytes | bytearray | memoryview
 
 
-def pack(document: dict[str, Any], buffers: Sequence[Buffer]) -> bytes:
-    """Write a document and its buffers; `document["buffers"]` is filled in."""
+def pack(document: dict[str, Any], buffers: Sequence[Buffer]) -> list[Buffer]:
+    """Write a document and its buffers, in pieces that follow each other; `document["buffers"]` is filled in."""
     places, at = [], 0
     for buffer in buffers:
         size = memoryview(buffer).nbytes
@@ -38,7 +38,7 @@ def pack(document: dict[str, Any], buffers: Sequence[Buffer]) -> bytes:
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
-    return b"".join([_HEADER.pack(MAGIC, VERSION, 0, checksum, len(text)), *parts])
+    return [_HEADER.pack(MAGIC, VERSION, 0, checksum, len(text)), *parts]
 
 
 def unpack(data: Buffer, kinds: Iterable[str]) -> tuple[dict[str, Any], list[memoryview]]:
@@ -65,7 +65,7 @@ def unpack(data: Buffer, kinds: Iterable[str]) -> tuple[dict[str, Any], list[mem
 
 def about(data: Buffer) -> dict[str, Any]:
     """Read what bytes say about themselves, and build nothing of them; `kind` is the kind."""
-    document, _ = unpack(data, ("request", "results", "error", "message"))
+    document, _ = unpack(data, ("request", "results", "error", "message", "model"))
     facts = document.get("about")
     return {"kind": document["kind"], **(facts if isinstance(facts, dict) else {})}
 

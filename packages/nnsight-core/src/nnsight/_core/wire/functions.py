@@ -68,9 +68,11 @@ def _write_text(encoder: Encoder, function: FunctionType, where: Located) -> int
 def _fill(encoder: Encoder, number: int, function: FunctionType) -> None:
     defaults = encoder.value(function.__defaults__, "its defaults")
     keywords = encoder.value(function.__kwdefaults__, "its defaults")
-    extra = vars(function) or None
-    if (defaults, keywords, extra) != (None, None, None):
-        encoder.emit("fill", number, [defaults, keywords, encoder.value(extra, "its attributes")])
+    extra = dict(vars(function)) or None
+    own = FunctionType(function.__code__, {}, None, None, function.__closure__).__doc__
+    doc = function.__doc__ if isinstance(function.__doc__, str) and function.__doc__ != own else None
+    if (defaults, keywords, extra, doc) != (None, None, None, None):
+        encoder.emit("fill", number, [defaults, keywords, encoder.value(extra, "its attributes"), doc])
 
 
 def cell_of(encoder: Encoder, cell: CellType) -> int:
@@ -123,7 +125,9 @@ def _make_function(decoder: Decoder, step: list[Any]) -> FunctionType:
     _, [file, first, last, place], [name, qualname, module], [owner, flags], space, said = step[:6]
     filename = decoder.files.filename(file)
     node, text = parse_at(decoder.files.cut(file, first, last), first, place)
-    code = compile_function(node, [name for name in said if name != "__class__"], owner, filename, flags & FUTURES)
+    code = compile_function(
+        node, [name for name in said if name != "__class__"], owner, qualname, filename, flags & FUTURES
+    )
     keep_text(decoder, code, text, place[0] if place else first)
     if sorted(code.co_freevars) != sorted(said):
         raise WireError(f"`{name}` closes over {list(code.co_freevars)} here, and did over {list(said)}")
@@ -136,8 +140,9 @@ def _make_function(decoder: Decoder, step: list[Any]) -> FunctionType:
 
 
 def _filled(decoder: Decoder, made: FunctionType, content: Any) -> None:
-    made.__defaults__, made.__kwdefaults__, extra = decoder.values(content)
+    made.__defaults__, made.__kwdefaults__, extra, doc = decoder.values(content)
     vars(made).update(extra or {})
+    made.__doc__ = made.__doc__ if doc is None else doc
 
 
 def keep_text(decoder: Decoder, code: CodeType, text: Sequence[str], first: int) -> None:

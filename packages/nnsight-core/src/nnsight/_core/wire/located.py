@@ -77,7 +77,7 @@ def find_function(function: FunctionType) -> Located:
     if known is None:
         text = _text(text_of(code, function.__globals__), code.co_filename)
         candidates = text.functions.get((code.co_name, code.co_firstlineno), [])
-        known = _found[id(code)] = (code, _chosen(candidates, code))
+        known = _found[id(code)] = (code, _chosen(candidates, code, function.__qualname__))
     return known[1]
 
 
@@ -144,8 +144,8 @@ def _text(lines: Sequence[str], filename: str) -> _Text:
     return known
 
 
-def _chosen(candidates: list[Located], code: CodeType) -> Located:
-    compiled = [(one, _compiled(one, code)) for one in candidates]
+def _chosen(candidates: list[Located], code: CodeType, qualname: str) -> Located:
+    compiled = [(one, _compiled(one, code, getattr(code, "co_qualname", qualname))) for one in candidates]
     for one, made in compiled:
         if made == code:
             return one
@@ -157,11 +157,11 @@ def _chosen(candidates: list[Located], code: CodeType) -> Located:
     raise SourceError(f"the text of {code.co_name!r} at {code.co_filename}:{code.co_firstlineno} {why}")
 
 
-def _compiled(one: Located, code: CodeType) -> CodeType | None:
+def _compiled(one: Located, code: CodeType, qualname: str) -> CodeType | None:
     frees = [name for name in code.co_freevars if name != "__class__"]
     try:
         with reading:
-            made = compile_function(one.node, frees, one.owner, one.filename, code.co_flags & FUTURES)
+            made = compile_function(one.node, frees, one.owner, qualname, one.filename, code.co_flags & FUTURES)
     except (SyntaxError, LookupError):
         return None
     return made.replace(co_flags=code.co_flags)  # whether it stands in a function is part of them

@@ -50,6 +50,10 @@ def write_object(encoder: Encoder, thing: Any) -> int:
     for types_, what, instead in _ADVICE:
         if isinstance(thing, types_):
             raise encoder.refusal(f"{what} belongs to this process", instead)
+    if isinstance(thing, BaseException) and type(thing).__reduce__ is BaseException.__reduce__:
+        # What it says, a call of its class with its arguments, fits few classes that have a constructor.
+        made: Any = copyreg.__newobj__  # type: ignore[attr-defined]
+        return _write_parts(encoder, thing, made, (type(thing), *thing.args), dict(vars(thing)) or None)
     if encoder.results and records.is_record(thing):
         return records.write(encoder, thing)
     try:

@@ -7,6 +7,7 @@ too, but for nnsight itself and its plugins; and whatever was registered.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import site
 import sys
@@ -40,6 +41,17 @@ def is_own(name: str | None) -> bool:
     if getattr(module, "__path__", None) is not None:
         return not all(_installed(folder) for folder in module.__path__)
     return getattr(getattr(module, "__spec__", None), "origin", None) not in ("built-in", "frozen")
+
+
+def places() -> list[str]:
+    """Return the folders from which another interpreter can import what is installed, and nothing of the user's."""
+    found = [path for path in sys.path if _installed(os.path.join(path, "_"))]
+    for package in sorted(_plugins()):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folder = os.path.dirname(os.path.dirname(spec.origin))
+            found += [] if folder in found else [folder]
+    return found
 
 
 def find(thing: Any, name: str | None = None) -> tuple[str, str] | None:

@@ -134,6 +134,11 @@ def write_member(encoder: Encoder, member: Any) -> int:
     return encoder.emit("named", named, str(member.name), encoder.value(member.value, "its value"))
 
 
+def write_class(encoder: Encoder, cls: type) -> int:
+    """Write a class itself, by name."""
+    return encoder.emit("class named", f"{cls.__module__}:{cls.__qualname__}")
+
+
 # -- over here -------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +189,16 @@ def _make_named(decoder: Decoder, step: list[Any]) -> Any:
         return members[name] if name in members else cls(decoder.value(value))
     made = Record()
     vars(made).update(_class=_shown(named), name=name, value=decoder.value(value))
+    return made
+
+
+@makes("class named", safe=True)
+def _make_class_named(decoder: Decoder, step: list[Any]) -> Any:
+    cls = _class(decoder, step[1], object)
+    if cls is not None:
+        return cls
+    made = Record()
+    vars(made)["_class"] = f"class {_shown(step[1])}"
     return made
 
 

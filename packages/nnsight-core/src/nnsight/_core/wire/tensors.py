@@ -172,7 +172,8 @@ def _make_storage(decoder: Decoder, step: list[Any]) -> torch.UntypedStorage:
         raise WireError(f"a storage of {size} bytes has {len(data)}")
     if not size:
         return _empty(0, "cpu")
-    numbers = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    own = data if decoder.kept.get("mapped") else bytearray(data)
+    numbers = torch.frombuffer(own, dtype=torch.uint8)
     return numbers.to(_device(decoder, where)).untyped_storage()
 
 
