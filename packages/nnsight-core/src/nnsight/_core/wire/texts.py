@@ -83,7 +83,9 @@ class Received:
 
     def __init__(self, said: Any) -> None:
         self.files: list[tuple[str, dict[int, str]]] = []
-        for entry in said or []:
+        if not isinstance(said, list):
+            raise WireError("the texts of files are no list")
+        for entry in said:
             if not isinstance(entry, list) or not entry or not isinstance(entry[0], str):
                 raise WireError("the text of a file is not stated as it should be")
             known: dict[int, str] = {}
