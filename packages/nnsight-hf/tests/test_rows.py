@@ -203,6 +203,21 @@ def test_probing_leaves_a_model_as_it_was() -> None:
     assert not any("forward" in part.__dict__ for part in lm._model.modules())
 
 
+def test_a_model_that_was_settled_is_probed_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nnsight_hf.language as language
+
+    lm = LanguageModel("nnsight/toy-landmarks", dispatch=True)
+    lm._settle()
+    monkeypatch.setattr(language, "probe", None)
+    monkeypatch.setattr(language, "resolve", None)
+    with lm.trace() as tracer:
+        with tracer.invoke("The Eiffel Tower"):
+            first = lm.lm_head.output
+        with tracer.invoke("The"):
+            second = lm.lm_head.output
+    assert first.shape[0] == second.shape[0] == 1 and lm.standard.layers_output is not None
+
+
 def test_a_librarys_own_preparing_is_not_probed() -> None:
     class Library(LanguageModel):
         def _prepare_input(self, *given: Any, **kwargs: Any) -> Any:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
+from nnsight import NNsightError
 from nnsight.plugin import Layout, Prepared, Rows
 from nnsight_hf import fitting, generation, inputs, loading, padding, text
 from nnsight_hf.generating import GeneratingModel
@@ -159,6 +161,12 @@ class LanguageModel(GeneratingModel):
     def _facts(self) -> Facts:
         """How rows lie in the values of this module, found out when it is first asked."""
         return self._found("rows", lambda: probe(self._whole()))
+
+    def _settle(self) -> None:
+        super()._settle()
+        self._facts()
+        with suppress(NNsightError):  # not every architecture has the names; whoever asks for them is told why
+            self.standard  # noqa: B018
 
     # -- names -------------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,12 @@ class NNsight(Envoy, Batchable):
     def _ready(self) -> None:
         """Make the model ready for a real run; families that load lazily load here."""
 
+    def _settle(self) -> None:
+        """Find out now what the first runs would find out; families whose runs keep what they learn override it.
+
+        A server calls it once: what runs there are copies of a process, and what a copy learns is gone with it.
+        """
+
     def _on_fakes(self) -> AbstractContextManager[Any]:
         """Prepare the model for a scan, and undo it at its end; families whose forward needs numbers override it."""
         return nullcontext()

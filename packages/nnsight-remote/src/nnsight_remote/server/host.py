@@ -9,6 +9,7 @@ that has to be stopped costs a reload. What a job does is in `worker.py`; who st
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -47,6 +48,7 @@ def main() -> None:
             )
         model = load(order["source"], order["family"], order["options"])
         way = isolation(model, order["isolation"])
+        settle(model)
     except BaseException as error:  # whatever a family raises, the server must be told
         channel.send({"is": "failed", "message": f"{type(error).__name__}: {error}"[:10_000]})
         return
@@ -67,6 +69,14 @@ def load(source: str, family: str, options: dict[str, Any]) -> NNsight:
     if not isinstance(made, NNsight):
         raise TypeError(f"{source} gives a {type(made).__name__}; a server offers models that nnsight wraps")
     return made
+
+
+def settle(model: NNsight) -> None:
+    """Let the family find out what the first run of every copy would find out again."""
+    try:
+        model._settle()
+    except Exception:  # it only takes time; a run that cannot do without it says so to its user
+        logging.getLogger(__name__).exception("what a family finds out ahead could not be found out")
 
 
 def isolation(model: NNsight, wanted: str) -> str:

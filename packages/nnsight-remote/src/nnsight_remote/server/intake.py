@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from starlette.requests import ClientDisconnect
+
 from .admission import Admission, Refused
 from .dispatch import Dispatcher
 from .jobs import Job
@@ -66,6 +68,8 @@ class Intake:
                     chunk = await asyncio.wait_for(anext(body, None), _CHUNK_SECONDS)
                 except asyncio.TimeoutError:
                     raise Refused(408, "slow", f"nothing came for {_CHUNK_SECONDS:g} s") from None
+                except ClientDisconnect:
+                    raise Refused(400, "cut", "the connection was cut before the request was here") from None
                 if chunk is None:
                     break
                 size += len(chunk)

@@ -106,20 +106,20 @@ def _outcome(model: NNsight, files: Files, guard: ImportGuard | None) -> dict[st
 def _failed(reason: str, error: BaseException, files: Files | None = None) -> dict[str, Any]:
     """Describe a failure; with files, put the exception itself where the result would be."""
     encoded = False
+    # Without this file's own frame, which is no news to the user.
+    error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
     if files is not None:
         try:
             _write(files.result, encode_error(error))
             encoded = True
         except Exception:  # an exception that cannot be encoded, or not be kept, is still described
             os.ftruncate(files.result, 0)
-    # Without this file's own frame, which is no news to the user.
-    within = error.__traceback__.tb_next if error.__traceback__ else None
     return {
         "ok": False,
         "reason": reason,
         "type": type(error).__name__,
         "message": _text(error)[:_LONGEST_MESSAGE],
-        "traceback": "".join(traceback.format_exception(type(error), error, within))[-_LONGEST_TRACEBACK:],
+        "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__))[-_LONGEST_TRACEBACK:],
         "encoded": encoded,
     }
 
