@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fresh
+import wire
 from rows import Row, Timed
 
 _IMPORT_LIMIT = 60.0
@@ -28,6 +29,7 @@ class Report:
         self.rows: list[tuple[Row, Timed]] = []
         self.imports: dict[str, float] = {}
         self.fresh: dict[str, tuple[float, float]] = {}
+        self.wire: dict[str, dict[str, float]] = {}
 
     def add(self, row: Row, timed: Timed) -> None:
         """Take in one row."""
@@ -69,6 +71,14 @@ class Report:
             mark = _mark(None if abs(ratio - bound) < error else ratio <= bound)
             console.print(f"{text}: {ratio:.3f} (must be at most {bound:g}).", mark)
 
+        for name, figures in self.wire.items():
+            said = [
+                f"{figures[unit]:.3g} {unit}" + (f" (must be under {limit:g})" if name == "ours" else "")
+                for unit, limit in wire.LIMITS.items()
+            ]
+            mark = _mark(all(figures[unit] < limit for unit, limit in wire.LIMITS.items())) if name == "ours" else ""
+            console.print(f"a block of one line on 32 layers, encoded, {name}: {', '.join(said)}.", mark)
+
     def _table(self, shown: list[str]) -> Table:
         table = Table(title="Overhead over the bare forward, in microseconds (medians)", title_justify="left")
         for heading in ("work", "model"):
@@ -109,6 +119,7 @@ class Report:
             "linear": self.linear(),
             "import milliseconds": self.imports,
             "fresh processes": self.fresh,
+            "wire": self.wire,
         }
         Path(path).write_text(json.dumps(result, indent=2) + "\n")
 

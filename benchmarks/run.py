@@ -12,6 +12,7 @@ import argparse
 import sys
 
 import fresh
+import wire
 from contender import Contender, ContenderError
 from imports import time_imports
 from report import Report
@@ -20,6 +21,7 @@ from rows import ROWS
 
 _IMPORT = "import"
 _FRESH = "load memory"
+_WIRE = "wire"
 
 
 def _arguments() -> argparse.Namespace:
@@ -62,6 +64,8 @@ def main() -> int:
     if _wanted(_FRESH, options.only):
         print("loading and peak memory ...", file=sys.stderr)
         report.fresh = fresh.measure(options.python, 3 if options.quick else 9)
+    if _wanted(_WIRE, options.only):
+        report.wire = wire.measure(pythons)
     report.show()
     if options.json:
         report.write(options.json)
