@@ -44,7 +44,7 @@ LAYERS = [
     ["backward", "trace"],
     ["scan", "patches"],
     ["validate"],
-    ["backend"],
+    ["backend", "received"],
     ["envoy", "travel"],
     ["rehearsal"],
     ["model", "provided", "notes"],

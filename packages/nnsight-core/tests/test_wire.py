@@ -423,6 +423,38 @@ def test_sparse_tensors_travel_and_quantised_ones_say_why_not():
         back([quantised])
 
 
+class Coder(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.enc, self.dec = torch.nn.Linear(8, width), torch.nn.Linear(width, 8)
+        self.dec.weight = torch.nn.Parameter(self.enc.weight.detach().t())
+        self.register_buffer("mean", torch.ones(8))
+
+    def forward(self, x):
+        return self.dec(torch.relu(self.enc(x - self.mean)))
+
+
+def test_a_module_of_the_user_comes_along_with_its_weights_and_can_be_trained_there(model, wire):
+    coder = seeded(Coder, 16)
+    optimizer = torch.optim.SGD(coder.parameters(), lr=0.1)
+    with model.trace(X, backend=wire):
+        decoded = coder(model.layers[0].output).save()
+        decoded.pow(2).mean().backward()
+        optimizer.step()
+        after = coder.state_dict().save()
+    with model.trace(X):
+        hidden = model.layers[0].output
+    assert torch.equal(decoded, coder(hidden))
+    coder(hidden.detach()).pow(2).mean().backward()
+    optimizer.step()
+    assert all(torch.allclose(after[name], value) for name, value in coder.state_dict().items())
+
+
+@pytest.mark.parametrize("function", [torch.relu, torch.nn.functional.gelu, torch.Tensor.neg, torch.einsum], ids=repr)
+def test_functions_of_torch_go_by_name(function):
+    assert there(function) is function
+
+
 def test_random_generators_go_on_where_they_were():
     generator = torch.Generator().manual_seed(3)
     torch.rand(2, generator=generator)
@@ -528,6 +560,33 @@ def test_modules_and_envoys_are_no_results(model):
         back(model._module)
     with pytest.raises(WireError, match=r"envoy .*save its `.output`"):
         back(model.layers[0])
+
+
+def test_a_cache_comes_back_without_being_saved(model, wire):
+    with model.trace(X, backend=wire) as tracer:
+        there = tracer.cache(include_inputs=True, copy=True)
+        unsaved = model.layers[0].output
+    with model.trace(X) as tracer:
+        here = tracer.cache(include_inputs=True, copy=True)
+    assert list(there) == list(here) and "layers.0" in there and "unsaved" not in vars()
+    for path in here:
+        assert torch.equal(there[path].output, here[path].output) and torch.equal(there[path].input, here[path].input)
+    assert torch.equal(there.model.layers[-1].output, here["model.layers.2"].output)
+    assert torch.equal(there.head.output, here.head.output) and len(there.layers) == 3
+    assert [torch.equal(one.output, other.output) for one, other in zip(there.layers, here.layers)] == [True] * 3
+    with pytest.raises(AttributeError, match="nothing at `model.tail`"):
+        there.tail
+    assert torch.equal(back(there).head.output, here.head.output)
+
+
+def test_what_the_run_changed_in_a_cache_is_refused_over_here_too(model, wire):
+    with model.trace(X, backend=wire) as tracer:
+        cache = tracer.cache(modules=[model.layers[0]])
+        value = model.layers[0].output
+        model.layers[1].output
+        value[:] = 0
+    with pytest.raises(nnsight.ChangedValueError, match="layers.0"):
+        cache["layers.0"].output
 
 
 def test_messages_carry_what_is_told_meanwhile():

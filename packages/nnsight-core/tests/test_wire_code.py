@@ -20,6 +20,7 @@ import math
 import operator
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -187,7 +188,8 @@ def test_several_lambdas_on_a_line_are_told_apart():
 def test_what_a_library_made_of_a_function_travels():
     add = functools.partial(operator.add, 2)
     assert there(add)(3) == 5 and there(operator.itemgetter(1))("ab") == "b"
-    assert there(functools.partial(even, 4))() is True
+    assert there(functools.partial(even, 4))() is True and there(re.compile("a+")).match("aa")
+    assert there(types.MappingProxyType({1: 2}))[1] == 2 and there(int | None) == int | None
     assert there([len, math.sqrt, str.upper, "x".join, [].append, dict.fromkeys])[2]("a") == "A"
     assert there("-".join)("ab") == "a-b" and there(functools.reduce) is functools.reduce
 
@@ -447,6 +449,8 @@ def test_kinds_of_classes():
         row.both() == "bb" and row == (2, "b") and there(Pair(1)) == (1, 2) and there(Pair)._fields == ("left", "right")
     )
     assert there(Holder()).value == 8
+    made = enum.Enum("Made", "A B")
+    assert there(made.B).name == "B" and there(made)(1).name == "A"
 
 
 def test_cycles_between_classes_and_objects():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from . import active as scopes
 from . import plugins
 from .blocks import Body, Names, capture, fold, skip, skipped, write_back
+from .cache import Cache
 from .config import CONFIG
 from .errors import NNsightError
 from .saved import Collector
@@ -68,7 +69,8 @@ class Request:
                 self.body.run(self.names)
         finally:
             scopes.leave(collector)
-        return {name: value for name, value in self.names.items() if collector.has(value)}
+        # A cache is a result in itself; nobody has to save it.
+        return {name: value for name, value in self.names.items() if collector.has(value) or isinstance(value, Cache)}
 
 
 @runtime_checkable

@@ -45,6 +45,9 @@ class Cache(Mapping[str, Any]):
         visits.append(entry)
         return entry
 
+    def _root_path(self) -> str:
+        return self._node._root._path
+
     def _resolve(self, key: str) -> str:
         if key in self._entries:
             return key

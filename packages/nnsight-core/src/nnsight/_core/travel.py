@@ -21,6 +21,7 @@ from .backend import Request
 from .edit import Edit, Edits
 from .errors import WireError
 from .naming import Naming
+from .received import ReceivedCache, write_cache
 from .tree import Node
 from .wire import Decoder, Encoder, arrays, failures, kinds, objects, origin, records
 from .wire import tensors as _tensors  # noqa: F401  # lets tensors travel
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 arrays.register()
+kinds.WRITERS[ReceivedCache] = write_cache
 T = TypeVar("T")
 
 

@@ -44,6 +44,8 @@ def _write_class(encoder: Encoder, cls: type) -> int:
     try:
         where = find_class(cls)
     except SourceError as error:
+        if isinstance(cls, enum.EnumMeta):
+            return _write_enum(encoder, cls)
         raise encoder.refusal(
             f"{error}", "write it as a `class` statement in a file, in a notebook cell, or in the block itself"
         ) from None
@@ -266,6 +268,18 @@ def _write_namedtuple(encoder: Encoder, cls: Any) -> int:
 def _make_namedtuple(decoder: Decoder, step: list[Any]) -> type:
     _, name, fields, defaults, module = step
     return collections.namedtuple(name, fields, defaults=decoder.value(defaults), module=module)
+
+
+def _write_enum(encoder: Encoder, cls: Any) -> int:
+    members = {name: member.value for name, member in cls.__members__.items()}
+    base = encoder.value(cls.__mro__[1], "its base")
+    return encoder.emit("enum", base, cls.__name__, encoder.value(members, "its members"), cls.__module__)
+
+
+@makes("enum")
+def _make_enum(decoder: Decoder, step: list[Any]) -> Any:
+    _, base, name, members, module = step
+    return decoder.value(base)(name, decoder.value(members), module=module)
 
 
 @writes(enum.Enum, family=True)

@@ -63,6 +63,7 @@ class _Text:
 
 
 _texts: dict[str, _Text] = {}
+_KEPT = 4096
 _found: dict[int, tuple[CodeType, Located]] = {}
 
 
@@ -75,6 +76,8 @@ def find_function(function: FunctionType) -> Located:
     code = function.__code__
     known = _found.get(id(code))
     if known is None:
+        if len(_found) > _KEPT:
+            _found.clear()
         text = _text(text_of(code, function.__globals__), code.co_filename)
         candidates = text.functions.get((code.co_name, code.co_firstlineno), [])
         known = _found[id(code)] = (code, _chosen(candidates, code, function.__qualname__))
@@ -137,6 +140,8 @@ def _text(lines: Sequence[str], filename: str) -> _Text:
     known = _texts.get(filename)
     if known is None or not (known.lines is lines or known.lines == lines):
         try:
+            if len(_texts) > _KEPT:
+                _texts.clear()
             with reading:
                 known = _texts[filename] = _Text(lines, filename)
         except SyntaxError as error:

@@ -57,7 +57,8 @@ def write_object(encoder: Encoder, thing: Any) -> int:
     if encoder.results and records.is_record(thing):
         return records.write(encoder, thing)
     try:
-        parts = thing.__reduce_ex__(4)
+        registered = copyreg.dispatch_table.get(type(thing))
+        parts = thing.__reduce_ex__(4) if registered is None else registered(thing)
     except Exception as error:  # whatever the object says against being copied
         raise encoder.refusal(
             f"a {type(thing).__module__}.{type(thing).__qualname__} cannot be copied ({error})",
@@ -110,6 +111,11 @@ def attributes(encoder: Encoder, state: dict[str, Any]) -> list[Any]:
 
 def _all(encoder: Encoder, parts: Any) -> list[Any]:
     return [encoder.value(part, f"[{number}]") for number, part in enumerate(parts)]
+
+
+@writes(types.MappingProxyType)
+def _write_proxy(encoder: Encoder, proxy: Any) -> int:
+    return encoder.emit("call", encoder.value(types.MappingProxyType), [encoder.value(dict(proxy))], [None, [], []])
 
 
 @makes("new")

@@ -37,10 +37,12 @@ def is_own(name: str | None) -> bool:
     file = getattr(module, "__file__", None)
     if file is not None:
         return not _installed(file) and parts[0] not in _plugins()
-    # Without a file: built in, frozen, a namespace of packages, or made by hand.
+    # Without a file: built in, frozen, a namespace of packages, made by hand, or by the code in C of a package.
     if getattr(module, "__path__", None) is not None:
         return not all(_installed(folder) for folder in module.__path__)
-    return getattr(getattr(module, "__spec__", None), "origin", None) not in ("built-in", "frozen")
+    if getattr(getattr(module, "__spec__", None), "origin", None) in ("built-in", "frozen"):
+        return False
+    return len(parts) == 1 or is_own(name.rpartition(".")[0])
 
 
 def places() -> list[str]:
@@ -54,6 +56,17 @@ def places() -> list[str]:
     return found
 
 
+def installed_by(package: str) -> bool:
+    """Whether a package, which need not have been imported, is installed and none of the user's own."""
+    if package in sys.modules:
+        return not is_own(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and (spec.origin in ("built-in", "frozen") or _installed(spec.origin or ""))
+
+
 def find(thing: Any, name: str | None = None) -> tuple[str, str] | None:
     """Return the installed module and the name in it by which a thing can be imported; None if there is none."""
     name = name or getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
@@ -62,9 +75,10 @@ def find(thing: Any, name: str | None = None) -> tuple[str, str] | None:
     home = getattr(thing, "__module__", None)
     if isinstance(home, str) and _holds(home, name, thing):
         return None if is_own(home) else (home, name)
-    if home is not None and not name.isidentifier():
+    if "<locals>" in name:
         return None
     # Functions of C often do not say where they are; nor do those that are kept elsewhere under their names.
+    name = name.rpartition(".")[2]
     for module, found in list(sys.modules.items()):
         if isinstance(found, ModuleType) and vars(found).get(name) is thing and not is_own(module):
             return module, name

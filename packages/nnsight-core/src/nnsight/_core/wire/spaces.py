@@ -108,10 +108,12 @@ def put_import(encoder: Encoder, around: Mapping[str, Any], wanted: Import) -> N
     package = around.get("__package__") or str(around.get("__name__") or "").rpartition(".")[0]
     try:
         name = importlib.util.resolve_name("." * wanted.level + wanted.module, package if wanted.level else None)
+        parts = name.split(".")
+        if origin.installed_by(parts[0]) and not origin.is_own(name):
+            return  # whether it can be imported shows there
         module = importlib.import_module(name)
     except ImportError:
         return  # it fails here, so it may fail there
-    parts = name.split(".")
     if not origin.is_own(name):
         return
     for count in range(1, len(parts)):

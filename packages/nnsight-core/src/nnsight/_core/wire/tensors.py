@@ -32,6 +32,8 @@ native(torch.device, str, torch.device)
 native(torch.layout, str, _named(torch.layout))
 native(torch.memory_format, str, _named(torch.memory_format))
 native(torch.Size, list, torch.Size)
+native(torch.finfo, lambda info: info.dtype, lambda said: torch.finfo(DTYPES[said]))
+native(torch.iinfo, lambda info: info.dtype, lambda said: torch.iinfo(DTYPES[said]))
 
 
 class _Storage:

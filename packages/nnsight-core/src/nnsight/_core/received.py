@@ -1,0 +1,123 @@
+"""A cache that was filled elsewhere.
+
+The one idea: over here there may be no model, so what mirrors the tree are the paths of the entries alone. Names that the
+model gave its modules besides are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .cache import Cache
+from .entries import Entry, Visits
+from .errors import ChangedValueError, WireError
+from .wire import Decoder, Encoder
+from .wire.kinds import makes, writes
+
+
+@writes(Cache)
+def write_cache(encoder: Encoder, cache: Cache) -> int:
+    """Write a cache: by path, what each visit gave and took, and which of that is no longer what passed."""
+    said = {path: [_said(entry) for entry in visits] for path, visits in cache._entries.items()}
+    return encoder.emit("cache", cache._root_path(), encoder.value(said))
+
+
+def _said(entry: Entry) -> tuple[Any, Any, list[bool]]:
+    kept: list[Any] = []
+    changed = []
+    for name, is_input in (("output", False), ("inputs", True)):
+        try:
+            kept.append(getattr(entry, name))
+        except ChangedValueError:
+            kept.append(None)
+            changed.append(is_input)
+    return kept[0], kept[1], changed
+
+
+@makes("cache", safe=True)
+def _make_cache(decoder: Decoder, step: list[Any]) -> ReceivedCache:
+    _, root, said = step
+    entries = {}
+    for path, visits in decoder.value(said).items():
+        entries[path] = Visits(_entry(path, *visit) for visit in visits)
+    if not isinstance(root, str) or not all(isinstance(path, str) for path in entries):
+        raise WireError("a cache is not stated as it should be")
+    return ReceivedCache(root, entries)
+
+
+def _entry(path: str, output: Any, inputs: Any, changed: list[bool]) -> Entry:
+    entry = Entry(path)
+    entry._output, entry._inputs, entry._changed = output, inputs, frozenset(changed)
+    return entry
+
+
+class ReceivedCache(Cache):
+    """What `tracer.cache()` returned where the block ran; see `Cache`."""
+
+    def __init__(self, root: str, entries: dict[str, Visits]) -> None:
+        self._root = root
+        self._entries = entries
+
+    def _root_path(self) -> str:
+        return self._root
+
+    def _resolve(self, key: str) -> str:
+        for path in (key, f"{self._root}.{key}"):
+            if path in self._entries:
+                return path
+        raise KeyError(f"{key!r} is not in this cache, which holds {', '.join(self._entries) or 'nothing'}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        way = Way(self, self._root)
+        return way if name == self._root else getattr(way, name)
+
+
+class Way:
+    """The way into a received cache by attributes."""
+
+    def __init__(self, cache: ReceivedCache, path: str) -> None:
+        self._cache = cache
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        below = f"{self._path}.{name}"
+        if any(path == below or path.startswith(f"{below}.") for path in self._cache):
+            return Way(self._cache, below)
+        plain = name.removeprefix("nns_")
+        if plain in ("output", "inputs", "input") and self._path in self._cache:
+            return getattr(self._cache[self._path], plain)
+        raise AttributeError(f"this cache has nothing at `{below}`: {self._cache!r}")
+
+    def __getitem__(self, key: Any) -> Any:
+        below = self._below()
+        if isinstance(key, str) and key in below:
+            return Way(self._cache, f"{self._path}.{key}")
+        numbers = [name for name in below if name.isdigit()]
+        if numbers:
+            found = numbers[key]
+            ways = [
+                Way(self._cache, f"{self._path}.{name}") for name in (found if isinstance(found, list) else [found])
+            ]
+            return ways if isinstance(key, slice) else ways[0]
+        return self._cache[self._path][key]
+
+    def __len__(self) -> int:
+        return len(self._below())
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Way(self._cache, f"{self._path}.{name}") for name in self._below())
+
+    def _below(self) -> list[str]:
+        """Return the names right below this path, in the order of the model."""
+        inside = (path[len(self._path) + 1 :] for path in self._cache if path.startswith(f"{self._path}."))
+        names = list(dict.fromkeys(path.partition(".")[0] for path in inside))
+        # Modules of a list are numbered, and may have been visited in another order.
+        return sorted(names, key=int) if all(map(str.isdigit, names)) else names
+
+    def __repr__(self) -> str:
+        return f"<cached {self._path}>"
