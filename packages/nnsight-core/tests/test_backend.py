@@ -10,7 +10,7 @@ from core_toys import Hooked, Toy, rows, seeded
 
 import nnsight
 from nnsight import NNsight, NNsightError, PluginError
-from nnsight.plugin import Backend, HereBackend, Request
+from nnsight.plugin import Backend, HereBackend, Pending, Request
 
 
 @pytest.fixture
@@ -204,3 +204,61 @@ def test_saving_after_it_is_refused_again(model: Any) -> None:
         1 / 0
     with pytest.raises(nnsight.SaveOutsideTraceError):
         out.save()
+
+
+class Waiting:
+    """A block that is finished when somebody says so."""
+
+    bind: Any
+
+    def run(self, request: Request) -> Pending:
+        self.values = request.replay()
+        return self
+
+    def deliver_to(self, bind: Any) -> None:
+        self.bind = bind
+
+    def finish(self) -> None:
+        self.bind(self.values)
+
+
+def test_a_block_that_nobody_waits_for_binds_its_values_when_they_are_there(model: Any, net: Toy) -> None:
+    out = "not yet"
+    with model.trace(rows(), backend=Waiting()) as job:
+        out = model.output.save()
+    assert out == "not yet" and isinstance(job, Pending)
+    job.finish()
+    assert torch.equal(out, net(rows()))
+
+
+def test_a_pending_block_stands_where_the_with_says(model: Any) -> None:
+    class Kept:
+        pass
+
+    kept = Kept()
+    with model.session(backend=Waiting()) as kept.job:
+        with model.trace(rows()):
+            out = model.output.save()
+    assert isinstance(kept.job, Waiting)
+
+
+def test_not_to_wait_is_for_servers(model: Any) -> None:
+    for where in ({}, {"remote": False}, {"remote": "local"}, {"backend": "here"}):
+        with pytest.raises(ValueError, match="blocking=False"):
+            model.trace(rows(), blocking=False, **where)
+        with pytest.raises(ValueError, match="blocking=False"):
+            model.session(blocking=False, **where)
+
+
+def test_what_runs_here_is_not_silently_left_out_elsewhere(model: Any) -> None:
+    with pytest.raises(ValueError, match="scan=True"):
+        model.trace(rows(), scan=True, backend="here")
+    with pytest.raises(ValueError, match="trace=False"):
+        model.trace(rows(), trace=False, backend="here")
+
+
+def test_a_request_knows_its_model(model: Any) -> None:
+    backend = Recording()
+    with model.layers[0].trace(torch.ones(1, 8), backend=backend):
+        model.layers[0].output
+    assert backend.requests[0].model is model and backend.requests[0].node is model.layers[0]

@@ -29,7 +29,7 @@ conformance suite in `nnsight.testing`.
 
 from __future__ import annotations
 
-from nnsight._core.backend import Backend, HereBackend, Request, open_trace
+from nnsight._core.backend import Backend, HereBackend, Pending, Request, open_trace
 from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs, put_together
 from nnsight._core.blocks import is_with_head
 from nnsight._core.envoy import Envoy
@@ -72,6 +72,7 @@ __all__ = [
     "Lockstep",
     "NNsight",
     "Operation",
+    "Pending",
     "Place",
     "PlainLayout",
     "Prepared",

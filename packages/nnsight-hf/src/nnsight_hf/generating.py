@@ -66,7 +66,13 @@ class GeneratingModel(PretrainedModel):
         return generator(made)
 
     def generate(
-        self, *given: Any, progress: bool | None = None, backend: Any = None, remote: Any = None, **kwargs: Any
+        self,
+        *given: Any,
+        progress: bool | None = None,
+        backend: Any = None,
+        remote: Any = None,
+        blocking: bool = True,
+        **kwargs: Any,
     ) -> Any:
         """Generate: a plain call returns the tokens, and `with model.generate(...) as tracer:` looks inside.
 
@@ -74,6 +80,7 @@ class GeneratingModel(PretrainedModel):
             given: the prompt, or what the model hears or sees, as for `trace`; without one, the block opens invokes.
             progress: show a bar over the steps. If it is not said, a bar appears in a notebook or at a prompt when the
                 generation has taken two seconds, and never in a script.
+            backend, remote, blocking: where to run, and whether to wait for it; see `trace`.
             kwargs: options of transformers' `generate` (`max_new_tokens=`, `do_sample=`, ...).
 
         Returns:
@@ -87,6 +94,6 @@ class GeneratingModel(PretrainedModel):
             raise TypeError(f"{type(self._module).__name__} does not generate: use `trace`")
         if progress is not None:
             kwargs["progress"] = progress
-        if backend is None and remote in (None, False) and not is_with_head(sys._getframe(1)):
+        if backend is None and blocking and remote in (None, False) and not is_with_head(sys._getframe(1)):
             return self._run_now("generate", given, kwargs)
-        return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote)
+        return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote, blocking=blocking)

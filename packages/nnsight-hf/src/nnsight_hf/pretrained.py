@@ -58,6 +58,9 @@ class PretrainedModel(LazyModel):
         """The hub id or folder that the model was loaded from; what its configuration says for a loaded module."""
         return self.__dict__["repo_id"] or getattr(self.config, "_name_or_path", "") or ""
 
+    def _known_as(self) -> str:
+        return self.name_or_path
+
     # -- what is loaded ----------------------------------------------------------------------------------------------
 
     @property

@@ -1,14 +1,16 @@
 """Where a run happens: here, or wherever a backend takes it.
 
 A backend gets a `Request`: the whole block of a trace or session, captured, and what it was opened with. It returns the
-values that the block saved, by name, and those are bound in the caller's frame; nothing else comes back. How a body
-travels is the wire's business, and each backend's own.
+values that the block saved, by name, and those are bound in the caller's frame; nothing else comes back. One that was
+asked not to wait returns a `Pending` instead, which stands after `as` and binds the values later. How a body travels is
+the wire's business, and each backend's own.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from . import active as scopes
@@ -23,6 +25,7 @@ from .trace import Tracer, is_library
 from .validate import ValidatingTracer
 
 if TYPE_CHECKING:
+    from .model import NNsight
     from .tree import Node
 
 
@@ -53,6 +56,11 @@ class Request:
         self.body: Body
         self.names: Names
 
+    @property
+    def model(self) -> NNsight:
+        """The model that the envoy belongs to, its root."""
+        return self.node._root  # type: ignore[return-value]  # roots are models
+
     def open(self) -> Tracer | Session:
         """Return the context that the block was written for, to be entered where it runs."""
         if self.session:
@@ -74,11 +82,22 @@ class Request:
 
 
 @runtime_checkable
+class Pending(Protocol):
+    """A block that is not finished: what a backend returns that was asked not to wait."""
+
+    def deliver_to(self, bind: Callable[[Mapping[str, Any]], None]) -> None:
+        """Take what binds saved values, by name, where the block stands. To be called once, when they are there."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A place to run a block."""
 
-    def run(self, request: Request) -> dict[str, Any]:
-        """Run the block and return what it saved, by name; raise what it raised."""
+    def run(self, request: Request) -> dict[str, Any] | Pending:
+        """Run the block and return what it saved, by name; raise what it raised.
+
+        A `Pending` in its place is bound to what stands after `as`.
+        """
 
 
 class HereBackend:
@@ -113,12 +132,21 @@ class Elsewhere:
         except BaseException as failure:
             fold(failure, is_library, debugging=bool(CONFIG.APP.DEBUG))
             raise
-        write_back(frame, saved)
+        if isinstance(saved, dict):
+            write_back(frame, saved)
+        else:
+            saved.deliver_to(functools.partial(write_back, frame))
+            self._request.body.bind(frame, saved)
         return True
 
 
-def find_backend(backend: Any, remote: Any) -> Backend | None:
+def find_backend(backend: Any, remote: Any, blocking: bool = True) -> Backend | None:
     """Return the backend that the arguments of a trace name; None for here and inline."""
+    if not blocking and (backend is not None or remote in (None, False, "local")):
+        raise ValueError(
+            "blocking=False is for blocks that a server runs: `remote=True` or `remote='http://...'`. "
+            "A backend that can run a block without waiting says so when it is made."
+        )
     if backend is None and remote in (None, False):
         return None
     made: Any
@@ -127,7 +155,7 @@ def find_backend(backend: Any, remote: Any) -> Backend | None:
 
         made = Rehearsal()
     elif backend is None:
-        made = plugins.lookup("backends", "remote")(remote)
+        made = plugins.lookup("backends", "remote")(remote, blocking=blocking)
     elif isinstance(backend, str):
         made = HereBackend() if backend == "here" else plugins.lookup("backends", backend)()
     else:
@@ -148,12 +176,18 @@ def open_trace(
     validate: bool = False,
     backend: Any = None,
     remote: Any = None,
+    blocking: bool = True,
     session: bool = False,
 ) -> Any:
     """Return the context for a trace as it was asked for, or what the model returns if none was."""
     family = node._family()
-    where = find_backend(backend, remote)
+    where = find_backend(backend, remote, blocking)
     if where is not None:
+        if not trace or scan:
+            asked = "trace=False" if not trace else "scan=True"
+            raise ValueError(
+                f"{asked} runs here, and this block runs elsewhere: leave it out, or `remote=` and `backend=`"
+            )
         return Elsewhere(Request(node, inputs, kwargs, method, session), where)
     if not trace:
         return node._run_now(method, inputs, kwargs)

@@ -55,6 +55,8 @@ class ApiSettings(Section):
     SSL: bool = True
     #: Compress what is sent and fetched.
     COMPRESS: bool = True
+    #: Addresses, separated by commas, of servers whose results may hold code, which runs here.
+    TRUSTED: str | None = None
 
 
 class Config:

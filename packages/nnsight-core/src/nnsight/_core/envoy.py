@@ -93,6 +93,7 @@ class Envoy(Node):
         validate: bool = False,
         backend: Any = None,
         remote: Any = None,
+        blocking: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Run the model and look inside: `with model.trace(input):`.
@@ -107,16 +108,27 @@ class Envoy(Node):
             scan: run the forward on fake tensors first, so that an input that does not fit fails before any work.
             validate: with `scan`, run the block on them too. It then runs twice: prints and appends happen twice.
             backend: where to run, a backend or its name; here if not given.
-            remote: run on a server; needs `nnsight-remote`. "local" rehearses that: a fresh interpreter on this machine
-                runs the block, which has none of your own modules, so what passes there passes on a server.
+            remote: run on a server: True for the one in `CONFIG.API.HOST`, or its address; needs `nnsight-remote`. "local"
+                rehearses that: a fresh interpreter on this machine runs the block, which has none of your own modules, so
+                what passes there passes on a server.
+            blocking: False, with a server, goes on at once; what stands after `as` is then the job.
 
         Returns:
             A `Tracer`.
         """
-        if trace and backend is None and not (scan or validate or remote):
+        if trace and backend is None and blocking and not (scan or validate or remote):
             return Tracer(self, self._family(), inputs, kwargs, fn)
         return open_trace(
-            self, inputs, kwargs, method=fn, trace=trace, scan=scan, validate=validate, backend=backend, remote=remote
+            self,
+            inputs,
+            kwargs,
+            method=fn,
+            trace=trace,
+            scan=scan,
+            validate=validate,
+            backend=backend,
+            remote=remote,
+            blocking=blocking,
         )
 
     def scan(self, *inputs: Any, fn: str | Callable[..., Any] | None = None, **kwargs: Any) -> ScanTracer:
@@ -138,11 +150,11 @@ class Envoy(Node):
         """
         return EditContext(self, inplace, name)
 
-    def session(self, *, backend: Any = None, remote: Any = None) -> Any:
-        """Group several traces: `with model.session():`."""
-        if backend is None and remote in (None, False):
+    def session(self, *, backend: Any = None, remote: Any = None, blocking: bool = True) -> Any:
+        """Group several traces: `with model.session():`. Elsewhere, all of them are one job."""
+        if backend is None and blocking and remote in (None, False):
             return Session(self)
-        return open_trace(self, (), {}, backend=backend, remote=remote, session=True)
+        return open_trace(self, (), {}, backend=backend, remote=remote, blocking=blocking, session=True)
 
     # -- edits -------------------------------------------------------------------------------------------------------
 

@@ -125,6 +125,10 @@ class NNsight(Envoy, Batchable):
         A server calls it once: what runs there are copies of a process, and what a copy learns is gone with it.
         """
 
+    def _known_as(self) -> str:
+        """Say what a server calls this model; families that load by name override it. Empty where nothing says it."""
+        return ""
+
     def _on_fakes(self) -> AbstractContextManager[Any]:
         """Prepare the model for a scan, and undo it at its end; families whose forward needs numbers override it."""
         return nullcontext()

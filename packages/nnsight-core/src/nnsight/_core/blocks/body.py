@@ -118,6 +118,11 @@ class Body:
         return self.block.target
 
     @property
+    def has_target(self) -> bool:
+        """Whether anything stands after `as`."""
+        return self.block.target is not None or self.block.store is not None
+
+    @property
     def reads(self) -> frozenset[str]:
         """The names that the block, or what it defines, may look for outside."""
         return self.block.reads

@@ -1,0 +1,114 @@
+"""`Jobs` on a server that was started with `nnsight serve`: our wire, over plain HTTP.
+
+POST /request                 hand a block in
+GET /jobs/ID/events?after=N   what happens to it, as server-sent events
+GET /jobs/ID/result           what it saved, or what it raised
+GET, DELETE /jobs/ID          look at it, end it
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from nnsight.plugin import Request, decode_error, decode_results, encode_request
+
+from .connection import CONNECT_SECONDS, Connection, as_json
+from .download import Download
+from .errors import JobCancelledError, JobError, JobGoneError, ProtocolError, RefusedError
+from .protocol import Event, Progress, Sight
+from .serve_facts import sight
+
+_ERROR, _RESULTS = "application/vnd.nnsight.error", "application/vnd.nnsight.results"
+#: Seconds for which a running server may not answer a request that is sent to it; a large one takes its time.
+_POSTING = 120.0
+
+
+class ServeJobs:
+    """Hands blocks in, and fetches what became of them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def post(self, request: Request, model: str, remark: Callable[[str], None]) -> str:
+        """Hand in a block and return the id of its job."""
+        data = encode_request(request)
+        headers = {
+            "nnsight-request-id": secrets.token_hex(16),  # sent again, it is the same job
+            "content-type": "application/vnd.nnsight.request",
+        }
+        if model:
+            headers["nnsight-model"] = model
+        answer = self._connection.ask(
+            "POST", "/request", content=data, headers=headers, seconds=_POSTING, remark=remark
+        )
+        return str(as_json(answer)["id"])
+
+    def look(self, job: str) -> Sight:
+        """Look at a job."""
+        with self._gone(job):
+            return sight(as_json(self._connection.ask("GET", f"/jobs/{quote(job, safe='')}")))
+
+    def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
+        """Give what happens to a job after an event."""
+        timeout = httpx.Timeout(CONNECT_SECONDS, read=seconds)
+        with (
+            self._gone(job),
+            self._connection.stream(
+                f"/jobs/{quote(job, safe='')}/events", params={"after": after}, timeout=timeout
+            ) as answer,
+        ):
+            for line in answer.iter_lines():
+                if line.startswith("data:"):
+                    said = json.loads(line[5:])
+                    yield Event(said["number"], said["kind"], said["text"])
+                elif line.startswith(":"):
+                    yield Event(0, "alive")
+
+    def fetch(self, job: str, progress: Progress, patience: float, trusted: bool) -> dict[str, Any]:
+        """Return what a finished job saved, or raise what it raised."""
+        try:
+            with self._gone(job):
+                download = Download(self._connection, f"/jobs/{quote(job, safe='')}/result", progress, patience, job)
+                data = download.read()
+        except RefusedError as refused:
+            if refused.status != 409:
+                raise
+            raise self._failure(job) from None
+        if download.media_type == _ERROR:
+            raise decode_error(data)
+        if download.media_type != _RESULTS:
+            raise ProtocolError(f"the result of job {job} is of a kind that is not known here: {download.media_type!r}")
+        return decode_results(data, trusted=trusted)
+
+    def cancel(self, job: str) -> None:
+        """End a job."""
+        if not self.look(job).is_final:  # a finished one would be thrown away
+            with self._gone(job):
+                self._connection.ask("DELETE", f"/jobs/{quote(job, safe='')}")
+
+    @contextmanager
+    def _gone(self, job: str) -> Iterator[None]:
+        """Say what it means that a server knows no such job."""
+        try:
+            yield
+        except RefusedError as refused:
+            if (refused.status, refused.reason) != (404, "job"):
+                raise
+            said = f"{self._connection.address.url} has no job {job} for this key: it expired, was deleted, or is another's"
+            raise JobGoneError(said, job, "gone") from None
+
+    def _failure(self, job: str) -> JobError:
+        seen = self.look(job)
+        if seen.state == "cancelled":
+            return JobCancelledError(f"the job {job} was cancelled", job, "cancelled")
+        error = JobError(f"{seen.message} (job {job})", job, seen.reason)
+        if seen.traceback:
+            vars(error)["__notes__"] = ["The traceback at the other end:\n\n" + seen.traceback.rstrip()]
+        return error
