@@ -9,6 +9,7 @@ the wire's business, and each backend's own.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -130,7 +131,7 @@ class Elsewhere:
         try:
             saved = self._backend.run(self._request)
         except BaseException as failure:
-            fold(failure, is_library, debugging=bool(CONFIG.APP.DEBUG))
+            fold(failure, _hidden_with(self._backend), debugging=bool(CONFIG.APP.DEBUG))
             raise
         if isinstance(saved, dict):
             write_back(frame, saved)
@@ -138,6 +139,16 @@ class Elsewhere:
             saved.deliver_to(functools.partial(write_back, frame))
             self._request.body.bind(frame, saved)
         return True
+
+
+def _hidden_with(backend: Backend) -> Callable[[str], bool]:
+    """Say which files' frames a user need not see: ours, and those of the plugin that a backend came with."""
+    package = type(backend).__module__.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if file is None or package not in plugins.packages():
+        return is_library
+    folder = os.path.join(os.path.dirname(os.path.abspath(file)), "")
+    return lambda filename: is_library(filename) or filename.startswith(folder)
 
 
 def find_backend(backend: Any, remote: Any, blocking: bool = True) -> Backend | None:

@@ -95,6 +95,12 @@ def suspicion(path: str) -> PluginError | None:
     return _refusal("families", name) if parent == "nnsight" else _refusal("import_aliases", path)
 
 
+def packages() -> frozenset[str]:
+    """The packages that the plugins' things lie in."""
+    targets = (target for plugin in _found() for offers in plugin.offers.values() for target in offers.values())
+    return frozenset(target.partition(":")[0].partition(".")[0] for target in targets)
+
+
 def forget() -> None:
     """Look for plugins anew when one is next asked for."""
     global _plugins

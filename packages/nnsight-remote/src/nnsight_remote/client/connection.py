@@ -104,7 +104,7 @@ class Connection:
             if url.startswith("https:") and "SSL" in str(error):
                 hint = "if it does not encrypt its connections, write http:// before its name"
             said = f"{url} {kind} ({str(error) or type(error).__name__}); {hint}"
-            raise UnreachableError(said) from error
+            raise UnreachableError(said) from error.with_traceback(None)
         except Busy as error:
             refuse(error.response, self.address)
 

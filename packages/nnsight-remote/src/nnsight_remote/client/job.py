@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from nnsight import CONFIG
+
 from .address import Address
 from .connection import connect
 from .display import Display, make_display
@@ -102,9 +104,14 @@ class Job:
         """
         with self._lock:
             if self._values is None:
-                with make_display(self._label, self._quiet) as display:
-                    self.follow(display, timeout)
-                    self._values = self.fetch(display)
+                try:
+                    with make_display(self._label, self._quiet) as display:
+                        self.follow(display, timeout)
+                        self._values = self.fetch(display)
+                except Exception as error:
+                    if CONFIG.APP.DEBUG:
+                        raise
+                    raise error.with_traceback(None)  # noqa: B904  # the same error, without what lies between
             if self._bind is not None:
                 bind, self._bind = self._bind, None
                 bind(self._values)
@@ -149,7 +156,7 @@ class Job:
             with connection.in_words():
                 patience.keep_trying(once)
         except UnreachableError as error:
-            raise UnreachableError(f"{error}. {self._hint}") from error
+            raise UnreachableError(f"{error}. {self._hint}") from error.__cause__
         if state != "completed":
             display.show(state)
 
@@ -165,7 +172,7 @@ class Job:
         try:
             values = self._jobs.fetch(self.id, progress, self._patience, self._trusted)
         except UnreachableError as error:
-            raise UnreachableError(f"{error}. {self._hint}") from error
+            raise UnreachableError(f"{error}. {self._hint}") from error.__cause__
         display.show("completed")
         return values
 
