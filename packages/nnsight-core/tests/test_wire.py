@@ -13,6 +13,7 @@ import linecache
 import math
 import pathlib
 import struct
+import sys
 import threading
 import traceback
 import uuid
@@ -611,10 +612,13 @@ def spend(value):
 
 def test_an_error_comes_back_as_its_own_type_with_the_lines_of_the_user(model, wire):
     with pytest.raises(Budget, match="5 of 3") as raised:
+        line = sys._getframe().f_lineno + 1
         with model.trace(X, backend=wire):
             spend(model.layers[0].output)
     assert raised.value.limit == 3 and "lock" in raised.value.lock
     [note] = [note for note in raised.value.__notes__ if "other end" in note]
+    if sys.version_info >= (3, 11):  # errors have no notes before
+        assert f"nnsight: in `spend(model.layers[0].output)` (line {line + 1}); the model now" in note
     assert "spend(model.layers[0].output)" in note and "raise Budget(5, limit=3)" in note and __file__ in note
 
 

@@ -99,6 +99,16 @@ def fib(n):
     return n if n < 2 else fib(n - 1) + fib(n - 2)
 
 
+@functools.singledispatch
+def by_type(x):
+    return "object"
+
+
+@by_type.register
+def _(x: int):
+    return "int"
+
+
 def squares(n):
     for at in range(n):
         yield at**2
@@ -189,6 +199,7 @@ def test_what_a_library_made_of_a_function_travels():
     add = functools.partial(operator.add, 2)
     assert there(add)(3) == 5 and there(operator.itemgetter(1))("ab") == "b"
     assert there(functools.partial(even, 4))() is True and there(re.compile("a+")).match("aa")
+    assert there(by_type)(1) == "int" and there(by_type)("") == "object"
     assert there(types.MappingProxyType({1: 2}))[1] == 2 and there(int | None) == int | None
     assert there([len, math.sqrt, str.upper, "x".join, [].append, dict.fromkeys])[2]("a") == "A"
     assert there("-".join)("ab") == "a-b" and there(functools.reduce) is functools.reduce

@@ -20,7 +20,7 @@ from . import active as scopes
 from . import complaints
 from .barrier import Barrier
 from .batching import Batchable, Layout, Prepared, Rows
-from .blocks import fold
+from .blocks import captured_frame, fold
 from .cache import Cache, CacheWatcher, chosen, stages
 from .config import CONFIG
 from .ending import close, forget
@@ -133,7 +133,7 @@ class Tracer:
 
     def _give_up(self, run: Interleaver, error: BaseException) -> bool:
         if not isinstance(error, (EarlyStop, GeneratorExit)):
-            complaints.note_where(error, run, _caller(), _debugging())
+            complaints.note_where(error, run, captured_frame(error) or _caller(), _debugging())
         try:
             assert self._mediator is not None
             run.ended(self._mediator, error)

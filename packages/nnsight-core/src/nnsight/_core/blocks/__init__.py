@@ -28,7 +28,7 @@ from .heads import is_with_head
 from .names import Names
 from .scope import snapshot, write_back
 from .skip import Skipped, skip, skipped
-from .tracebacks import fold
+from .tracebacks import captured_frame, fold
 
 __all__ = [
     "Block",
@@ -38,6 +38,7 @@ __all__ = [
     "Skipped",
     "block_of",
     "capture",
+    "captured_frame",
     "find_with",
     "fold",
     "is_with_head",

@@ -8,9 +8,10 @@ remembers instead of the exception's own, shows the folded one too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
+from .names import BodyGlobals
 from .skip import Skipped
 
 Raised = TypeVar("Raised", bound=BaseException)
@@ -32,6 +33,16 @@ def fold(error: Raised, hidden: Callable[[str], bool], *, debugging: bool = Fals
         if not debugging:
             one.__traceback__ = _unlink(one.__traceback__, hidden)
     return error
+
+
+def captured_frame(error: BaseException) -> FrameType | None:
+    """Return the frame of the captured block that an error left; None if it left none."""
+    entry = error.__traceback__
+    while entry is not None:
+        if isinstance(entry.tb_frame.f_globals, BodyGlobals):
+            return entry.tb_frame
+        entry = entry.tb_next
+    return None
 
 
 def _unlink(head: TracebackType | None, hidden: Callable[[str], bool]) -> TracebackType | None:

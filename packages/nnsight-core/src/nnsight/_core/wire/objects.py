@@ -35,7 +35,7 @@ _ADVICE: tuple[tuple[tuple[type, ...], str, str], ...] = (
     ((types.FrameType, types.TracebackType), "a part of the running program", "send what you need of it"),
     ((types.CodeType,), "compiled code", "send the function"),
     (
-        (weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary),
+        (weakref.ref,),
         "a weak reference",
         "send the thing itself",
     ),
@@ -113,9 +113,9 @@ def _all(encoder: Encoder, parts: Any) -> list[Any]:
     return [encoder.value(part, f"[{number}]") for number, part in enumerate(parts)]
 
 
-@writes(types.MappingProxyType)
-def _write_proxy(encoder: Encoder, proxy: Any) -> int:
-    return encoder.emit("call", encoder.value(types.MappingProxyType), [encoder.value(dict(proxy))], [None, [], []])
+@writes(types.MappingProxyType, weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
+def _write_mapping(encoder: Encoder, mapping: Any) -> int:
+    return encoder.emit("call", encoder.value(type(mapping)), [encoder.value(dict(mapping))], [None, [], []])
 
 
 @makes("new")
