@@ -44,7 +44,7 @@ LAYERS = [
     ["backward", "trace"],
     ["scan", "patches"],
     ["validate"],
-    ["backend", "received"],
+    ["backend", "received", "bypath"],
     ["envoy", "travel"],
     ["rehearsal"],
     ["model", "provided", "notes"],

@@ -99,6 +99,29 @@ class BackendSuite:
         )
         assert_alike(result, want.result, self.rounding)
 
+    def test_classes_and_functions_of_the_caller_are_taken_along(self, model: Any, backend: Any, plain: Hooked) -> None:
+        count = 0
+
+        class Base:
+            scale = 2.0
+
+            def of(self, value: torch.Tensor) -> torch.Tensor:
+                return value * self.scale
+
+        class Shifted(Base):
+            def __init__(self, shift: float) -> None:
+                self.shift = shift
+
+            def of(self, value: torch.Tensor) -> torch.Tensor:
+                nonlocal count
+                count += 1
+                return super().of(value) + self.shift
+
+        shifted, tail = Shifted(1.0), [lambda value: value - 1.0, lambda value: value - 2.0]
+        with model.trace(self.input(), backend=backend):
+            found = tail[1](shifted.of(model.layers[0].output)).save()
+        assert_alike(found, plain["layers.0"] * 2 - 1, self.rounding)
+
     def test_invokes(self, model: Any, backend: Any) -> None:
         with model.trace(backend=backend) as tracer:
             with tracer.invoke(self.input()):

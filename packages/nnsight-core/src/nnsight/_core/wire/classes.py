@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import ast
-import collections
 import enum
 import sys
 import types
@@ -19,6 +18,7 @@ from typing import Any
 from ..blocks.bindings import bindings
 from ..errors import SourceError, WireError
 from . import origin, records
+from .called import made_by_call, write_enum, write_namedtuple
 from .compiled import FUTURES, MADE_IN, compile_class, first_line, parse_at, renamed, target_of
 from .decoder import Decoder
 from .encoder import Busy, Encoder
@@ -39,13 +39,13 @@ def _write_class(encoder: Encoder, cls: type) -> int:
     found = origin.find(cls) or _of_types(cls)
     if found is not None:
         return reference(encoder, *found)
-    if issubclass(cls, tuple) and hasattr(cls, "_fields") and cls.__bases__ == (tuple,) and _made_by_call(cls):
-        return _write_namedtuple(encoder, cls)
+    if issubclass(cls, tuple) and hasattr(cls, "_fields") and cls.__bases__ == (tuple,) and made_by_call(cls):
+        return write_namedtuple(encoder, cls)
     try:
         where = find_class(cls)
     except SourceError as error:
         if isinstance(cls, enum.EnumMeta):
-            return _write_enum(encoder, cls)
+            return write_enum(encoder, cls)
         raise encoder.refusal(
             f"{error}", "write it as a `class` statement in a file, in a notebook cell, or in the block itself"
         ) from None
@@ -245,56 +245,6 @@ def _of_types(cls: type) -> tuple[str, str] | None:
         if found is cls:
             return "types", name
     return None
-
-
-# -- classes without a statement of their own ------------------------------------------------------------------------
-
-
-def _made_by_call(cls: type) -> bool:
-    """Whether a named tuple was made by `namedtuple(...)`, not by a `class` statement."""
-    try:
-        find_class(cls)
-    except SourceError:
-        return True
-    return False
-
-
-def _write_namedtuple(encoder: Encoder, cls: Any) -> int:
-    defaults = encoder.value(tuple(cls._field_defaults.values()), "its defaults")
-    return encoder.emit("namedtuple", cls.__name__, list(cls._fields), defaults, cls.__module__)
-
-
-@makes("namedtuple")
-def _make_namedtuple(decoder: Decoder, step: list[Any]) -> type:
-    _, name, fields, defaults, module = step
-    return collections.namedtuple(name, fields, defaults=decoder.value(defaults), module=module)
-
-
-def _write_enum(encoder: Encoder, cls: Any) -> int:
-    members = {name: member.value for name, member in cls.__members__.items()}
-    base = encoder.value(cls.__mro__[1], "its base")
-    return encoder.emit("enum", base, cls.__name__, encoder.value(members, "its members"), cls.__module__)
-
-
-@makes("enum")
-def _make_enum(decoder: Decoder, step: list[Any]) -> Any:
-    _, base, name, members, module = step
-    return decoder.value(base)(name, decoder.value(members), module=module)
-
-
-@writes(enum.Enum, family=True)
-def _write_member(encoder: Encoder, member: enum.Enum) -> int:
-    if encoder.results:
-        return records.write_member(encoder, member)
-    cls = encoder.value(type(member), "its class")
-    return encoder.emit("member", cls, member.name, encoder.value(member.value, "its value"))
-
-
-@makes("member")
-def _make_member(decoder: Decoder, step: list[Any]) -> Any:
-    cls = decoder.value(step[1])
-    # Flags that are combined have no name of their own.
-    return cls.__members__[step[2]] if step[2] in cls.__members__ else cls(decoder.value(step[3]))
 
 
 # -- over there ------------------------------------------------------------------------------------------------------

@@ -165,7 +165,8 @@ _showing = threading.RLock()
 
 def _is_shown(filename: str, known: Mapping[int, str]) -> bool:
     """Whether a file of this name is here and has these lines, as it has where both ends are on one machine."""
-    if filename not in linecache.cache and not os.path.isfile(filename):
+    # Only what looks like a module is opened: the name is the sender's, and some files of a system have no end.
+    if filename not in linecache.cache and not (filename.endswith(".py") and os.path.isfile(filename)):
         return False
     here = linecache.getlines(filename)
     # Of a line that a block shares with its `with`, only the block came.
