@@ -120,7 +120,7 @@ class BackendSuite:
         shifted, tail = Shifted(1.0), [lambda value: value - 1.0, lambda value: value - 2.0]
         with model.trace(self.input(), backend=backend):
             found = tail[1](shifted.of(model.layers[0].output)).save()
-        assert_alike(found, plain["layers.0"] * 2 - 1, self.rounding)
+        assert_alike(found, plain["layers.0"] * 2.0 + 1.0 - 2.0, self.rounding)
 
     def test_invokes(self, model: Any, backend: Any) -> None:
         with model.trace(backend=backend) as tracer:
