@@ -47,7 +47,7 @@ class Address:
 
 def normal(host: str) -> str:
     """Write an address in full; one without `http://` or `https://` is encrypted unless it is this machine."""
-    text = host.strip().rstrip("/")
+    text = host.strip()
     if "://" not in text:
         plain = not CONFIG.API.SSL or urlsplit(f"//{text}").hostname in _LOOPBACK
         text = f"{'http' if plain else 'https'}://{text}"
@@ -62,7 +62,7 @@ def normal(host: str) -> str:
         raise ValueError(
             f"the address {parts.hostname!r} holds more than a server; a key is given with `nnsight login`, or `key=`"
         )
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
 def _colab_secret() -> str:

@@ -7,6 +7,7 @@ name, by which the server knows it again.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -108,9 +109,20 @@ class Connection:
         except Busy as error:
             refuse(error.response, self.address)
 
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
 
 _connections: dict[tuple[int, Address], Connection] = {}
 _lock = threading.Lock()
+
+
+@atexit.register
+def _hang_up() -> None:
+    for (process, _), connection in list(_connections.items()):
+        if process == os.getpid():
+            connection.close()
 
 
 def connect(address: Address) -> Connection:
@@ -131,6 +143,16 @@ def as_json(answer: httpx.Response) -> Any:
         url = str(answer.request.url)
         said = f"{url} answered with something that is no JSON; it is no server that is known here"
         raise ProtocolError(said) from error
+
+
+@contextmanager
+def understood(url: str) -> Iterator[None]:
+    """Let an answer that does not have the form it should have be an error of ours."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"{url} said something that is not understood here ({type(error).__name__}: {error})"
+        raise ProtocolError(said) from error.with_traceback(None)
 
 
 def refuse(answer: httpx.Response, address: Address) -> NoReturn:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from .connection import Connection, as_json
-from .errors import ProtocolError
+from .connection import Connection, as_json, understood
 from .protocol import Environment, Offer, Sight
 
 #: The version of the interface over HTTP that is spoken here.
@@ -21,53 +21,57 @@ class ServeFacts:
 
     def offers(self) -> list[Offer]:
         """The models."""
-        return [
-            Offer(
-                name=one["name"],
-                source=one["source"],
-                state=one["state"],
-                is_ready=one["state"] in ("ready", "busy"),
-                queued=one["queued"],
-                note=one["problem"] if one["state"] == "failed" else "",
-            )
-            for one in self._read("/models", list)
-        ]
+        with self._read("/models") as found:
+            return [_offer(one) for one in found]
 
     def environment(self, model: str = "") -> Environment:
         """The versions in the process of a model once it was loaded; until then those of the server itself."""
-        found = self._read("/env", dict)
-        said = found["models"].get(model) or {}
-        packages = {**found["packages"], **said.get("packages", {})}
-        if "nnsight" in packages:
-            packages["nnsight-core"] = packages.pop("nnsight")
-        return Environment(said.get("python") or found["python"], packages)
+        with self._read("/env") as found:
+            said = found["models"].get(model) or {}
+            packages = {**found["packages"], **said.get("packages", {})}
+            if "nnsight" in packages:
+                packages["nnsight-core"] = packages.pop("nnsight")
+            return Environment(str(said.get("python") or found["python"]), packages)
 
     def whoami(self) -> Mapping[str, Any]:
         """Name, role, and limits."""
-        return self._read("/whoami", dict)
+        with self._read("/whoami") as found:
+            return {**found, "name": str(found["name"])}
 
     def jobs(self, count: int) -> list[Sight]:
         """The user's newest jobs."""
-        return [sight(one) for one in self._read("/jobs", list, params={"count": count})]
+        with self._read("/jobs", params={"count": count}) as found:
+            return [sight(one) for one in found]
 
-    def _read(self, path: str, kind: type, **options: Any) -> Any:
+    @contextmanager
+    def _read(self, path: str, **options: Any) -> Iterator[Any]:
         found = as_json(self._connection.ask("GET", path, **options))
-        if not isinstance(found, kind):
-            raise ProtocolError(f"{self._connection.address.url}{path} says something that is not understood here")
-        return found
+        with understood(self._connection.address.url + path):
+            yield found
+
+
+def _offer(view: Mapping[str, Any]) -> Offer:
+    return Offer(
+        name=str(view["name"]),
+        source=str(view["source"]),
+        state=str(view["state"]),
+        is_ready=view["state"] in ("ready", "busy"),
+        queued=view["queued"],
+        note=str(view["problem"]) if view["state"] == "failed" else "",
+    )
 
 
 def sight(view: Mapping[str, Any]) -> Sight:
     """Read a job as the server shows it."""
     failure = view["failure"] or {}
     return Sight(
-        id=view["id"],
-        state=view["state"],
-        model=view["model"],
+        id=str(view["id"]),
+        state=str(view["state"]),
+        model=str(view["model"]),
         position=view["position"],
-        reason=failure.get("reason", ""),
-        message=failure.get("message", ""),
-        traceback=failure.get("traceback", ""),
+        reason=str(failure.get("reason", "")),
+        message=str(failure.get("message", "")),
+        traceback=str(failure.get("traceback", "")),
         has_result=view["state"] == "completed" or bool(failure.get("encoded")),
         details=view,
     )

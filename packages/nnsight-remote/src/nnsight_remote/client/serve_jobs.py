@@ -19,15 +19,18 @@ import httpx
 
 from nnsight.plugin import Request, decode_error, decode_results, encode_request
 
-from .connection import CONNECT_SECONDS, Connection, as_json
+from .connection import CONNECT_SECONDS, Connection, as_json, understood
+from .display import in_bytes
 from .download import Download
 from .errors import JobCancelledError, JobError, JobGoneError, ProtocolError, RefusedError
 from .protocol import Event, Progress, Sight
-from .serve_facts import sight
+from .serve_facts import ServeFacts, sight
 
 _ERROR, _RESULTS = "application/vnd.nnsight.error", "application/vnd.nnsight.results"
 #: Seconds for which a running server may not answer a request that is sent to it; a large one takes its time.
 _POSTING = 120.0
+#: Bytes of a request from which on it is asked beforehand whether so many are taken.
+_WORTH_ASKING = 1 << 20
 
 
 class ServeJobs:
@@ -39,6 +42,7 @@ class ServeJobs:
     def post(self, request: Request, model: str, remark: Callable[[str], None]) -> str:
         """Hand in a block and return the id of its job."""
         data = encode_request(request)
+        self._check_size(len(data))
         headers = {
             "nnsight-request-id": secrets.token_hex(16),  # sent again, it is the same job
             "content-type": "application/vnd.nnsight.request",
@@ -48,12 +52,16 @@ class ServeJobs:
         answer = self._connection.ask(
             "POST", "/request", content=data, headers=headers, seconds=_POSTING, remark=remark
         )
-        return str(as_json(answer)["id"])
+        said = as_json(answer)
+        with understood(self._url):
+            return str(said["id"])
 
     def look(self, job: str) -> Sight:
         """Look at a job."""
         with self._gone(job):
-            return sight(as_json(self._connection.ask("GET", f"/jobs/{quote(job, safe='')}")))
+            said = as_json(self._connection.ask("GET", f"/jobs/{quote(job, safe='')}"))
+        with understood(self._url):
+            return sight(said)
 
     def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
         """Give what happens to a job after an event."""
@@ -66,8 +74,10 @@ class ServeJobs:
         ):
             for line in answer.iter_lines():
                 if line.startswith("data:"):
-                    said = json.loads(line[5:])
-                    yield Event(said["number"], said["kind"], said["text"])
+                    with understood(self._url):
+                        said = json.loads(line[5:])
+                        event = Event(int(said["number"]), str(said["kind"]), str(said["text"]))
+                    yield event
                 elif line.startswith(":"):
                     yield Event(0, "alive")
 
@@ -93,6 +103,23 @@ class ServeJobs:
             with self._gone(job):
                 self._connection.ask("DELETE", f"/jobs/{quote(job, safe='')}")
 
+    @property
+    def _url(self) -> str:
+        return self._connection.address.url
+
+    def _check_size(self, size: int) -> None:
+        """Refuse what the server would refuse, before it is sent: it may hang up in the middle of it."""
+        if size < _WORTH_ASKING:
+            return
+        most = ServeFacts(self._connection).whoami().get("limits", {}).get("request_bytes")
+        if isinstance(most, (int, float)) and size > most:
+            raise RefusedError(
+                f"the block and what it takes along have {in_bytes(size)}, and {self._url} takes {in_bytes(most)} at most. "
+                "Let it load or compute there what is large, or send it in parts",
+                413,
+                "size",
+            )
+
     @contextmanager
     def _gone(self, job: str) -> Iterator[None]:
         """Say what it means that a server knows no such job."""
@@ -101,7 +128,7 @@ class ServeJobs:
         except RefusedError as refused:
             if refused.status != 404:
                 raise
-            said = f"{self._connection.address.url} has no job {job} for this key: it expired, was deleted, or is another's"
+            said = f"{self._url} has no job {job} for this key: it expired, was deleted, or is another's"
             raise JobGoneError(said, job, "gone") from None
 
     def _failure(self, job: str) -> JobError:
