@@ -20,9 +20,12 @@ import math
 import operator
 import os
 import pickle
+import platform
 import re
 import shutil
 import socket
+import string
+import struct
 import subprocess
 import sys
 import textwrap
@@ -31,6 +34,7 @@ import traceback
 import types
 import typing
 import weakref
+import zlib
 from pathlib import Path
 
 import pytest
@@ -725,6 +729,36 @@ def test_what_belongs_to_this_process_is_refused_with_what_to_do(make, message):
         thing.close()
     while isinstance(thing, list) and thing:  # or it would be freed by a recursion too deep for some Pythons
         thing = thing.pop()
+
+
+def test_the_only_one_of_its_kind_goes_by_name():
+    from os import environ
+
+    def home():
+        return environ.get("HOME")
+
+    assert b"PATH" not in send(home) and there(environ) is os.environ
+    assert there([dataclasses.MISSING])[0] is dataclasses.MISSING and there(string.printable) == string.printable
+
+
+def test_text_for_a_newer_python_is_named_as_such():
+    encoder = Encoder()
+    data = encoder.pack("request", encoder.value(even), {"python": "9.9.9"})
+    newer = data.replace(b"return n == 0 or odd(n - 1)", b"return n === 0 or odd(n- 1)")
+    newer = newer[:12] + struct.pack("<I", zlib.crc32(newer[24:])) + newer[16:]
+    with pytest.raises(WireError, match=f"for Python 9.9.9 is no Python {platform.python_version()}"):
+        receive(newer)
+
+
+def test_characters_that_end_no_line_of_python_are_kept(tmp_path):
+    path, space = tmp_path / "lines_w.py", {"__name__": "lines_w"}
+    path.write_text(
+        "X = 'a\x0cb\u2028c'\n\x0c\ndef f():\n    'a\x0cb'\n    return 'd\u2028e', 1 / 0\n", encoding="utf-8"
+    )
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), space)
+    with pytest.raises(ZeroDivisionError) as raised:
+        there(space["f"])()
+    assert traceback.extract_tb(raised.value.__traceback__)[-1].lineno == 5
 
 
 def test_a_file_that_changed_since_is_not_sent(tmp_path):

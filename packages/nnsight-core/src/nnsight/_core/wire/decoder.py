@@ -6,6 +6,7 @@ can make it recurse or go round, and what they can make it build is no larger th
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,11 @@ class Decoder:
             return make(self, step)
         except WireError:
             raise
+        except SyntaxError as error:
+            raise WireError(
+                f"what was written for Python {self.about.get('python', '?')} is no Python {platform.python_version()}: "
+                f"{error}. Use the same version at both ends, or write it as both understand it"
+            ) from error
         except RecursionError as error:
             raise WireError(f"step {number} ({kind}) goes too deep") from error
         except Exception as error:  # whatever hostile bytes, or code that does not fit here, lead to

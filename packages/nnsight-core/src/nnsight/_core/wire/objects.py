@@ -54,6 +54,9 @@ def write_object(encoder: Encoder, thing: Any) -> int:
         # What it says, a call of its class with its arguments, fits few classes that have a constructor.
         made: Any = copyreg.__newobj__  # type: ignore[attr-defined]
         return _write_parts(encoder, thing, made, (type(thing), *thing.args), dict(vars(thing)) or None)
+    single = None if encoder.results else origin.singleton(thing)
+    if single is not None:
+        return reference(encoder, *single)
     if encoder.results and records.is_record(thing):
         return records.write(encoder, thing)
     try:

@@ -85,6 +85,18 @@ def find(thing: Any, name: str | None = None) -> tuple[str, str] | None:
     return None
 
 
+def singleton(thing: Any) -> tuple[str, str] | None:
+    """Return the installed module that an object's class is from and the name that the object has there, if it has one.
+
+    `os.environ`, a sentinel, the configuration of a library: there is one of each at either end, and the other end's counts.
+    """
+    home = type(thing).__module__
+    if home not in sys.modules or is_own(home):
+        return None
+    names = (name for name, value in list(vars(sys.modules[home]).items()) if value is thing)
+    return next(((home, name) for name in names), None)
+
+
 def version_of(module: str) -> tuple[str, str] | None:
     """Return the package that a module belongs to, and its version; None for the standard library."""
     top = module.partition(".")[0]

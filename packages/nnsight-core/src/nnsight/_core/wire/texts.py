@@ -92,7 +92,9 @@ class Received:
             for run in entry[1:]:
                 if not (isinstance(run, list) and len(run) == 2 and _is_line(run[0]) and isinstance(run[1], str)):
                     raise WireError("the lines of a file are not stated as they should be")
-                known.update(enumerate(run[1].splitlines(keepends=True), start=run[0]))
+                # Not `splitlines`: a text may hold form feeds, and others that end no line of Python's.
+                lines = run[1].removesuffix("\n").split("\n")
+                known.update((number, line + "\n") for number, line in enumerate(lines, start=run[0]))
             self.files.append((entry[0], known))
         self._codes: list[Any] = []
         self._shown: dict[str, Any] = {}
