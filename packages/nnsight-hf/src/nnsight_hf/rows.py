@@ -148,7 +148,7 @@ def _text(rows: int, positions: int, pads: bool, kinds: int) -> dict[str, Any]:
 
 def _shapes(run: Any, batch: Mapping[str, Any], last: Any) -> Shapes:
     with torch.no_grad(), run(dict(batch)) as tracer:
-        cache = tracer.cache(include_inputs=True)
+        cache = tracer.cache(device="meta", include_inputs=True)  # shapes are all that is looked at
         if last is not None:
             seen = last.output
             tracer.stop()
