@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,12 @@ def test_a_line_that_makes_no_sense_is_refused(line, complaint, store_folder, ca
     assert command.main([*line, "--store", str(store_folder)]) == 2
     assert complaint in capsys.readouterr().err
     assert not store_folder.exists()
+
+
+def test_a_store_that_blocks_could_read_is_refused(capsys):
+    store = Path(nnsight.__file__).parent / "store"
+    assert command.main(["m", "--store", str(store)]) == 2
+    assert "blocks may read" in capsys.readouterr().err and not store.exists()
 
 
 def test_a_store_in_use_is_refused(store_folder, capsys):

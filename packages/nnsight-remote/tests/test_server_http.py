@@ -244,7 +244,7 @@ HEADERS = st.dictionaries(
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(METHODS, st.sampled_from(ROUTES), TEXT, st.dictionaries(TEXT, TEXT, max_size=3), HEADERS, st.binary(max_size=99))
 def test_nonsense_is_refused_and_never_a_failure(server, method, route, part, query, headers, body):

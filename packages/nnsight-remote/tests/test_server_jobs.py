@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sqlite3
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -177,6 +179,16 @@ def test_a_running_job_is_cancelled_at_once(model, server, user, encoded):
     assert hosts(server) == before
 
 
+def refused(result):
+    """What a call of the C library has to say."""
+    if result < 0:
+        raise PermissionError(ctypes.get_errno(), "refused")
+
+
+def libc():
+    return ctypes.CDLL(None, use_errno=True)
+
+
 REACHES_OUT = {
     "write": lambda: open("/tmp/nnsight-server-test", "w"),
     "read the passwords": lambda: open("/etc/passwd").read(),
@@ -191,6 +203,11 @@ REACHES_OUT = {
     "fork": lambda: os.fork(),
     "run a program": lambda: subprocess.run(["true"]),
     "kill its parent": lambda: os.kill(os.getppid(), 0),
+    "be somebody else": lambda: os.setuid(65534),
+    "outlive its parent": lambda: refused(libc().prctl(1, 0, 0, 0, 0)),
+    "read the memory of its parent": lambda: refused(libc().ptrace(16, os.getppid(), 0, 0)),
+    "have memory that nobody counts": lambda: refused(libc().memfd_create(b"x", 0)),
+    "go first": lambda: os.setpriority(os.PRIO_PROCESS, 0, -1),
     "raise its limits": lambda: __import__("resource").prlimit(0, 0, (1, 1)),
 }
 
@@ -201,6 +218,26 @@ def test_the_kernel_keeps_a_block_from_reaching_out(model, server, user, encoded
         REACHES_OUT[what]()
     job = ended(server, user, encoded)
     assert (job["failure"]["reason"], job["failure"]["type"]) == ("error", "PermissionError"), job["failure"]
+
+
+def test_a_block_cannot_widen_what_the_next_may_do(model, user, encoded):
+    with model.trace(X, backend=user):
+        root = os.open("/", os.O_PATH)  # this opens nothing that could be read
+        rule = struct.pack("=Qi", 0b1100, root)  # to read all files and folders
+        added = nnsight.save([fd for fd in range(64) if libc().syscall(445, fd, 1, rule, 0) == 0])
+    assert added == []
+    with pytest.raises(PermissionError):
+        with model.trace(X, backend=user):
+            open("/etc/passwd")
+
+
+def test_a_text_that_no_answer_can_hold_is_told_all_the_same(model, user, encoded):
+    with model.trace(X, backend=encoded):
+        raise ValueError("half a pair: \ud800")
+    job = user.wait(user.submit(encoded.data)["id"])
+    assert job["failure"]["message"] == "half a pair: ?"
+    with pytest.raises(ValueError, match="half a pair"):
+        user.result(job["id"])
 
 
 def test_a_block_starts_threads_as_it_likes(model, user):

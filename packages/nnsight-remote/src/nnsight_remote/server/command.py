@@ -46,6 +46,7 @@ class _Wrong(Exception):
 def _serve(line: Sequence[str]) -> int:
     options = _parser().parse_args(line)
     from .confine import Confinement
+    from .confine.files import code_folders
     from .engine import ModelSpec
     from .limits import Limits, parse_limits
 
@@ -56,6 +57,11 @@ def _serve(line: Sequence[str]) -> int:
         specs = [ModelSpec.parse(text, options.family, _options(options.option)) for text in options.models]
     except ValueError as error:
         raise _Wrong(str(error)) from None
+    if not options.trusted and (inside := [folder for folder in code_folders() if _lies_in(options.store, folder)]):
+        raise _Wrong(
+            f"blocks may read installed code, and the store {options.store} would lie in {inside[0]}, among it; name "
+            "another folder with --store"
+        )
     if len({spec.name for spec in specs}) < len(specs):
         raise _Wrong("two models have one name; write NAME=MODEL")
 
@@ -105,6 +111,10 @@ def _serve(line: Sequence[str]) -> int:
     finally:
         store.close()
     return 0
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _listen(host: str, port: int) -> socket.socket:

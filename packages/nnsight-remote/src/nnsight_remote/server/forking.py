@@ -1,12 +1,13 @@
 """Jobs in processes of their own: each runs in a child that was forked, and confined, before the job came.
 
-The one idea: forking and confining take longer than a small block, so they are done while the server is idle. The child that
-stands by has the model and nothing else; a job reaches it as open files. When it says that it is done, or dies, it is
-killed with all that it started, and the next one stands by. Nothing of a job is left for the one after it.
+The one idea: forking, confining and taking down a process each take as long as a small block, so none of them is waited
+for. The child that stands by has the model and nothing else; a job reaches it as open files. When it says that it is done,
+or dies, it is killed with all that it started, and the next one stands by. Nothing of a job is left for the one after it.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import select
@@ -21,46 +22,49 @@ import torch
 from nnsight.plugin import NNsight
 
 from .channel import Channel
-from .confine import Confinement, confine, limit_sizes
+from .confine import Confinement, Walls, limit_sizes
 from .worker import Files, die_with, forget_secrets, print_to, run_job
 
 
 def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: int, ready: dict[str, Any]) -> None:
     """Run jobs until the server hangs up."""
-    heard = _hear_children()
+    heard, told = _hear_children()
     gc.collect()
     gc.freeze()  # a child's collector would touch, and so copy, every object of the model
-    standby = _Child(channel, model, confinement, threads)
+    walls = Walls(confinement, devices=False)
+    make = functools.partial(_Child, channel, (heard, told), model, walls, threads)
+    standby = make()
+    ended: list[_Child] = []
     channel.send(ready)
     while received := channel.receive():
         order, files = received
         if order.get("do") != "run":
             continue  # a stop that crossed the end of its job
+        child = standby
         try:
-            standby.begin(order["limit"], files, final=not confinement.trusted)
+            child.begin(order["limit"], files, final=not confinement.trusted)
         except OSError:  # it died while nobody looked
-            standby.end()
-            standby = _Child(channel, model, confinement, threads)
-            standby.begin(order["limit"], files, final=not confinement.trusted)
+            child.kill()
+            ended.append(child)
+            child = make()
+            child.begin(order["limit"], files, final=not confinement.trusted)
         for file in files:
             os.close(file)
         channel.send({"is": "begun"})
-        there = _wait(standby, channel, heard)
+        there = _wait(child, channel, heard)
+        child.kill()
         if not there:
-            standby.end()
-            return
-        if standby.said_done:  # the server need not wait until the process is taken down
-            channel.send({"is": "done", "status": 0})
-            standby.end()
-        else:
-            channel.send({"is": "done", "status": standby.end()})
-        standby = _Child(channel, model, confinement, threads)
+            return  # whatever is left dies with this process
+        # A child that said that it is done need not be waited for.
+        channel.send({"is": "done", "status": 0 if child.said_done else child.reap()})
+        standby = make()
+        ended = [one for one in [*ended, child] if one.reap(wait=False) is None]
 
 
 class _Child:
     """A process that stands by for one job."""
 
-    def __init__(self, channel: Channel, model: NNsight, confinement: Confinement, threads: int) -> None:
+    def __init__(self, channel: Channel, pipe: tuple[int, int], model: NNsight, walls: Walls, threads: int) -> None:
         ours, theirs = socket.socketpair()
         parent = os.getpid()
 
@@ -73,9 +77,11 @@ class _Child:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             ours.close()
             channel.close()
+            for end in pipe:
+                os.close(end)
             torch.set_num_threads(threads)
             forget_secrets()
-            guard = confine(confinement, limits_are_final=True, devices=False)
+            guard = walls.close_in(limits_are_final=True)
             received = Channel(theirs).receive()
             if received is None:
                 return
@@ -89,6 +95,7 @@ class _Child:
         theirs.close()
         self.end_of_socket = ours
         self.said_done = False
+        self._status: int | None = None
 
     def begin(self, limit: dict[str, int], files: list[int], *, final: bool) -> None:
         """Hand it a job. Raises OSError if it is dead."""
@@ -96,18 +103,24 @@ class _Child:
         Channel(self.end_of_socket).send({}, files)
 
     def is_dead(self) -> bool:
-        """Whether it has ended; its number is its own until `end`."""
+        """Whether it has ended; its number is its own until `reap`."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def end(self) -> int:
-        """End it and what it started, and return its status, negative for a signal."""
+    def kill(self) -> None:
+        """End it, and what it started."""
         os.kill(self.pid, signal.SIGKILL)
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass  # it was ended before it had a group of its own
         self.end_of_socket.close()
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def reap(self, *, wait: bool = True) -> int | None:
+        """Forget a child that was killed: its status, negative for a signal; None if it is not gone yet."""
+        if self._status is None:
+            found, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if found else None
+        return self._status
 
 
 def _wait(child: _Child, channel: Channel, heard: int) -> bool:
@@ -127,13 +140,13 @@ def _wait(child: _Child, channel: Channel, heard: int) -> bool:
     return True
 
 
-def _hear_children() -> int:
-    """Return a pipe with a byte for each child that ends, which can be waited for together with sockets."""
+def _hear_children() -> tuple[int, int]:
+    """Make a pipe that gets a byte for each child that ends, which can be waited for together with sockets."""
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    return heard
+    return heard, told
 
 
 def _fork(work: Callable[[], None]) -> int:

@@ -195,7 +195,7 @@ def _read_outcome(line: bytes, task: Task) -> Outcome | None:
     reason, limit = said.get("reason"), task.limits
     if reason not in REASONS:
         return None
-    message, kind, text = (str(said.get(name, "")) for name in ("message", "type", "traceback"))
+    message, kind, text = (_printable(said.get(name, "")) for name in ("message", "type", "traceback"))
     if reason == "result":
         size = said.get("bytes")
         if isinstance(size, int) and size > limit.result_bytes:
@@ -205,6 +205,11 @@ def _read_outcome(line: bytes, task: Task) -> Outcome | None:
     elif reason == "memory":
         message = f"the job needed more than the {limit.memory_bytes} bytes of memory that it may have: {message}"
     return Outcome(Failure(cast(Reason, reason), message, kind, text, said.get("encoded") is True))
+
+
+def _printable(text: Any) -> str:
+    # Half of a surrogate pair, which a text of the user's may hold, is in no answer that others can read.
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def _crash(status: Any) -> Failure:

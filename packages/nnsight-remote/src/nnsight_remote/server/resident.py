@@ -19,7 +19,7 @@ import torch
 from nnsight.plugin import NNsight
 
 from .channel import Channel
-from .confine import Confinement, confine, lift_limits, limit_sizes
+from .confine import Confinement, Walls, lift_limits, limit_sizes
 from .fingerprint import fingerprint
 from .worker import Files, forget_secrets, print_to, run_job
 
@@ -31,7 +31,7 @@ def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: i
     forget_secrets()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead, and the worker can say why
     before = fingerprint(model._module)
-    guard = confine(confinement, limits_are_final=False, devices=not on_cpu)
+    guard = Walls(confinement, devices=not on_cpu).close_in(limits_are_final=False)
     out, err, streams = os.dup(1), os.dup(2), (sys.stdout, sys.stderr)
     channel.send(ready)
     while received := channel.receive():

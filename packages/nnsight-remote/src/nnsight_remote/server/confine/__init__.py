@@ -13,7 +13,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import landlock_version, restrict_files
+from .files import FileRules, landlock_version
 from .imports import ImportGuard
 from .syscalls import restrict_syscalls, seccomp_problem
 
@@ -42,19 +42,30 @@ def missing() -> str:
     return ""
 
 
-def confine(confinement: Confinement, *, limits_are_final: bool, devices: bool) -> ImportGuard | None:
-    """Take from this process all that a block does not need; it cannot be had back.
+class Walls:
+    """What takes from a process all that a block does not need; made once, before processes are forked.
 
     Args:
         confinement: what the server allows.
-        limits_are_final: whether the limits of the kernel must never change again, as in a process for one block.
         devices: whether what runs the model is a device that is opened as a file.
     """
-    if confinement.trusted:
-        return None
-    restrict_files([Path(path) for path in confinement.readable], devices=devices)
-    restrict_syscalls(limits_are_final=limits_are_final)
-    return ImportGuard(confinement.imports)
+
+    def __init__(self, confinement: Confinement, *, devices: bool) -> None:
+        self._files: FileRules | None = None
+        self._guard: ImportGuard | None = None
+        if not confinement.trusted:
+            self._files = FileRules([Path(path) for path in confinement.readable], devices=devices)
+            self._guard = ImportGuard(confinement.imports)
+
+    def close_in(self, *, limits_are_final: bool) -> ImportGuard | None:
+        """Put them around this process, for good, and return what looks at a block's imports.
+
+        `limits_are_final` if the limits of the kernel must never change again, as in a process for one block.
+        """
+        if self._files:
+            self._files.apply()
+            restrict_syscalls(limits_are_final=limits_are_final)
+        return self._guard
 
 
 def limit_sizes(memory_bytes: int | None, file_bytes: int, *, final: bool, pid: int = 0) -> None:

@@ -45,44 +45,48 @@ def code_folders() -> list[Path]:
     ]
 
 
-def restrict_files(readable: Iterable[Path], *, devices: bool) -> None:
-    """Refuse this process every file but those of installed code and `readable`, which it can read; for good.
+class FileRules:
+    """The files that a process may open: installed code, and `readable`, to read them.
 
-    With `devices`, accelerators stay usable.
+    Made once and applied in every process that is forked from this one. With `devices`, accelerators stay usable.
     """
-    version = landlock_version()
-    kinds = (1 << _KINDS.get(version, 16)) - 1
-    fields = [kinds, *([_NETWORK] if version >= 4 else []), *([_SCOPES] if version >= 6 else [])]
-    attributes = struct.pack(f"={len(fields)}Q", *fields)
-    rules = _checked(_libc.syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
-    try:
+
+    def __init__(self, readable: Iterable[Path], *, devices: bool) -> None:
+        version = landlock_version()
+        kinds = (1 << _KINDS.get(version, 16)) - 1
+        fields = [kinds, *([_NETWORK] if version >= 4 else []), *([_SCOPES] if version >= 6 else [])]
+        attributes = struct.pack(f"={len(fields)}Q", *fields)
+        rules = _libc.syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+        self._rules = _checked(rules)
         for path in [*code_folders(), *readable]:
-            _allow(rules, path, (_READ_FILE | _READ_DIR) & kinds)
-        _allow(rules, Path("/dev/null"), (_READ_FILE | _WRITE_FILE) & kinds)
+            self._allow(path, (_READ_FILE | _READ_DIR) & kinds)
+        self._allow(Path("/dev/null"), (_READ_FILE | _WRITE_FILE) & kinds)
         if devices:
-            found = [*Path("/dev").glob("nvidia*"), Path("/dev/dri"), Path("/dev/kfd")]
-            for path in found:
-                _allow(rules, path, (_READ_FILE | _READ_DIR | _WRITE_FILE | _IOCTL_DEV) & kinds)
+            for path in [*Path("/dev").glob("nvidia*"), Path("/dev/dri"), Path("/dev/kfd")]:
+                self._allow(path, (_READ_FILE | _READ_DIR | _WRITE_FILE | _IOCTL_DEV) & kinds)
             for path in (Path("/proc/driver"), Path("/sys")):
-                _allow(rules, path, (_READ_FILE | _READ_DIR) & kinds)
+                self._allow(path, (_READ_FILE | _READ_DIR) & kinds)
+
+    def apply(self) -> None:
+        """Refuse this process every other file, for good."""
         _checked(_libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-        _checked(_libc.syscall(_RESTRICT, ctypes.c_int(rules), ctypes.c_uint32(0)))
-    finally:
-        os.close(rules)
+        _checked(_libc.syscall(_RESTRICT, ctypes.c_int(self._rules), ctypes.c_uint32(0)))
+        # The rules are shared with the process that this one was forked from: a block that has them could add to them,
+        # and so to what the next block may do.
+        os.close(self._rules)
 
-
-def _allow(rules: int, path: Path, access: int) -> None:
-    try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return  # what is not there needs no leave
-    try:
-        if not path.is_dir():
-            access &= _READ_FILE | _WRITE_FILE | _EXECUTE | _IOCTL_DEV
-        rule = struct.pack("=Qi", access, place)
-        _checked(_libc.syscall(_ADD_RULE, ctypes.c_int(rules), ctypes.c_int(1), rule, ctypes.c_uint32(0)))
-    finally:
-        os.close(place)
+    def _allow(self, path: Path, access: int) -> None:
+        try:
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return  # what is not there needs no leave
+        try:
+            if not path.is_dir():
+                access &= _READ_FILE | _WRITE_FILE | _EXECUTE | _IOCTL_DEV
+            rule = struct.pack("=Qi", access, place)
+            _checked(_libc.syscall(_ADD_RULE, ctypes.c_int(self._rules), ctypes.c_int(1), rule, ctypes.c_uint32(0)))
+        finally:
+            os.close(place)
 
 
 def _checked(result: int) -> int:

@@ -42,6 +42,25 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "pidfd_getfd": (438, 438),
     "process_madvise": (440, 440),
     "kcmp": (312, 272),
+    "move_pages": (279, 239),
+    "migrate_pages": (256, 238),
+    # being somebody else, which also undoes that a process ends with its parent
+    "setuid": (105, 146),
+    "setgid": (106, 144),
+    "setreuid": (113, 145),
+    "setregid": (114, 143),
+    "setresuid": (117, 147),
+    "setresgid": (119, 149),
+    "setfsuid": (122, 151),
+    "setfsgid": (123, 152),
+    "setgroups": (116, 159),
+    "capset": (126, 91),
+    # being first in the queue for the processor or the disk
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
     # memory and messages that are not counted as the process's own
     "memfd_create": (319, 279),
     "shmget": (29, 194),
@@ -102,9 +121,17 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "settimeofday": (164, 170),
     "clock_settime": (227, 112),
     "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "vhangup": (153, 58),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "modify_ldt": (154, None),
 }
 _LIMITS = {"setrlimit": (160, 164)}
-_CLONE, _CLONE3, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (234, 131), (302, 261)
+_CLONE, _CLONE3, _TGKILL, _PRLIMIT, _PRCTL = (56, 220), (435, 435), (234, 131), (302, 261), (157, 167)
+_PDEATHSIG = 1
 _SECCOMP = (317, 277)
 _CLONE_THREAD = 0x10000
 #: Machine -> which column above, and what the kernel calls the architecture.
@@ -161,6 +188,9 @@ def _program(limits_are_final: bool) -> bytes:
     code += [_answer(_ALLOW)]
     # A process may signal itself: this is how it aborts.
     code += [_jump(0x15, _TGKILL[column], 0, 4), _load(16), _jump(0x15, os.getpid(), 1, 0), _answer(refuse)]
+    code += [_answer(_ALLOW)]
+    # It ends with its parent, and cannot change that.
+    code += [_jump(0x15, _PRCTL[column], 0, 4), _load(16), _jump(0x15, _PDEATHSIG, 0, 1), _answer(refuse)]
     code += [_answer(_ALLOW)]
     if limits_are_final:  # to ask for a limit gives no pointer to a new one
         code += [_jump(0x15, _PRLIMIT[column], 0, 5), _load(32), _jump(0x15, 0, 0, 2), _load(36)]
