@@ -499,6 +499,18 @@ class Kept:
     score: float
 
 
+class Slotted:
+    __slots__ = ("a", "__dict__")
+
+    @property
+    def b(self):
+        return vars(self)["b"]
+
+    @b.setter
+    def b(self, value):
+        raise AssertionError("results are read without running anything")
+
+
 class Out(collections.OrderedDict):
     """As the outputs of models are: each value both an item and an attribute."""
 
@@ -535,8 +547,12 @@ def test_objects_of_other_classes_come_back_as_records():
 
 def test_registered_classes_come_back_as_themselves(monkeypatch):
     monkeypatch.setattr(records, "_registered", [])
-    for cls in (Found, dict, Colour):
+    for cls in (Found, dict, Colour, Slotted):
         assert nnsight.register(cls) is cls
+    slotted = Slotted()
+    slotted.a, vars(slotted)["b"] = 1, 2
+    arrived = back(slotted)
+    assert type(arrived) is Slotted and (arrived.a, arrived.b) == (1, 2)
     found = back(unmade(Found, score=0.5, at=[1]))
     assert type(found) is Found and found.at == [1]
     assert type(back(Out(a=1))) is Out and back(Colour.RED) is Colour.RED
@@ -604,6 +620,7 @@ class Budget(Exception):
         super().__init__(f"{used} of {limit}")
         self.limit = limit
         self.lock = threading.Lock()
+        self.undo = scaled
 
 
 def spend(value):
@@ -615,7 +632,7 @@ def test_an_error_comes_back_as_its_own_type_with_the_lines_of_the_user(model, w
         line = sys._getframe().f_lineno + 1
         with model.trace(X, backend=wire):
             spend(model.layers[0].output)
-    assert raised.value.limit == 3 and "lock" in raised.value.lock
+    assert raised.value.limit == 3 and "lock" in raised.value.lock and "scaled" in raised.value.undo
     [note] = [note for note in raised.value.__notes__ if "other end" in note]
     if sys.version_info >= (3, 11):  # errors have no notes before
         assert f"nnsight: in `spend(model.layers[0].output)` (line {line + 1}); the model now" in note

@@ -19,7 +19,7 @@ from nnsight._core.wire import Decoder, Encoder
 from nnsight.plugin import decode_request, decode_results, encode_request, encode_results
 from nnsight.testing.models import MLP, seeded
 
-settings.register_profile("wire", deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+settings.register_profile("wire", deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 
 
@@ -139,7 +139,7 @@ def bodies(draw):
 
 
 @given(bodies(), st.integers(-3, 3))
-@settings(settings.get_profile("wire"), max_examples=25)
+@settings(settings.get_profile("wire"), max_examples=15)
 def test_blocks_compute_the_same_there(text, outer):
     import nnsight
 

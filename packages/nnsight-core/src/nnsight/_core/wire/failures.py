@@ -58,14 +58,13 @@ def _attributes(error: BaseException) -> list[tuple[str, Any]]:
 
 
 def _lenient(encoder: Encoder, value: Any) -> Any:
-    """Write a value, or what it looks like."""
-    before = len(encoder.nodes)
+    """Write a value if it is plain data, or what it looks like."""
+    trial = Encoder(results=True)  # what it would write cannot be taken back
     try:
-        said = encoder.value(value)
+        trial.value(value)
     except WireError:
         return repr(value)[:1000]
-    safe = all(step[0] in _DATA for step in encoder.nodes[before:])
-    return said if safe else repr(value)[:1000]
+    return encoder.value(value) if all(step[0] in _DATA for step in trial.nodes) else repr(value)[:1000]
 
 
 @makes("error", safe=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from enum import Enum
+from types import MemberDescriptorType
 from typing import Any
 
 from ..errors import WireError
@@ -177,7 +178,11 @@ def _attributes(decoder: Decoder, made: Any, said: Any) -> None:
     for name, value in decoder.pairs(said):
         if not isinstance(name, str) or (name.startswith("__") and name.endswith("__")):
             raise WireError("an attribute of a record has a name that it cannot have")
-        object.__setattr__(made, name, value)
+        slot = next((cls.__dict__[name] for cls in type(made).__mro__ if name in cls.__dict__), None)
+        if isinstance(slot, MemberDescriptorType):
+            slot.__set__(made, value)
+        else:
+            vars(made)[name] = value  # past properties, which would run
 
 
 @makes("named", safe=True)
