@@ -266,3 +266,19 @@ def test_the_display_fits_the_place(monkeypatch):
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     assert type(make_display("x")) is Display and type(make_display("x", quiet=False)) is Lines
     assert not display.in_notebook()
+
+
+def test_two_jobs_at_once_share_a_terminal(monkeypatch, capsys):
+    from nnsight_remote.client.terminal import Terminal
+
+    monkeypatch.setenv("TERM", "xterm")
+    with Terminal("first") as first, Terminal("second") as second:
+        first.show("running")
+        second.show("running")
+        second.show("completed")
+        first.show("completed")
+    said = capsys.readouterr().err
+    assert "nnsight: second: running" in said and "nnsight: second: done" in said and "first: done" in said
+    with Terminal("third") as third:
+        third.show("completed")
+    assert "✓ third: done" in capsys.readouterr().err

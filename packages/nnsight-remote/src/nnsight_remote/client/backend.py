@@ -64,6 +64,7 @@ class RemoteBackend:
                 )
             with make_display(self._label, self._options["quiet"]) as display:
                 job = self._post(request, display)
+                display.label = job._label
                 display.show("queued", "not waited for")
             return job
         with make_display(self._label, self._options["quiet"]) as display:
