@@ -159,6 +159,11 @@ def test_a_result_is_fetched_as_often_as_it_is_wanted_and_in_parts(user, block):
     assert user.get(job)["expires"] < user.get(job)["finished"] + 24 * 3600 - 60
 
 
+def test_a_result_can_be_waited_for(user, block):
+    answer = user.http.get(f"/jobs/{user.submit(block)['id']}/result", params={"wait": 60})
+    assert answer.headers["content-type"] == "application/vnd.nnsight.results"
+
+
 def test_a_finished_job_can_be_thrown_away(server, user, block):
     job = user.wait(user.submit(block)["id"])["id"]
     assert (server.store / "results" / job).exists()

@@ -102,9 +102,9 @@ def test_a_resident_model_is_confined_too_and_loaded_again_when_it_was_changed(t
         assert torch.equal(result, wanted)
 
 
-def test_a_trusted_open_server_lets_blocks_do_what_its_owner_may(tmp_path, model):
+def test_a_trusted_open_server_lets_blocks_do_what_its_owner_may(tmp_path, model, encoded):
     written = tmp_path / "written"
-    with Server(tmp_path / "store", "--trusted", "--open").running() as server:
+    with Server(tmp_path / "store", "--trusted", "--open", "--queue-length", "1").running() as server:
         user = Client(server.url)
         with model.trace(X, backend=user):
             import sqlite3  # noqa: F401  # not on the list
@@ -118,3 +118,12 @@ def test_a_trusted_open_server_lets_blocks_do_what_its_owner_may(tmp_path, model
         for headers in ({"origin": "https://elsewhere.example"}, {"host": "elsewhere.example"}):
             answer = user.http.get("/status", headers=headers)
             assert (answer.status_code, answer.json()["reason"]) == (403, "origin")
+        with model.trace(X, backend=encoded):
+            print("it runs")
+            while True:
+                pass
+        job = user.submit(encoded.data)["id"]
+        user.until(job, "log", "it runs")
+        user.submit(encoded.data)
+        answer = user.http.post("/request", content=encoded.data)
+        assert (answer.status_code, answer.json()["reason"]) == (503, "full") and answer.headers["retry-after"]

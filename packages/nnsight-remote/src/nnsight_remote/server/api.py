@@ -60,6 +60,18 @@ class Parts:
             raise Refused(404, "job", f"you have no job {name[:64]!r} here; it may have expired")
         return job
 
+    async def finished(self, user: User, name: str, wait: float) -> Job:
+        """Return a job of a user's when it is finished, or as it is after `wait` seconds."""
+        found = self.find(user, name)
+        end = time.monotonic() + wait
+        while not found.is_final and (left := end - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(self.dispatcher.events.heard(name), left)
+            except asyncio.TimeoutError:
+                pass
+            found = self.find(user, name)
+        return found
+
     def view(self, job: Job) -> JobView:
         """Show a job as it is now."""
         return JobView.of(job, self.dispatcher.models.get(job.model))
@@ -121,20 +133,17 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         id: str, wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0, who: User = Depends(user)
     ) -> JobView:
         """One job. With `wait`, the answer comes when it is finished, or after so many seconds."""
-        found = parts.find(who, id)
-        end = time.monotonic() + wait
-        while not found.is_final and (left := end - time.monotonic()) > 0:
-            try:
-                await asyncio.wait_for(dispatcher.events.heard(id), left)
-            except asyncio.TimeoutError:
-                pass
-            found = parts.find(who, id)
-        return parts.view(found)
+        return parts.view(await parts.finished(who, id, wait))
 
     @api.get("/jobs/{id}/result", tags=["jobs"], response_class=FileResponse)
-    async def result(id: str, who: User = Depends(user)) -> Response:
-        """What a job saved, or the exception that it raised, encoded: the media type says which. Ranges can be asked for."""
-        found = parts.find(who, id)
+    async def result(
+        id: str, wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0, who: User = Depends(user)
+    ) -> Response:
+        """What a job saved, or the exception that it raised, encoded: the media type says which.
+
+        Ranges can be asked for. With `wait`, the answer comes when the job is finished, or after so many seconds.
+        """
+        found = await parts.finished(who, id, wait)
         if not found.is_final:
             raise Refused(409, "unfinished", f"the job is {found.state}; wait for it with GET /jobs/{id}?wait=30", 1)
         if not found.has_file:

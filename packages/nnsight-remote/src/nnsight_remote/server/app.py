@@ -73,8 +73,8 @@ def make_app(settings: Settings, store: Store, engine: Engine) -> Any:
         models.add(spec)
 
     def limits_of(name: str) -> Limits:
-        users = {user.name: user for user in keyring.users()}
-        return users[name].limits_under(settings.limits) if name in users else settings.limits
+        user = keyring.named(name)
+        return user.limits_under(settings.limits) if user else settings.limits
 
     dispatcher = Dispatcher(store, events, models, metrics, limits_of, settings.kept_seconds, settings.fetched_seconds)
     door = Door(keyring, open=settings.open)

@@ -45,6 +45,8 @@ class _Wrong(Exception):
 
 def _serve(line: Sequence[str]) -> int:
     options = _parser().parse_args(line)
+    if sys.platform == "win32":
+        raise _Wrong("the server needs Linux or, with --trusted, macOS; on Windows it runs in WSL")
     from .confine import Confinement
     from .confine.files import code_folders
     from .engine import ModelSpec
@@ -97,6 +99,8 @@ def _serve(line: Sequence[str]) -> int:
         raise _Wrong(f"{options.host}:{options.port} cannot be listened to: {error}") from None
     address = f"http://{options.host}:{listening.getsockname()[1]}"
     print(f"nnsight serves {', '.join(spec.name for spec in specs)} at {address} (stop it with Ctrl-C)", flush=True)
+    if options.host not in LOOPBACK:
+        print("keys and results can be read on their way: put a proxy with TLS before it", flush=True)
     if not options.open:
         _first_key(Keyring(store))
     config = uvicorn.Config(
@@ -148,7 +152,7 @@ def _keys(line: Sequence[str]) -> int:
     keyring = Keyring(store)
     try:
         if options.action == "add":
-            if options.replace and any(user.name == options.name for user in keyring.users()):
+            if options.replace and keyring.named(options.name):
                 print(keyring.replace(options.name))
             else:
                 print(keyring.add(options.name, "admin" if options.admin else "user", parse_limits(options.limit)))

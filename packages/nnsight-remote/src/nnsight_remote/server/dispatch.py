@@ -30,6 +30,7 @@ from .store import Store
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
+RETRY_SECONDS = 1.0  # between tries to write to a disk that is full
 
 
 class Dispatcher:
@@ -218,7 +219,7 @@ class Dispatcher:
                 return write()
             except sqlite3.OperationalError as error:
                 log.error("the store cannot be written", extra={"problem": str(error)})
-                await asyncio.sleep(1)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _write_end(self, job: Job, state: State, failure: Failure | None) -> None:
         now = time.time()

@@ -58,15 +58,14 @@ class Keyring:
         """Make a key for a new user and return it: this is the only time that it can be seen."""
         if not name or len(name) > 100 or not name.isprintable():
             raise ValueError(f"a user's name is 1 to 100 printable characters, not {name!r}")
-        if any(user.name == name for user in self.users()):
+        if self.named(name):
             raise ValueError(f"{name!r} has a key already; remove it first, or pass --replace for a new one")
         return self._put(name, role, limits or {})
 
     def replace(self, name: str) -> str:
         """Make a new key for a user who has one; the old one is worth nothing from then on."""
-        for user in self.users():
-            if user.name == name:
-                return self._put(user.name, user.role, user.limits)
+        if user := self.named(name):
+            return self._put(user.name, user.role, user.limits)
         raise ValueError(f"{name!r} has no key; there are {', '.join(user.name for user in self.users()) or 'none'}")
 
     def remove(self, name: str) -> bool:
@@ -80,8 +79,15 @@ class Keyring:
 
     def find(self, key: str) -> User | None:
         """Return the user whose key this is."""
+        return self._one("hash", _hash(key))
+
+    def named(self, name: str) -> User | None:
+        """Return the user who is called so."""
+        return self._one("name", name)
+
+    def _one(self, column: str, value: str) -> User | None:
         row = self._connection.execute(
-            "select name, role, limits, created from keys where hash = ?", (_hash(key),)
+            f"select name, role, limits, created from keys where {column} = ?", (value,)
         ).fetchone()
         return User(row[0], row[1], json.loads(row[2]), row[3]) if row else None
 
