@@ -569,6 +569,8 @@ PACKAGE = {
         def locked(x):
             with lock:
                 return x
+        def around(x):
+            return locked(x)
         def lazy(x):
             from .facts import THREE
             import tools_w.more as more
@@ -644,8 +646,32 @@ def test_a_module_that_is_used_whole_travels_whole_but_for_what_cannot(package):
     assert use("double", 4) == 8 and look() == "v1"
     with pytest.raises(AttributeError, match="`lock`: a lock"):
         use("lock", 1)
+    for name in ("locked", "around"):
+        with pytest.raises(AttributeError, match="`lock`: a lock"):
+            use(name, 1)
     with pytest.raises(AttributeError, match="no attribute 'missing'"):
         use("missing", 1)
+
+
+def test_what_could_not_travel_once_cannot_the_second_time(package):
+    import tools_w.maths
+
+    def use(name):
+        return getattr(tools_w.maths, name)(1), tools_w.maths.around(1)
+
+    def held():
+        return threading.Lock() and inner()
+
+    def inner():
+        return lock
+
+    lock = threading.Lock()
+    with pytest.raises(WireError, match="`around` -> `locked` -> `lock`"):
+        send(use)
+    encoder = Encoder()
+    for _ in range(2):
+        with pytest.raises(WireError, match="closure `inner` -> closure `lock`: a lock"):
+            encoder.value(held)
 
 
 def test_the_state_of_a_module_travels(package):

@@ -52,11 +52,14 @@ class Encoder:
         self.kept: dict[str, Any] = {}
         #: Called before the message is packed, for what is known only when all is written.
         self.closing: list[Callable[[], None]] = []
+        #: What is done once in a message, and the number of the step that was next then.
+        self.done: dict[Any, int] = {}
         self._memo: dict[int, int | _Open] = {}
         self._alive: list[Any] = []
         self._trail: list[str] = []
         self._waiting: list[tuple[list[str], Callable[[], None]]] = []
-        self._depth = 0
+        #: The things that are being written, outermost first.
+        self._writing: list[int] = []
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -115,6 +118,13 @@ class Encoder:
         except Busy:
             self._postpone(write)
 
+    def first_time(self, what: Any) -> bool:
+        """Say whether something is done for the first time in this message, and note it."""
+        if what in self.done:
+            return False
+        self.done[what] = len(self.nodes)
+        return True
+
     def buffer(self, data: Buffer) -> int:
         """Add a buffer, and return its number."""
         self.buffers.append(data)
@@ -155,31 +165,46 @@ class Encoder:
         self._alive.append(thing)
         write = kinds.WRITERS.get(kind)
         self._memo[id(thing)] = _Open(None)
-        self._depth += 1
+        self._writing.append(id(thing))
+        start, waiting = len(self.nodes), len(self._waiting)
         try:
             number = None if write in _PLAIN else self._reference(thing)
             if number is None:
                 number = (write or self._family(kind))(self, thing)
-        except BaseException:
-            if isinstance(self._memo.get(id(thing)), _Open):
+        except Busy:
+            if isinstance(self._memo[id(thing)], _Open):
                 del self._memo[id(thing)]
             raise
+        except BaseException:
+            self._forget(id(thing), start, waiting)
+            raise
         finally:
-            self._depth -= 1
+            self._writing.pop()
         self._memo[id(thing)] = number
-        if self._depth == 0:
+        if not self._writing:
             self._catch_up()
         return number
+
+    def _forget(self, failed: int, start: int, waiting: int) -> None:
+        """Forget what was written for a thing that cannot travel: parts of it may lack what it could not give them."""
+        del self._waiting[waiting:]
+        outer = set(self._writing[:-1])
+        for known in (self._memo, self.done):
+            late = [key for key, number in known.items() if isinstance(number, int) and number >= start]
+            for key in late:
+                if known is self.done or key not in outer:
+                    del known[key]
+        self._memo.pop(failed, None)
 
     def _catch_up(self) -> None:
         while self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._depth += 1
+            self._writing.append(0)  # no thing has this number
             for trail, write in waiting:
                 self._trail, before = trail, self._trail
                 write()
                 self._trail = before
-            self._depth -= 1
+            self._writing.pop()
 
     def _postpone(self, write: Callable[[], None]) -> None:
         self._waiting.append((list(self._trail), write))

@@ -90,11 +90,9 @@ def fill_cell(encoder: Encoder, cell: CellType, name: str, chains: Iterable[Chai
     except ValueError:
         return  # it is empty here too
     number = cell_of(encoder, cell)
-    filled = encoder.kept.setdefault("filled", set())
     with encoder.at(f"closure `{name}`"):
         use(encoder, value, chains)
-        if number not in filled:
-            filled.add(number)
+        if encoder.first_time(("cell", number)):
             encoder.when_free(lambda: _fill_cell(encoder, number, value))
 
 

@@ -63,12 +63,10 @@ def put(encoder: Encoder, around: dict[str, Any], name: str, chains: Iterable[Ch
     space = space_of(encoder, around)
     if encoder.nodes[space][0] == "import":
         return  # it is there, with all its names
-    done = encoder.kept.setdefault("put", set())
     value = around[name]
     with encoder.at(f"`{name}`"):
         use(encoder, value, chains)
-        if (space, name) not in done:
-            done.add((space, name))
+        if encoder.first_time((space, name)):
             encoder.when_free(lambda: _put(encoder, space, name, value))
 
 
@@ -91,10 +89,8 @@ def use(encoder: Encoder, value: Any, chains: Iterable[Chain]) -> None:
 
 def put_all(encoder: Encoder, module: ModuleType) -> None:
     """Put every name of a module; those that cannot travel are missed only when they are asked for."""
-    whole = encoder.kept.setdefault("whole", set())
-    if module.__name__ in whole:
+    if not encoder.first_time(("all of", module.__name__)):
         return
-    whole.add(module.__name__)
     space = space_of(encoder, vars(module))
     for name in list(vars(module)):
         try:
