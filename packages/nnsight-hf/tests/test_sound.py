@@ -11,6 +11,8 @@ import heads
 import numpy
 import pytest
 import torch
+import transformers.audio_utils
+from packaging.version import Version
 from PIL import Image
 
 from nnsight import TransformersModel
@@ -60,7 +62,9 @@ def test_a_file_gives_the_mean_of_its_channels(reader: str, width: int, channels
 def test_another_rate_is_resampled_as_transformers_does(tmp_path: Path) -> None:
     pytest.importorskip("soxr")
     pytest.importorskip("soundfile")
-    load = pytest.importorskip("transformers.audio_utils").load_audio
+    if Version(transformers.__version__) < Version("5.23"):
+        pytest.importorskip("librosa")  # what resampled before
+    load = transformers.audio_utils.load_audio
     path = saved(tmp_path / "it.wav", whole(0, 501, 2), 2, rate=70)
     numpy.testing.assert_allclose(sound.waveform(path, RATE), load(str(path), sampling_rate=RATE), atol=1e-6)
     assert len(sound.waveform({"raw": numpy.zeros(70), "sampling_rate": 70}, RATE)) == RATE
