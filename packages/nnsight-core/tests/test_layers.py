@@ -61,7 +61,7 @@ LATE = {
 #: The contexts: what opens a run or looks into one. What lies below knows none of them.
 CONTEXTS = set("trace invoke steps edit session scan validate cache backward barrier backend travel".split())
 
-DEPENDENCIES = {"torch", "greenlet", "pluggy", "cloudpickle", "platformdirs", "packaging"}
+DEPENDENCIES = {"torch", "greenlet", "pluggy", "platformdirs", "packaging"}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import WireError
 from . import kinds
 from .format import Buffer, pack
+from .room import room
 from .texts import Sent
 
 _LARGEST = 1 << 53
@@ -78,7 +79,10 @@ class Encoder:
         if step:
             self._trail.append(step)
         try:
-            return [self._write(thing, kind)]
+            if self._writing:
+                return [self._write(thing, kind)]
+            with room():
+                return [self._write(thing, kind)]
         except RecursionError:
             raise self.refusal("it is nested too deeply", "send it as a flat list") from None
         finally:
@@ -141,7 +145,8 @@ class Encoder:
 
     def refusal(self, why: str, instead: str) -> WireError:
         """Return the error for the thing that is being written."""
-        where = " -> ".join(self._trail)
+        trail = self._trail if len(self._trail) <= 16 else [*self._trail[:6], "...", *self._trail[-6:]]
+        where = " -> ".join(trail)
         return WireError(f"{where + ': ' if where else ''}{why}, so it cannot travel. Instead, {instead}.")
 
     def pack(self, kind: str, root: Any, about: dict[str, Any]) -> bytes:
