@@ -278,9 +278,14 @@ def test_a_traced_method_and_its_arguments_come_along(wire):
 
 def test_what_a_request_is_can_be_seen_without_reading_it(model, wire):
     with model.layers[1].trace(torch.ones(1, 8), backend=wire):
-        out = model.layers[1].output.save()
+        out = torch.relu(model.layers[1].output).save()
     facts = inspect_bytes(wire.data)
-    assert facts["kind"] == "request" and facts["path"] == "model.layers.1" and facts["session"] is False
+    assert (
+        facts["kind"] == "request"
+        and facts["packages"] == {"torch": torch.__version__}
+        and facts["path"] == "model.layers.1"
+        and facts["session"] is False
+    )
     assert facts["torch"] == torch.__version__ and facts["nnsight"] == nnsight.__version__
 
 

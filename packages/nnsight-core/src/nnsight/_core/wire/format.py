@@ -64,10 +64,14 @@ def unpack(data: Buffer, kinds: Iterable[str]) -> tuple[dict[str, Any], list[mem
 
 
 def about(data: Buffer) -> dict[str, Any]:
-    """Read what bytes say about themselves, and build nothing of them; `kind` is the kind."""
+    """Read what bytes say about themselves, and build nothing of them.
+
+    `kind` is the kind, and `packages` maps the installed packages that are needed to the sender's versions of them.
+    """
     document, _ = unpack(data, ("request", "results", "error", "message", "model"))
-    facts = document.get("about")
-    return {"kind": document["kind"], **(facts if isinstance(facts, dict) else {})}
+    facts, packages = document.get("about"), document.get("packages")
+    said = {"kind": document["kind"], "packages": packages if isinstance(packages, dict) else {}}
+    return {**(facts if isinstance(facts, dict) else {}), **said}
 
 
 def check(data: Buffer) -> None:
