@@ -161,6 +161,18 @@ def test_one_file_imports_greenlet() -> None:
     assert users == ["_core/turns.py"]
 
 
+def test_torch_and_pickle_are_no_part_of_the_wire_but_for_tensors() -> None:
+    users = {
+        path.name: name
+        for path in files()
+        if path.parent == CORE / "wire"
+        for node, _ in imports(parsed(path))
+        for name in modules_of(node, path)
+        if name.split(".")[0] in ("torch", "numpy", "pickle", "marshal")
+    }
+    assert users == {"tensors.py": "torch"}
+
+
 def test_the_core_imports_what_it_declares() -> None:
     foreign = {
         name.split(".")[0]

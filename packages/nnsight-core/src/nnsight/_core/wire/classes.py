@@ -142,7 +142,12 @@ class _ClassText:
         return not other or function.__module__ != self.cls.__module__ or "__wrapped__" in vars(function)
 
     def _set(self, number: int, name: str, value: Any) -> None:
-        self.encoder.emit("assign", number, name, self.encoder.value(value, f".{name}"))
+        try:
+            self.encoder.emit("assign", number, name, self.encoder.value(value, f".{name}"))
+        except WireError:
+            if not self.where.node.decorator_list:
+                raise
+            # A decorator may have set it, and does so again there.
 
     def _around_names(self) -> list[str]:
         """Return the names that the class may read from functions around it."""
