@@ -45,6 +45,7 @@ def test_keys_are_made_listed_and_removed(store_folder, capsys):
         (["m", "--open", "--host", "0.0.0.0"], "this machine only"),
         (["m", "--limit", "run_second=1"], "no limit run_second"),
         (["m", "m"], "one name"),
+        (["modèle=m"], "so it is ASCII"),
         (["m", "--option", "bfloat16"], "NAME=VALUE"),
     ],
 )

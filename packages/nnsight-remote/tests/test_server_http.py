@@ -82,6 +82,7 @@ def test_models_are_the_admins_business(server, user):
     assert refusal(admin.delete("/models/nothing")) == (404, "model")
     assert refusal(admin.post("/models", json={"name": "served_models:mlp", "source": "b"})) == (409, "model")
     assert refusal(admin.post("/models", json={"name": "a", "source": "b", "family": "os:system"})) == (422, "request")
+    assert refusal(admin.post("/models", json={"name": "modèle", "source": "b"})) == (409, "model")
     remote_code = {"name": "a", "source": "b", "options": {"trust_remote_code": True}}
     assert refusal(admin.post("/models", json=remote_code)) == (403, "trust")
 

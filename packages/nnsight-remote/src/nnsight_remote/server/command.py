@@ -97,7 +97,8 @@ def _serve(line: Sequence[str]) -> int:
         listening = _listen(options.host, options.port)
     except OSError as error:
         raise _Wrong(f"{options.host}:{options.port} cannot be listened to: {error}") from None
-    address = f"http://{options.host}:{listening.getsockname()[1]}"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
     print(f"nnsight serves {', '.join(spec.name for spec in specs)} at {address} (stop it with Ctrl-C)", flush=True)
     if options.host not in LOOPBACK:
         print("keys and results can be read on their way: put a proxy with TLS before it", flush=True)

@@ -32,9 +32,15 @@ class ModelSpec:
     family: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not (self.name and self.name.isascii() and self.name.isprintable() and self.name == self.name.strip()):
+            raise ValueError(
+                f"{self.name!r} cannot be the name of a model: clients send it in a header, so it is ASCII"
+            )
+
     @classmethod
     def parse(cls, text: str, family: str, options: Mapping[str, Any]) -> ModelSpec:
-        """Read `[NAME=]SOURCE` from a command line."""
+        """Read `[NAME=]SOURCE` from a command line; raise ValueError for a name that cannot be one."""
         name, equals, source = text.partition("=")
         source = source if equals else name
         return cls(name, source, "" if ":" in source else family, dict(options))
