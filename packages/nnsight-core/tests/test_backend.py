@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from core_toys import Hooked, Toy, rows, seeded
 
 import nnsight
 from nnsight import NNsight, NNsightError, PluginError
+from nnsight._core import plugins
 from nnsight.plugin import Backend, HereBackend, Pending, Request
 
 
@@ -262,3 +264,24 @@ def test_a_request_knows_its_model(model: Any) -> None:
     with model.layers[0].trace(torch.ones(1, 8), backend=backend):
         model.layers[0].output
     assert backend.requests[0].model is model and backend.requests[0].node is model.layers[0]
+
+
+def test_frames_of_the_plugin_that_a_backend_came_with_are_folded_away(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "far_away"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "class Backend:\n    def run(self, request):\n        raise ConnectionError('down')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import far_away
+
+    def files() -> set[str]:
+        with pytest.raises(ConnectionError) as raised, model.trace(rows(), backend=far_away.Backend()):
+            model.output
+        return {str(entry.path) for entry in raised.traceback}
+
+    assert far_away.__file__ in files()
+    monkeypatch.setattr(plugins, "packages", lambda: frozenset({"far_away"}))
+    assert files() == {__file__}

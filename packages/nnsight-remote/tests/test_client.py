@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -218,6 +219,25 @@ class TestWithoutWaiting:
         said = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
         assert said.returncode == 0, said.stderr
         assert torch.allclose(torch.tensor(eval(said.stdout)), model(X))
+
+    def test_a_handle_that_is_pickled_is_the_same_job(self, model):
+        with model.trace(X, remote=True, blocking=False) as job:
+            out = model.output.save()
+        data = pickle.dumps(job)
+        assert CONFIG.API.APIKEY.encode() not in data
+        assert torch.equal(pickle.loads(data).result(SECONDS)["out"], model(X))
+
+    def test_many_are_awaited_at_once(self, model):
+        async def main() -> list[dict[str, Any]]:
+            jobs = []
+            for number in range(30):
+                with model.trace(X * number, remote=True, blocking=False) as job:
+                    out = model.output.save()
+                jobs.append(job)
+            return await asyncio.gather(*jobs)
+
+        for number, values in enumerate(asyncio.run(main())):
+            assert torch.equal(values["out"], model(X * number))
 
     def test_without_a_name_for_the_job_nothing_is_sent(self, model):
         with pytest.raises(NNsightError, match="as job"), model.trace(X, remote=True, blocking=False):

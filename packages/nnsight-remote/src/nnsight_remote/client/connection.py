@@ -25,6 +25,8 @@ from .patience import Busy, Patience, worth_another_try
 #: Seconds until we give up on a server that never answered, and on one that did.
 FIRST_CONTACT, AFTERWARDS = 3.0, 60.0
 CONNECT_SECONDS = 10.0
+# Whoever waits for a job holds a connection, and many jobs can be waited for at once.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _TIMEOUT = httpx.Timeout(30.0, connect=CONNECT_SECONDS)
 
 
@@ -45,7 +47,7 @@ class Connection:
                 raise KeyRefusedError("the key has characters that no key has; copy it again")
             headers["authorization"] = f"Bearer {address.key}"
         # Redirections are not followed: the key would go to somebody else.
-        self._client = httpx.Client(base_url=address.url, headers=headers, timeout=_TIMEOUT)
+        self._client = httpx.Client(base_url=address.url, headers=headers, timeout=_TIMEOUT, limits=_LIMITS)
 
     def ask(
         self,

@@ -232,6 +232,10 @@ class Job:
     def _hint(self) -> str:
         return f"The job may go on; later: `nnsight_remote.job({self.id!r}, host={self.host!r}).result()`"
 
+    def __reduce__(self) -> Any:
+        # What travels is what it takes to take the job up; the key stays here.
+        return job, (self.id, self.host)
+
     def __repr__(self) -> str:
         return f"<Job {self.id} on {self.host}>"
 
