@@ -193,6 +193,8 @@ def open_trace(
     """Return the context for a trace as it was asked for, or what the model returns if none was."""
     family = node._family()
     where = find_backend(backend, remote, blocking)
+    if validate and not scan and trace:
+        raise ValueError("validate=True checks the block against a scan: pass scan=True with it")
     if where is not None:
         if not trace or scan:
             asked = "trace=False" if not trace else "scan=True"
@@ -202,8 +204,6 @@ def open_trace(
         return Elsewhere(Request(node, inputs, kwargs, method, session), where)
     if not trace:
         return node._run_now(method, inputs, kwargs)
-    if validate and not scan:
-        raise ValueError("validate=True checks the block against a scan: pass scan=True with it")
     if scan:
         return ValidatingTracer(node, family, inputs, kwargs, method, validate)
     return Tracer(node, family, inputs, kwargs, method)

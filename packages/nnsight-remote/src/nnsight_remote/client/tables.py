@@ -44,7 +44,7 @@ class Table(list[T], Generic[T]):
     def __repr__(self) -> str:
         # As wide as it needs to be: a name that is cut cannot be copied.
         file = io.StringIO()
-        Console(file=file, width=200, color_system=None).print(self)
+        Console(file=file, width=200, color_system=None, force_jupyter=False).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
     __str__ = __repr__

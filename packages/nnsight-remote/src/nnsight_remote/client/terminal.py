@@ -31,7 +31,7 @@ class Terminal(Lines):
             return
         self._spinner = Spinner("dots")
         self._live = Live(
-            console=Console(stderr=True),
+            console=Console(stderr=True, force_jupyter=False),
             get_renderable=self._draw,
             refresh_per_second=10,
             # Only what would appear in the same terminal has to go through us; a pipe gets what is printed directly.
