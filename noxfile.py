@@ -156,7 +156,9 @@ def tests_integration(session: nox.Session) -> None:
         session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), str(project.parent), silent=True)
     examples = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
     session.install(*pinned(), *group("integration"), *FOLDERS.values(), *examples)
-    session.run("pytest", *spread(session), str(here), *session.posargs, env=TESTING)
+    # What we send to NDIF is run by what runs there, which is imported as `nnsight` too, and so lives apart.
+    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER, "transformers")
+    session.run("pytest", *spread(session), str(here), *session.posargs, env={**TESTING, "NNSIGHT_PEER_PYTHON": peer})
 
 
 @nox.session

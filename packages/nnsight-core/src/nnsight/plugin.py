@@ -59,6 +59,16 @@ from nnsight._core.travel import (
     encode_results,
     inspect_bytes,
 )
+from nnsight._core.wire.abroad import (
+    Text,
+    aliases_of,
+    installed_as,
+    is_own,
+    names_of_block,
+    names_of_function,
+    text_of_block,
+    text_of_function,
+)
 
 __all__ = [
     "Backend",
@@ -80,8 +90,10 @@ __all__ = [
     "Request",
     "Rows",
     "Sharding",
+    "Text",
     "Tracer",
     "WireError",
+    "aliases_of",
     "check_bytes",
     "decode_error",
     "decode_message",
@@ -96,13 +108,19 @@ __all__ = [
     "fingerprint",
     "hookimpl",
     "inspect_bytes",
+    "installed_as",
+    "is_own",
     "is_with_head",
     "join_inputs",
     "leaves",
+    "names_of_block",
+    "names_of_function",
     "notes",
     "open_trace",
     "operations_of",
     "provide",
     "put_together",
+    "text_of_block",
+    "text_of_function",
     "tree_map",
 ]

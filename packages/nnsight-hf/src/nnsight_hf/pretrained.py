@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +61,11 @@ class PretrainedModel(LazyModel):
 
     def _known_as(self) -> str:
         return self.name_or_path
+
+    @property
+    def load_options(self) -> Mapping[str, Any]:
+        """The options for loading that the model was made with (`revision=`, `trust_remote_code=`, ...)."""
+        return MappingProxyType(self.__dict__["_origin"].options)
 
     # -- what is loaded ----------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def _write_body(encoder: Encoder, body: Body) -> int:
 def _names(encoder: Encoder, body: Body, around: dict[str, Any], used: Uses) -> list[Any]:
     """Write the values that the block reads; return those of the function around it."""
     said: list[Any] = []
-    bound = _bound_first(body.block)
+    bound = bound_first(body.block)
     for name in sorted(body.outer.keys() - bound):
         value, chains = body.outer[name], used.names.get(name, [()])
         try:
@@ -66,7 +66,7 @@ def _names(encoder: Encoder, body: Body, around: dict[str, Any], used: Uses) -> 
     return said
 
 
-def _bound_first(block: Block) -> set[str]:
+def bound_first(block: Block) -> set[str]:
     """Return the names that a block binds before it reads them."""
     if block.found.items_after:
         return set()

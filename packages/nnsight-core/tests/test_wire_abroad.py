@@ -1,0 +1,132 @@
+"""Texts and names for plugins that write requests in somebody else's format."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+import nnsight
+from nnsight import NNsight, SourceError
+from nnsight.plugin import (
+    Request,
+    aliases_of,
+    installed_as,
+    is_own,
+    names_of_block,
+    names_of_function,
+    text_of_block,
+    text_of_function,
+)
+
+GLOBAL = 5
+
+
+class Kept:
+    """Keeps the request."""
+
+    request: Request
+
+    def run(self, request: Request) -> dict[str, Any]:
+        self.request = request
+        return {}
+
+
+@pytest.fixture
+def model() -> NNsight:
+    return NNsight(torch.nn.Sequential(torch.nn.Linear(2, 2)), rename={"0": "first"})
+
+
+def line() -> int:
+    return sys._getframe(1).f_lineno
+
+
+def test_the_text_of_a_block_stands_at_the_margin_and_knows_its_line(model: NNsight) -> None:
+    kept, around, before = Kept(), 3, line()
+    with model.trace(torch.ones(1, 2), backend=kept):
+        hidden = model[0].output  # a comment stays
+        value = hidden * around + GLOBAL  # noqa: F841
+    text = text_of_block(kept.request.body)
+    assert text.text.splitlines()[0] == "hidden = model[0].output  # a comment stays"
+    assert (text.first, text.filename, text.name) == (
+        before + 2,
+        __file__,
+        "test_the_text_of_a_block_stands_at_the_margin_and_knows_its_line",
+    )
+    assert [ast.unparse(one) for one in text.nodes] == [ast.unparse(one) for one in ast.parse(text.text).body]
+
+
+def test_the_names_of_a_block_are_those_that_it_reads_before_it_binds_them(model: NNsight) -> None:
+    kept, around, hidden = Kept(), 3, "an old value"
+    with model.trace(torch.ones(1, 2), backend=kept):
+        hidden = model[0].output
+        value = hidden * around + GLOBAL + len([])  # noqa: F841
+    outer, inner = names_of_block(kept.request.body)
+    assert outer == {"GLOBAL": 5} and inner == {"model": model, "around": 3}
+    assert hidden == "an old value"
+
+
+def test_other_contexts_of_the_same_with_stand_around_a_block(model: NNsight) -> None:
+    kept, before = Kept(), line()
+    with model.trace(torch.ones(1, 2), backend=kept), nullcontext():
+        model[0].output  # noqa: B018
+    text = text_of_block(kept.request.body)
+    assert text.text.splitlines()[0] == "with nullcontext():" and text.first == before + 1
+    assert "nullcontext" in names_of_block(kept.request.body)[0]
+
+
+def test_the_text_of_a_function_is_without_its_decorators() -> None:
+    three = 3
+
+    def kept(function: Any) -> Any:
+        return function
+
+    @kept
+    def inner(value: int) -> int:
+        return value + three + GLOBAL  # a comment stays
+
+    text = text_of_function(inner)
+    assert text.text == "def inner(value: int) -> int:\n    return value + three + GLOBAL  # a comment stays\n"
+    assert (text.first, text.name, text.owner) == (inner.__code__.co_firstlineno + 1, "inner", None)
+    assert names_of_function(inner) == {"GLOBAL": 5, "three": 3}
+
+
+def test_lambdas_of_one_line_are_told_apart() -> None:
+    one, other = lambda value: value + 1, lambda value: value - GLOBAL  # noqa: E731
+    assert [text_of_function(each).text for each in (one, other)] == [
+        "lambda value: value + 1",
+        "lambda value: value - GLOBAL",
+    ]
+    assert names_of_function(one) == {} and names_of_function(other) == {"GLOBAL": 5}
+
+
+class Owner:
+    def method(self) -> Any:
+        return super().__repr__()
+
+
+def test_a_method_knows_its_class() -> None:
+    text = text_of_function(Owner.method)
+    assert text.owner == "Owner" and text.text.startswith("def method(self)")
+    assert names_of_function(Owner.method)["__class__"] is Owner
+
+
+def test_a_function_without_a_text_is_refused() -> None:
+    around: dict[str, Any] = {}
+    exec("def made(): return 1", around)
+    with pytest.raises(SourceError):
+        text_of_function(around["made"])
+
+
+def test_whose_a_module_is() -> None:
+    assert is_own(__name__) and is_own("__main__") and not is_own("torch.nn") and not is_own("nnsight")
+    assert installed_as(torch.nn.Linear) == ("torch.nn.modules.linear", "Linear") and installed_as(Owner) is None
+
+
+def test_aliases_are_given_with_their_paths(model: NNsight) -> None:
+    assert dict(aliases_of(model)) == {"first": "0"} and dict(aliases_of(model[0])) == {}
+    assert nnsight.plugin.aliases_of is aliases_of

@@ -1,0 +1,254 @@
+"""Blocks on NDIF: `Jobs` in its protocol, generation B (the server's version 0.1.0, clients of nnsight 0.8).
+
+GET /subscribe (a socket)   what happens to a job, while somebody waits for it
+POST /request               hand a block in
+GET /response/ID            what was said last of a job that nobody waits for, or whose socket broke
+
+The one idea: a job is told of on its socket, and looked up by its id when that breaks, so that a result is lost only if the
+server keeps none. A request is sent once: a server that got it twice would run it twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from nnsight.plugin import Request
+
+from ..client.connection import CONNECT_SECONDS, Connection
+from ..client.errors import JobError, JobGoneError, ProtocolError, RefusedError
+from ..client.patience import Patience
+from ..client.protocol import Event, Progress, Sight
+from .model import env_of, key_of
+from .payload import encode
+from .response import Response, read
+from .results import decode
+from .subscription import Subscription
+
+#: The version of nnsight whose language is spoken.
+SPOKEN = "0.8.1"
+_POSTING = httpx.Timeout(CONNECT_SECONDS, read=600.0)
+#: Seconds between two looks at a job without a socket, at first and at last.
+_OFTEN, _SELDOM = 0.2, 5.0
+#: Seconds after which somebody who listens is told that the connection is alive.
+_BEAT = 5.0
+#: Seconds for which a server may know nothing of a job; it notes what it says a moment after it took it.
+_UNKNOWN = 30.0
+_CHUNK = 128 * 1024
+
+
+class NdifJobs:
+    """Hands blocks in, and fetches what became of them."""
+
+    def __init__(self, connection: Connection, *, unknown: float = _UNKNOWN) -> None:
+        self._connection = connection
+        self._unknown = unknown
+        key = connection.address.key
+        self._headers = {"ndif-api-key": key} if key else {}
+        self._told: dict[str, _Told] = {}
+
+    def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
+        """Hand in a block and return the id of its job.
+
+        Args:
+            request: the block.
+            model: the key of the model, as the server lists it, or its name on the hub.
+            remark: told in words why we wait.
+            followed: whether this process waits for it. If not, the server keeps what it says of it, for any process.
+        """
+        blob = encode(request)
+        root = request.node.root
+        said = {"model_key": model if ":" in model else key_of(root, model), "session_id": "", "compress": True}
+        with self._connection.in_words():
+            socket = Subscription.open(self._connection.address.url, self._headers) if followed else None
+        try:
+            envelope = {**said, "session_id": socket.session if socket else "", "env": env_of(root)}
+            first = self._hand_in(json.dumps(envelope), blob)
+        except BaseException:
+            if socket is not None:
+                socket.close()
+            raise
+        if first.status == "ERROR":
+            raise RefusedError(f"{self._connection.address.url} refused this: {first.description}")
+        if socket is not None:
+            self._told[first.id] = _Told(socket)
+        return first.id
+
+    def look(self, job: str) -> Sight:
+        """Look at a job."""
+        told = self._told.get(job)
+        last = told.last if told is not None and (told.socket is not None or told.is_over) else None
+        if last is None:
+            last = self._ask(job)
+        if last is None:
+            if told is not None and told.socket is not None:
+                return Sight(job, "queued")
+            raise self._gone(job)
+        message = last.description if last.status == "ERROR" else ""
+        return Sight(
+            job, last.state, message=message, has_result=last.status == "COMPLETED", details={"meta": last.meta or {}}
+        )
+
+    def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
+        """Give what happens to a job after an event."""
+        told = self._told.setdefault(job, _Told(None))
+        number = after
+        while True:
+            while number < len(told.events):
+                number += 1
+                yield Event(number, *told.events[number - 1])
+            if told.is_over:
+                return
+            # A socket that nobody answers at is closed by its keepalive, so one that is silent is alive.
+            if not (told.hear(min(seconds, _BEAT)) if told.socket is not None else self._look_up(job, told, seconds)):
+                yield Event(0, "alive")
+
+    def fetch(self, job: str, progress: Progress, patience: float, trusted: bool) -> dict[str, Any]:
+        """Return what a finished job saved, or raise why there is nothing."""
+        told = self._told.get(job)
+        last = told.last if told is not None and told.is_over else self._ask(job)
+        if last is None or not last.is_final:
+            raise self._gone(job)
+        if last.status == "ERROR":
+            self._told.pop(job, None)
+            raise JobError(f"{last.description} (job {job})", job, "error")
+        if last.data is None:
+            return {}
+        data = last.data if isinstance(last.data, bytes) else self._download(last.data, progress, patience)
+        found = decode(data, trusted=trusted)
+        self._told.pop(job, None)
+        return found
+
+    def cancel(self, job: str) -> None:
+        """NDIF has no way to end a job; what can be done is to stop listening."""
+        told = self._told.pop(job, None)
+        if told is not None and told.socket is not None:
+            told.socket.close()
+        raise RefusedError(f"NDIF cannot end a job: {job} goes on at {self._connection.address.url}", 0, "cancel")
+
+    def _hand_in(self, envelope: str, blob: bytes) -> Response:
+        headers = {
+            **self._headers,
+            "ndif-timestamp": repr(time.time()),
+            "nnsight-version": SPOKEN,
+            "python-version": sys.version,
+        }
+        answer = self._connection.ask(
+            "POST",
+            "/request",
+            seconds=0.0,
+            data={"data": envelope},
+            files={"blob": ("request", blob, "application/octet-stream")},
+            headers=headers,
+            timeout=_POSTING,
+        )
+        return read(answer.text)
+
+    def _ask(self, job: str) -> Response | None:
+        """Ask what was said last of a job; None if the server knows nothing."""
+        answer = self._connection.ask("GET", f"/response/{quote(job, safe='')}", headers=self._headers, accepted=(404,))
+        return None if answer.status_code == 404 else read(answer.text)
+
+    def _look_up(self, job: str, told: _Told, seconds: float) -> bool:
+        """Look a job up, and return whether there is something new; wait a moment if not."""
+        found = self._ask(job)
+        now = time.monotonic()
+        if found is None and now - told.since > self._unknown:
+            raise self._gone(job)
+        if found is not None:
+            told.since = now
+            if told.note(found):
+                told.pause = _OFTEN
+                return True
+        time.sleep(min(told.pause, seconds))
+        told.pause = min(told.pause * 1.5, _SELDOM)
+        return False
+
+    def _download(self, url: str, progress: Progress, patience: float) -> bytes:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ProtocolError(f"the server says that the result is at {url[:100]!r}, which is no address")
+        tries = Patience(patience)
+
+        def once() -> bytes:
+            # Whoever keeps the results is not the server, so the key does not go there.
+            parts, have = [], 0
+            with httpx.stream("GET", url, timeout=_POSTING) as answer:
+                if answer.status_code >= 500:
+                    raise httpx.RemoteProtocolError(f"the place of the result answered {answer.status_code}")
+                if not answer.is_success:
+                    raise JobGoneError(f"the result is not at its place any more ({answer.status_code})", "", "gone")
+                size = int(answer.headers.get("content-length", 0))
+                for part in answer.iter_bytes(_CHUNK):
+                    parts.append(part)
+                    have += len(part)
+                    tries.heard()
+                    progress(have, size)
+            return b"".join(parts)
+
+        with self._connection.in_words():
+            return tries.keep_trying(once)
+
+    def _gone(self, job: str) -> JobGoneError:
+        return JobGoneError(
+            f"{self._connection.address.url} knows nothing of job {job}. NDIF keeps what it says of a job only if nobody "
+            "waited for it; where connections break, hand it in with `blocking=False`",
+            job,
+            "gone",
+        )
+
+
+class _Told:
+    """What was heard of a job."""
+
+    def __init__(self, socket: Subscription | None) -> None:
+        self.socket = socket
+        self.last: Response | None = None
+        self.events: list[tuple[str, str]] = []
+        self.since = time.monotonic()
+        self.pause = _OFTEN
+
+    @property
+    def is_over(self) -> bool:
+        return self.last is not None and self.last.is_final
+
+    def hear(self, seconds: float) -> bool:
+        """Wait for the next message on the socket, and return whether one came.
+
+        Once the socket breaks, the job is looked up instead.
+        """
+        assert self.socket is not None
+        try:
+            told = self.note(self.socket.receive(seconds))
+        except httpx.ReadTimeout:
+            return False
+        except httpx.ReadError:
+            self._leave()
+            return False
+        if self.is_over:
+            self._leave()
+        return told
+
+    def note(self, response: Response) -> bool:
+        """Note a message; return whether it says anything new."""
+        if response.status == "LOG":
+            text = response.description
+            self.events.append(("log", text if text.endswith("\n") else text + "\n"))
+            return True
+        if self.last is not None and response.status == self.last.status:
+            return False
+        self.last = response
+        state = response.state if response.is_final or response.status == "RUNNING" else response.status.lower()
+        self.events.append(("state", state))
+        return True
+
+    def _leave(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+            self.since = time.monotonic()

@@ -1,0 +1,104 @@
+"""What a block saved, as NDIF sends it: decoded without running anything of theirs.
+
+The one idea: their own client unpickles whatever comes, and so runs what a server wants. Here torch's own reader for
+weights decides, which builds tensors and plain values only; a few more that are plain as well are named to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import zstandard
+
+from nnsight.plugin import WireError
+
+from ..client.errors import ProtocolError
+
+_PACKED = b"\x28\xb5\x2f\xfd"  # how every frame of zstandard begins
+_PLAIN: tuple[Any, ...] = (range, slice, frozenset, bytearray)
+
+
+def decode(data: bytes | memoryview, *, trusted: bool = False) -> dict[str, Any]:
+    """Read what a block saved, by name. Tensors come to lie on the CPU.
+
+    Args:
+        data: the bytes, compressed or not.
+        trusted: also build objects of any class that is here; this can run code of whoever runs the server.
+
+    Raises:
+        WireError: they hold something else than tensors and plain values, and are not trusted.
+        ProtocolError: they are no results.
+    """
+    found = _load(_unpacked(bytes(data)), trusted)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise ProtocolError("the result of the job is no table of values by name")
+    return found
+
+
+def _unpacked(data: bytes) -> bytes:
+    if not data.startswith(_PACKED):
+        return data
+    try:
+        # A stream need not say how large it will be.
+        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    except zstandard.ZstdError as error:
+        raise ProtocolError(f"the result of the job arrived damaged: {error}") from error
+
+
+def _load(data: bytes, trusted: bool) -> Any:
+    if not zipfile.is_zipfile(io.BytesIO(data)):  # the older formats of torch are none that a server writes
+        raise ProtocolError("the result of the job is not in the format that NDIF uses")
+    try:
+        with _named(() if trusted else (*_PLAIN, *_numpy())):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        raise WireError(
+            "the result holds something that is neither a tensor nor a plain value, so it is not built here, as that could "
+            f"run code of the server: {_reason(error)}. Save the tensors in it one by one (`output.logits.save()`), or "
+            "trust the server: `RemoteBackend(..., trusted=True)`"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ProtocolError(f"the result of the job cannot be read: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what of torch's explanation is about the value."""
+    text = str(error)
+    for start in ("Unsupported global: GLOBAL ", "Unsupported class ", "WeightsUnpickler error: "):
+        if start in text:
+            return text.split(start, 1)[1].split(" was not an allowed", 1)[0].split("\n", 1)[0].strip()[:200]
+    return text.split("\n", 1)[0][:200]
+
+
+def _numpy() -> list[Any]:
+    """Return what arrays and numbers of numpy are made of, if numpy is here."""
+    try:
+        numpy = importlib.import_module("numpy")
+    except ImportError:
+        return []
+    core = importlib.import_module("numpy._core" if hasattr(numpy, "_core") else "numpy.core")
+    kinds = {type(numpy.dtype(one)) for one in "?bBhHiIlLqQefdgFDG"}
+    return [numpy.ndarray, numpy.dtype, core.multiarray._reconstruct, core.multiarray.scalar, *kinds]
+
+
+@contextmanager
+def _named(things: tuple[Any, ...]) -> Iterator[None]:
+    """Name further things to torch's reader for the time being."""
+    if hasattr(torch.serialization, "safe_globals"):  # torch 2.5
+        with torch.serialization.safe_globals(list(things)):
+            yield
+        return
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(list(things))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
