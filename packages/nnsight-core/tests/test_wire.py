@@ -192,6 +192,25 @@ def test_weights_and_views_of_them_go_by_path(model, wire):
     assert torch.equal(hidden, module(here))
 
 
+def test_operations_and_methods_of_the_model_go_by_path(wire):
+    model = NNsight(seeded(Transformer))
+    ids = torch.tensor([[1, 2, 3]])
+    inside = model.layers[0].source
+    part, layers, generate = inside.self_proj_0, model.layers[:1], model.generate
+    with model.session(backend=wire):
+        with model.trace(ids):
+            first = inside.self_proj_0.output.save()
+        with model.trace(ids):
+            second = part.output.save()
+            output = layers[0].output.save()
+        made = generate(ids, steps=2).save()
+    with model.trace(ids):
+        here = part.output
+        block = model.layers[0].output
+    assert torch.equal(first, here) and torch.equal(second, here) and torch.equal(output, block)
+    assert torch.equal(made, model._module.generate(ids, steps=2))
+
+
 def test_another_model_cannot_come_along(model, wire):
     other = NNsight(seeded(MLP))
     with pytest.raises(WireError, match="`other`: it belongs to another model"):

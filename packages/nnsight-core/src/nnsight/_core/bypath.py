@@ -1,8 +1,8 @@
 """What belongs to a model, on its way: by path.
 
-The one idea: a model is at both ends. An envoy is a path below a root; a root that was edited or renamed is made again of the
-model over there, its edits being blocks like any other. Modules, weights, views of weights and what a family names
-(`travels_by_reference`) are looked up over there as well. Of the values that know no model, `wire` takes care.
+The one idea: a model is at both ends. An envoy is a path below a root; a root that was edited or renamed is made again of
+the model over there, its edits being blocks like any other. Modules, operations, weights, views of weights and what a
+family names (`travels_by_reference`) are looked up over there as well. Of the values that know no model, `wire` takes care.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from . import plugins
 from .edit import Edit, Edits
 from .errors import WireError
 from .naming import Naming
+from .sources import OperationEnvoy, Source
 from .tree import Node
 from .wire import Decoder, Encoder, kinds, objects
 from .wire import tensors as _tensors  # noqa: F401  # lets tensors travel
@@ -39,6 +40,11 @@ class Sender:
         """Return the step for what the other end has, or None."""
         if isinstance(thing, Node):
             return ["envoy", self._root(thing._root), thing._relative()]
+        if isinstance(thing, (Source, OperationEnvoy)):
+            source = thing if isinstance(thing, Source) else thing._source
+            node = source._node
+            way = source._opening.path[len(node._path) + 1 :].split(".")
+            return ["operation", self.encoder.value(node), way if thing is source else [*way, thing.name]]
         if isinstance(thing, torch.nn.Module):
             path = self._module_paths().get(id(thing))
             return None if path is None else ["module of", path]
@@ -167,6 +173,14 @@ def _make_envoy(decoder: Decoder, step: list[Any]) -> Any:
         return root._walk(step[2]) if step[2] else root
     except AttributeError as error:
         raise WireError(f"the model here has no `{step[2]}`: {error}") from error
+
+
+@makes("operation")
+def _make_operation(decoder: Decoder, step: list[Any]) -> Any:
+    found = decoder.value(step[1]).nns_source  # each way begins with `source`, which may be a submodule too
+    for name in step[2][1:]:
+        found = getattr(found, name)
+    return found
 
 
 @makes("module of")

@@ -145,7 +145,7 @@ def _fill(decoder: Decoder, made: Any, content: Any) -> None:
         decoder.value(setter[0])(made, state)
     elif state is None:
         return
-    elif hasattr(made, "__setstate__"):
+    elif hasattr(type(made), "__setstate__"):
         made.__setstate__(state)
     else:
         set_state(made, state)
