@@ -22,6 +22,7 @@ from nnsight_remote import (
     ProtocolError,
     RefusedError,
     RemoteBackend,
+    UnreachableError,
 )
 from nnsight_remote.client import handshake
 
@@ -138,6 +139,24 @@ def test_a_server_that_wants_to_be_left_alone_for_long_is_left_alone(there):
     with pytest.raises(RefusedError, match="queue is full") as raised:
         run(there(**{"POST /request": busy}).url)
     assert (raised.value.status, raised.value.reason) == (503, "full")
+
+
+@pytest.mark.parametrize("path", ["GET /jobs/j1/events", "GET /jobs/j1/result"])
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_that_fails_later_leaves_the_job_to_be_taken_up(there, path, status):
+    server = there(VALUES, **{path: (status, {"retry-after": "3600"}, {"reason": "storage", "message": "no room"})})
+    with pytest.raises(RefusedError, match=r"no room\. The job is not lost; later: .*'j1'"):
+        run(server.url)
+    server.answers.update(serving(VALUES))
+    assert torch.equal(nnsight_remote.job("j1", server.url).result()["out"], torch.ones(3))
+
+
+def test_a_download_that_never_gets_further_is_given_up(there):
+    size = {"content-type": "application/vnd.nnsight.results", "content-length": "1000", "connection": "close"}
+    server = there(**{"GET /jobs/j1/result": (200, size, b"x" * 500)})
+    with pytest.raises(UnreachableError, match="j1"):
+        run(server.url, patience=0.3)
+    assert [line for line, _ in server.asked].count("GET /jobs/j1/result") > 1
 
 
 def test_a_full_account_is_not_tried_again(there):

@@ -16,7 +16,7 @@ from serving import SECONDS, Server
 import nnsight_remote
 from nnsight import CONFIG
 from nnsight_remote import DownloadError, KeyRefusedError, RefusedError, RemoteBackend, UnreachableError, ndif
-from nnsight_remote.client import connection, download
+from nnsight_remote.client import backend, connection, download
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 
@@ -129,6 +129,22 @@ def test_a_request_that_is_too_large_is_not_sent(model, server, proxy, request, 
     monkeypatch.setattr(CONFIG.API, "APIKEY", server.key(request.node.name, request_bytes=500))
     with pytest.raises(RefusedError, match="500 bytes"), model.trace(X, remote=proxy.url):
         model.output.save()
+
+
+def test_an_interrupt_is_not_held_up_by_a_server_that_is_gone(model, server, proxy, monkeypatch, capsys):
+    def interrupted(job: nnsight_remote.Job, *args: Any) -> None:
+        proxy.close()
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    jobs: list[nnsight_remote.Job] = []
+    monkeypatch.setattr(backend, "_GIVING_UP", 0.1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(nnsight_remote.Job, "follow", interrupted)
+        with model.trace(X, remote=proxy.url):
+            model.output.save()
+    assert "may go on" in capsys.readouterr().err
+    assert nnsight_remote.job(jobs[0].id, server.url).wait(SECONDS).status == "completed"
 
 
 def test_a_disk_that_is_full_costs_no_result(model, server, monkeypatch, tmp_path):

@@ -39,6 +39,11 @@ class Address:
         return cls(url, key or keys.find(url) or CONFIG.API.APIKEY or _colab_secret() or "")
 
     @property
+    def is_this_machine(self) -> bool:
+        """Whether the server is on this machine."""
+        return urlsplit(self.url).hostname in _LOOPBACK
+
+    @property
     def is_trusted(self) -> bool:
         """Whether the user said that results of this server may be more than data."""
         trusted = (CONFIG.API.TRUSTED or "").split(",")

@@ -6,6 +6,7 @@ model), post, follow. A block that is not waited for ends after the second, and 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from nnsight import NNsightError
@@ -16,6 +17,9 @@ from .display import make_display
 from .errors import RemoteError
 from .handshake import agree, speak
 from .job import PATIENCE, Job
+
+#: Seconds that somebody who interrupts a block is kept waiting, if the server does not answer.
+_GIVING_UP = 3.0
 
 
 class RemoteBackend:
@@ -85,9 +89,9 @@ class RemoteBackend:
     def _give_up(self, job: Job) -> None:
         """Cancel a job that the user interrupts, if the server can be asked to."""
         try:
-            job.cancel()
+            job.cancel(_GIVING_UP)
         except RemoteError as error:
-            print(f"nnsight: {job!r} could not be cancelled and may go on: {error}")
+            print(f"nnsight: {job!r} could not be cancelled and may go on: {error}", file=sys.stderr)
 
     @property
     def _label(self) -> str:

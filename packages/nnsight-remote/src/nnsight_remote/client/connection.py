@@ -46,8 +46,14 @@ class Connection:
             if not address.key.isascii() or not address.key.isprintable():
                 raise KeyRefusedError("the key has characters that no key has; copy it again")
             headers["authorization"] = f"Bearer {address.key}"
-        # Redirections are not followed: the key would go to somebody else.
-        self._client = httpx.Client(base_url=address.url, headers=headers, timeout=_TIMEOUT, limits=_LIMITS)
+        # Redirections are not followed: the key would go to somebody else. This machine is reached without a proxy.
+        self._client = httpx.Client(
+            base_url=address.url,
+            headers=headers,
+            timeout=_TIMEOUT,
+            limits=_LIMITS,
+            trust_env=not address.is_this_machine,
+        )
 
     def ask(
         self,
@@ -87,10 +93,10 @@ class Connection:
     def stream(self, path: str, **options: Any) -> Iterator[httpx.Response]:
         """Open an answer that is read as it comes; what is wrong with the way there is raised as httpx raises it."""
         with self._client.stream("GET", path, **options) as answer:
-            if worth_another_try(answer):
-                raise Busy(answer)
             if not answer.is_success:
                 answer.read()
+                if worth_another_try(answer):
+                    raise Busy(answer)
                 refuse(answer, self.address)
             self.answered = True
             yield answer

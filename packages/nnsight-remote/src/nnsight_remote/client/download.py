@@ -47,7 +47,7 @@ class Download:
         self._job = job
         self._patience = Patience(patience)
         self._file: IO[bytes] | None = None
-        self._have = self._size = 0
+        self._have = self._size = self._furthest = 0
         self._tag = ""
 
     def read(self) -> bytes | memoryview:
@@ -82,7 +82,9 @@ class Download:
             for part in answer.iter_raw():
                 self._file.write(part)  # type: ignore[union-attr]  # was made by `_begin`
                 self._have += len(part)
-                self._patience.heard()
+                if self._have > self._furthest:  # what only comes again is no progress
+                    self._furthest = self._have
+                    self._patience.heard()
                 self._progress(self._have, self._size)
         if self._size and self._have != self._size:
             raise httpx.RemoteProtocolError(f"{self._have} of {self._size} bytes came")

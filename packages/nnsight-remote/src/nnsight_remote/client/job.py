@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from nnsight import CONFIG
 from .address import Address
 from .connection import connect
 from .display import Display, make_display
-from .errors import UnreachableError
+from .errors import RefusedError, UnreachableError
 from .handshake import speak
 from .patience import Patience
 from .protocol import FINAL, Sight
@@ -78,9 +79,13 @@ class Job:
         """Look at it: its state, its place in the queue, why it failed."""
         return self._jobs.look(self.id)
 
-    def cancel(self) -> None:
-        """End it. One that is finished stays as it is."""
-        self._jobs.cancel(self.id)
+    def cancel(self, patience: float | None = None) -> None:
+        """End it. One that is finished stays as it is.
+
+        Args:
+            patience: for how many seconds the server may be gone.
+        """
+        self._jobs.cancel(self.id, patience)
 
     def wait(self, timeout: float | None = None) -> Job:
         """Wait until it is finished, and return it. What it prints is printed here.
@@ -152,11 +157,8 @@ class Job:
             if state not in FINAL:
                 raise httpx.RemoteProtocolError("the events ended before the job did")
 
-        try:
-            with connection.in_words():
-                patience.keep_trying(once)
-        except UnreachableError as error:
-            raise UnreachableError(f"{error}. {self._hint}") from error.__cause__
+        with self._lasting(), connection.in_words():
+            patience.keep_trying(once)
         if state != "completed":
             display.show(state)
 
@@ -169,10 +171,8 @@ class Job:
                 display.show("fetching")
             display.loaded(done, size)
 
-        try:
-            values = self._jobs.fetch(self.id, progress, self._patience, self._trusted)
-        except UnreachableError as error:
-            raise UnreachableError(f"{error}. {self._hint}") from error.__cause__
+        with self._lasting():
+            values: dict[str, Any] = self._jobs.fetch(self.id, progress, self._patience, self._trusted)
         display.show("completed")
         return values
 
@@ -228,9 +228,16 @@ class Job:
     def _label(self) -> str:
         return f"job {self.id[:8]} on {self.host.partition('://')[2]}"
 
-    @property
-    def _hint(self) -> str:
-        return f"The job may go on; later: `nnsight_remote.job({self.id!r}, host={self.host!r}).result()`"
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        """Say of what is wrong with the server that the job outlasts it."""
+        hint = f"The job is not lost; later: `nnsight_remote.job({self.id!r}, host={self.host!r}).result()`"
+        try:
+            yield
+        except UnreachableError as error:
+            raise UnreachableError(f"{error}. {hint}") from error.__cause__
+        except RefusedError as error:
+            raise RefusedError(f"{error}. {hint}", error.status, error.reason) from None
 
     def __reduce__(self) -> Any:
         # What travels is what it takes to take the job up; the key stays here.

@@ -78,8 +78,8 @@ class Jobs(Protocol):
     def fetch(self, job: str, progress: Progress, patience: float, trusted: bool) -> dict[str, Any]:
         """Return what a finished job saved, or raise what it raised."""
 
-    def cancel(self, job: str) -> None:
-        """End a job; one that is finished stays as it is."""
+    def cancel(self, job: str, seconds: float | None = None) -> None:
+        """End a job; one that is finished stays as it is. The server may be silent for so many seconds."""
 
 
 @dataclass(frozen=True)

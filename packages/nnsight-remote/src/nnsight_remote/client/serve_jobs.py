@@ -58,8 +58,11 @@ class ServeJobs:
 
     def look(self, job: str) -> Sight:
         """Look at a job."""
+        return self._look(job)
+
+    def _look(self, job: str, seconds: float | None = None) -> Sight:
         with self._gone(job):
-            said = as_json(self._connection.ask("GET", f"/jobs/{quote(job, safe='')}"))
+            said = as_json(self._connection.ask("GET", f"/jobs/{quote(job, safe='')}", seconds=seconds))
         with understood(self._url):
             return sight(said)
 
@@ -97,11 +100,11 @@ class ServeJobs:
             raise ProtocolError(f"the result of job {job} is of a kind that is not known here: {download.media_type!r}")
         return decode_results(data, trusted=trusted)
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, seconds: float | None = None) -> None:
         """End a job."""
-        if not self.look(job).is_final:  # a finished one would be thrown away
+        if not self._look(job, seconds).is_final:  # a finished one would be thrown away
             with self._gone(job):
-                self._connection.ask("DELETE", f"/jobs/{quote(job, safe='')}")
+                self._connection.ask("DELETE", f"/jobs/{quote(job, safe='')}", seconds=seconds)
 
     @property
     def _url(self) -> str:
