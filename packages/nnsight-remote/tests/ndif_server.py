@@ -204,6 +204,7 @@ if __name__ == "__main__":
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     app = application(sys.argv[1] if len(sys.argv) > 1 else None)
     config = uvicorn.Config(app, log_level="warning", ws="wsproto")
