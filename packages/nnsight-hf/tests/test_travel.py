@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import transformers
@@ -65,3 +68,22 @@ def test_outputs_and_caches_come_back_as_what_they_are(model):
     assert out.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
     more = model._module(torch.tensor([[1]]), past_key_values=out.past_key_values)
     assert torch.equal(more.logits, model._module(torch.tensor([[1]]), past_key_values=plain.past_key_values).logits)
+
+
+def test_asking_what_a_model_has_at_both_ends_imports_no_transformers():
+    code = """
+import sys, torch, nnsight
+from nnsight.plugin import encode_request
+class Catch:
+    def run(self, request):
+        encode_request(request)
+        return {}
+class Thing:
+    pass
+thing = nnsight.CONFIG
+with nnsight.NNsight(torch.nn.Linear(2, 2)).trace(torch.ones(1, 2), backend=Catch()):
+    seen = [thing, torch.Generator()]
+print("transformers" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr

@@ -29,5 +29,6 @@ def import_aliases() -> dict[str, str]:
 def travels_by_reference() -> dict[str, str]:
     """What a model has at both ends of a wire."""
     return {
-        f"hf.{name}": f"nnsight_hf.travel:{name}" for name in ("tokenizer", "processor", "config", "generation_config")
+        f"hf.{name}": f"nnsight_hf.references:{name}"
+        for name in ("tokenizer", "processor", "config", "generation_config")
     }

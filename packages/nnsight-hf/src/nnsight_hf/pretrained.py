@@ -17,7 +17,7 @@ import torch
 from nnsight import LoadError
 from nnsight.plugin import LazyModel, Sharding
 from nnsight_hf import adapters, identity, offload
-from nnsight_hf import travel as _travel  # noqa: F401  # says which results come back as what they are
+from nnsight_hf import results as _results  # noqa: F401  # says which results come back as what they are
 from nnsight_hf.loading import Origin
 from nnsight_hf.quantization import Quantization, report
 

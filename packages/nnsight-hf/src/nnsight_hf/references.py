@@ -1,7 +1,6 @@
-"""What of a model of transformers is at both ends of a wire, and what comes back from there as what it is.
+"""What of a model of transformers is at both ends of a wire, so that its name travels.
 
-A tokenizer goes by name, and is the model's own over there. The outputs and the caches of models are data with a few methods,
-so results may hold them.
+Asked of whatever model a block is about, these import nothing.
 """
 
 from __future__ import annotations
@@ -9,17 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
-from transformers import BatchEncoding
-from transformers.cache_utils import Cache
-from transformers.utils import ModelOutput
-
-from nnsight import register
-
-for _cls in (ModelOutput, Cache, BatchEncoding):
-    register(_cls)
-# relies on: caches are made of layers with a class of their own, transformers 4.56 to 5.23
-register(transformers.cache_utils.CacheLayerMixin)
 
 
 def tokenizer(model: Any) -> Any:
