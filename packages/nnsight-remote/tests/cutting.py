@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+#: How a request begins; what comes in one piece may hold the end of another before it.
+_LINE = re.compile(rb"((?:GET|POST|DELETE) /[!-~]* HTTP/1\.1)\r\n")
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -72,8 +75,7 @@ class Proxy:
 
     def _forth(self, client: socket.socket, server: socket.socket, left: _Left) -> None:
         while data := _receive(client):
-            line = data.split(b"\r\n", 1)[0]
-            if line.endswith(b"HTTP/1.1"):
+            for line in _LINE.findall(data):
                 self.seen.append(line.decode())
                 with self._lock:
                     left.bytes = None

@@ -14,17 +14,11 @@ from cutting import Proxy, proxy_to
 from serving import SECONDS, Server
 
 import nnsight_remote
-from nnsight import CONFIG
-from nnsight_remote import DownloadError, KeyRefusedError, RefusedError, RemoteBackend, UnreachableError, ndif
+from nnsight import CONFIG, ndif
+from nnsight_remote import DownloadError, KeyRefusedError, RefusedError, RemoteBackend, UnreachableError
 from nnsight_remote.client import backend, connection, download
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("faults") / "store").running() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

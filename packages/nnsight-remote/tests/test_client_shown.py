@@ -178,19 +178,13 @@ def there() -> Iterator[str]:
         yield server.url
 
 
-def run(url: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT), url]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, **options)
-
-
-def test_plain_lines_where_the_output_is_no_terminal_and_nothing_on_request(there):
-    said = run(there)
+def test_plain_lines_where_the_output_is_no_terminal(there):
+    line = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT), there]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert said.stdout == "from the block\nout 1.5\n", said.stderr
     lines = said.stderr.splitlines()
     said_states = [re.fullmatch(r"nnsight: job j1 on [\d.:]+: (.*) \(\d+\.\d s\)", line)[1] for line in lines]
     assert said_states == ["waiting for its turn", "running", "fetching the result", "done"]
-    silent = run(there, env={**os.environ, "NNSIGHT_APP_REMOTE_LOGGING": "false"})
-    assert (silent.stdout, silent.stderr) == ("from the block\nout 1.5\n", "")
 
 
 def test_one_line_in_place_in_a_terminal(there):
@@ -261,9 +255,13 @@ def test_a_display_says_how_far_it_is_and_how_it_ended(capsys):
     assert [in_bytes(size) for size in (1, 1500, 2_000_000, 3e9)] == ["1 B", "1.5 KB", "2.0 MB", "3.00 GB"]
 
 
-def test_the_display_fits_the_place(monkeypatch):
+def test_the_display_fits_the_place(monkeypatch, capsys):
     assert type(make_display("x")) is Lines and type(make_display("x", quiet=True)) is Display
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+    with make_display("x") as nothing:
+        nothing.show("running")
+        nothing.show("completed")
+    assert capsys.readouterr() == ("", "")
     assert type(make_display("x")) is Display and type(make_display("x", quiet=False)) is Lines
     assert not display.in_notebook()
 
