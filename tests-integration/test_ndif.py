@@ -21,11 +21,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import nnsight
+import nnsight_remote
 from nnsight import LanguageModel, WireError
+from nnsight_remote import RemoteBackend
 from nnsight_remote.client.address import Address
 from nnsight_remote.client.connection import Connection
 from nnsight_remote.client.errors import JobError
-from nnsight_remote.ndif.jobs import NdifJobs
+from nnsight_remote.fabric.jobs import NdifJobs
 
 pytest.importorskip("starlette", reason="the extra [server] of nnsight-remote is not installed")
 PEER = os.environ.get("NNSIGHT_PEER_PYTHON", "")
@@ -336,6 +338,20 @@ def test_a_result_that_lies_elsewhere_is_fetched(model: Any, there: There, ndif:
         test_one_layer_is_read(model, there)
     finally:
         ndif.behave()
+
+
+def test_remote_finds_out_that_it_is_ndif(model: Any, ndif: Any) -> None:
+    def block(backend: Any) -> Any:
+        with model.trace("w1 w2", backend=backend):
+            logits = model.lm_head.output.save()
+        return logits
+
+    same(block, RemoteBackend(ndif.url, model="tests/tiny-gpt2", quiet=True))
+    with model.trace("w1 w2", backend=RemoteBackend(ndif.url, model="tiny-gpt2", blocking=False, quiet=True)) as job:
+        later = model.lm_head.output.save()
+    assert torch.equal(nnsight_remote.job(job.id, ndif.url).result()["later"], block("here"))
+    job.result()
+    assert torch.equal(later, block("here"))
 
 
 def test_values_that_are_no_plain_ones_are_refused(model: Any, there: There) -> None:

@@ -174,7 +174,7 @@ def application(peer: str | None) -> Starlette:
         "deployment_level": "HOT",
         "application_state": "RUNNING",
     }
-    cold = {**deployment, "deployment_level": "COLD", "model_key": "another"}
+    cold = {**deployment, "deployment_level": "COLD", "model_key": "another", "repo_id": "tests/another"}
     facts: dict[str, Any] = {
         "/status": {"deployments": {"one": deployment, "replica": deployment, "cold": cold}},
         "/env": {"python_version": sys.version, "packages": {"torch": "2.13.0", "nnsight": "0.8.1"}},

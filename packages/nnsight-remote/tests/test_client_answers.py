@@ -87,7 +87,6 @@ def test_a_result_of_an_unknown_kind_is_refused(there):
     [
         ({"protocol": 2}, "version 2 .* version 1 .* upgrade nnsight-remote here"),
         ({"protocol": 0}, "upgrade nnsight-remote on the server"),
-        ({"python_version": "3.12", "packages": {}}, "NDIF"),
         ((200, {}, b"<html>welcome</html>"), "JSON"),
         ((200, {}, [1]), "no server that is known"),
         ((404, {}, b"<html>not here</html>"), "no server that is known"),

@@ -16,8 +16,9 @@ from nnsight import NNsight, WireError
 from nnsight_remote.client.address import Address
 from nnsight_remote.client.connection import Connection
 from nnsight_remote.client.errors import JobError, JobGoneError, KeyRefusedError, RefusedError, UnreachableError
-from nnsight_remote.ndif.facts import NdifFacts
-from nnsight_remote.ndif.jobs import NdifJobs
+from nnsight_remote.fabric.facts import NdifFacts
+from nnsight_remote.fabric.jobs import NdifJobs
+from nnsight_remote.fabric.model import check_key
 
 
 class Named(NNsight):
@@ -126,7 +127,7 @@ def test_a_socket_that_breaks_where_nothing_is_kept_says_so(ndif: Ndif) -> None:
 
 
 def test_a_silent_socket_is_a_sign_of_life(ndif: Ndif, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnsight_remote.ndif.jobs._BEAT", 0.1)
+    monkeypatch.setattr("nnsight_remote.fabric.jobs._BEAT", 0.1)
     ndif.behave(outcome={"result": result(value=VALUE)}, seconds=0.5)
     there = There(ndif.url)
     ask(there)
@@ -174,9 +175,20 @@ def test_the_end_of_a_job_cannot_be_asked_for(ndif: Ndif) -> None:
         There(ndif.url).jobs.cancel("x")
 
 
+def test_another_revision_or_task_is_another_model(ndif: Ndif) -> None:
+    model = Named(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    [key, *_] = [offer.name for offer in NdifFacts(Connection(Address(ndif.url))).offers()]
+    assert check_key(model, key) == key
+    for name, other in (("revision", "old"), ("task", "fill-mask")):
+        said = {**json.loads(key.split(":", 1)[1]), name: other}
+        with pytest.raises(WireError, match=f"load it with `{name}='{other}'`"):
+            check_key(model, key.split(":", 1)[0] + ":" + json.dumps(said))
+
+
 def test_what_ndif_is_and_has(ndif: Ndif) -> None:
     facts = NdifFacts(Connection(Address(ndif.url, "a-key")))
-    [offer] = facts.offers()
+    offer, cold = facts.offers()
+    assert cold.state == "cold" and not cold.is_ready
     assert offer.source == "tests/tiny-gpt2" and offer.is_ready and json.loads(offer.name.split(":", 1)[1])["task"]
     environment = facts.environment()
     assert environment.python == sys.version.split()[0] and environment.packages["torch"] == "2.13.0"

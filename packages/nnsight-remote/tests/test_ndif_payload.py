@@ -12,7 +12,7 @@ import torch
 
 import nnsight
 from nnsight import NNsight, WireError
-from nnsight_remote.ndif.payload import encode
+from nnsight_remote.fabric.payload import encode
 
 
 class Named(NNsight):

@@ -16,8 +16,8 @@ import zstandard
 
 from nnsight import WireError
 from nnsight_remote.client.errors import ProtocolError
-from nnsight_remote.ndif.response import read
-from nnsight_remote.ndif.results import decode
+from nnsight_remote.fabric.response import read
+from nnsight_remote.fabric.results import decode
 
 
 def saved(value: Any) -> bytes:

@@ -83,7 +83,7 @@ class RemoteBackend:
 
     def _post(self, request: Request, display: Any) -> Job:
         called = agree(self.address, request.model, self.model)
-        id = speak(self.address).jobs.post(request, called, display.remark)
+        id = speak(self.address).jobs.post(request, called, display.remark, followed=self.blocking)
         return Job(id, self.address, **self._options)
 
     def _give_up(self, job: Job) -> None:

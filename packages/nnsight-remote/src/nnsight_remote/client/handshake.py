@@ -54,10 +54,11 @@ def _recognise(connection: Connection) -> Spoken:
             f"{url} speaks version {spoken} of its protocol, and version {PROTOCOL} is known here; upgrade {newer}"
         )
     if isinstance(said, dict) and "python_version" in said:
-        raise ProtocolError(
-            f"{url} speaks NDIF's protocol, which this version of nnsight-remote does not; a server of your own, started "
-            "with `nnsight serve MODEL`, it does: remote='http://localhost:8787'"
-        )
+        # Imported for those who use it: it needs packages that nothing else does.
+        from ..fabric.facts import NdifFacts
+        from ..fabric.jobs import NdifJobs
+
+        return Spoken(NdifJobs(connection), NdifFacts(connection))
     raise ProtocolError(f"{url} is no server that is known here; is the address right?")
 
 
@@ -85,6 +86,9 @@ def find(offers: list[Offer], wanted: str, url: str) -> str:
     if any(offer.name == wanted for offer in offers):
         return wanted
     same = [offer.name for offer in offers if wanted and offer.source == wanted]
+    if not same and wanted and "/" not in wanted:
+        # The hub knows old models by a bare name, and lists them under their owner's.
+        same = [offer.name for offer in offers if offer.source.endswith(f"/{wanted}")]
     if len(same) == 1:
         return same[0]
     if not wanted and len(offers) == 1:

@@ -63,8 +63,11 @@ class Sight:
 class Jobs(Protocol):
     """Blocks on a server."""
 
-    def post(self, request: Request, model: str, remark: Callable[[str], None]) -> str:
-        """Hand in a block, however often the connection is cut meanwhile once, and return the id of its job."""
+    def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
+        """Hand in a block, however often the connection is cut meanwhile once, and return the id of its job.
+
+        `followed` says whether this process is going to watch it.
+        """
 
     def look(self, job: str) -> Sight:
         """Look at a job. Raises JobGoneError for one that is not there."""

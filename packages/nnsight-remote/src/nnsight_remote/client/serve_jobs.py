@@ -39,7 +39,7 @@ class ServeJobs:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def post(self, request: Request, model: str, remark: Callable[[str], None]) -> str:
+    def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
         """Hand in a block and return the id of its job."""
         data = encode_request(request)
         self._check_size(len(data))

@@ -23,14 +23,12 @@ class NdifFacts:
         self._headers = {"ndif-api-key": key} if key else {}
 
     def offers(self) -> list[Offer]:
-        """The models that are deployed or about to be; those that would have to be loaded first are left out."""
+        """The models that are deployed, and those that would be loaded first."""
         found = self._read("/status").get("deployments")
         if not isinstance(found, dict):
             raise ProtocolError(f"{self._connection.address.url}/status lists no deployments")
         offers: dict[str, Offer] = {}
         for one in found.values():
-            if one.get("deployment_level") == "COLD":
-                continue
             offer = _offer(one)
             known = offers.get(offer.name)
             if known is None or offer.is_ready:  # there is one for each replica
@@ -67,14 +65,15 @@ class NdifFacts:
 
 
 def _offer(one: Mapping[str, Any]) -> Offer:
-    state = str(one.get("application_state") or one.get("deployment_level") or "")
+    is_cold = one.get("deployment_level") == "COLD"
+    state = "COLD" if is_cold else str(one.get("application_state") or one.get("deployment_level") or "")
     key = str(one.get("model_key") or "")
     return Offer(
         name=key,
         source=str(one.get("repo_id") or _repository(key)),
         state=state.lower(),
         is_ready=state == "RUNNING",
-        note=str(one.get("task") or ""),
+        note="loaded when it is asked for" if is_cold else str(one.get("task") or ""),
     )
 
 

@@ -19,6 +19,8 @@ _PREPROCESSORS = {
     "image_processor": "ImageProcessor",
     "feature_extractor": "FeatureExtractor",
 }
+#: What it means that a key does not say something.
+_USUAL = {"revision": "main"}
 #: Tasks whose pipeline has one processor for everything, and nothing else.
 _ONE_PROCESSOR = frozenset(("image-text-to-text", "any-to-any"))
 
@@ -62,6 +64,26 @@ def key_of(model: Any, called: str = "") -> str:
         said["trust_remote_code"] = True
     said["task"] = task_of(model)
     return MODEL.replace(":", ".") + ":" + json.dumps(said)
+
+
+def check_key(model: Any, key: str) -> str:
+    """Return the key of a model that the server offers, or refuse it: another task or revision is another model.
+
+    Raises:
+        WireError: says in what they differ.
+    """
+    try:
+        there = json.loads(key.partition(":")[2])
+    except ValueError:
+        raise WireError(f"{key!r} is no key of a model at NDIF") from None
+    ours = json.loads(key_of(model, str(there.get("repo_id"))).partition(":")[2])
+    for name in ("task", "revision"):
+        if (there.get(name) or _USUAL.get(name)) != (ours.get(name) or _USUAL.get(name)):
+            raise WireError(
+                f"the {name} of this model is {ours.get(name)!r}, and NDIF runs it with {there.get(name)!r}; load it with "
+                f"`{name}={there.get(name)!r}`"
+            )
+    return key
 
 
 def env_of(model: Any) -> dict[str, Any]:

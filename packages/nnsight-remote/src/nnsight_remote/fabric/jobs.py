@@ -25,7 +25,7 @@ from ..client.connection import CONNECT_SECONDS, Connection
 from ..client.errors import JobError, JobGoneError, ProtocolError, RefusedError
 from ..client.patience import Patience
 from ..client.protocol import Event, Progress, Sight
-from .model import env_of, key_of
+from .model import check_key, env_of, key_of
 from .payload import encode
 from .response import Response, read
 from .results import decode
@@ -64,11 +64,12 @@ class NdifJobs:
         """
         blob = encode(request)
         root = request.node.root
-        said = {"model_key": model if ":" in model else key_of(root, model), "session_id": "", "compress": True}
+        key = check_key(root, model) if ":" in model else key_of(root, model)
         with self._connection.in_words():
             socket = Subscription.open(self._connection.address.url, self._headers) if followed else None
         try:
-            envelope = {**said, "session_id": socket.session if socket else "", "env": env_of(root)}
+            session = socket.session if socket is not None else ""
+            envelope = {"model_key": key, "session_id": session, "compress": True, "env": env_of(root)}
             first = self._hand_in(json.dumps(envelope), blob)
         except BaseException:
             if socket is not None:
@@ -125,7 +126,7 @@ class NdifJobs:
         self._told.pop(job, None)
         return found
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, seconds: float | None = None) -> None:
         """NDIF has no way to end a job; what can be done is to stop listening."""
         told = self._told.pop(job, None)
         if told is not None and told.socket is not None:
