@@ -252,7 +252,11 @@ def test_tables_are_lists_that_show_themselves(there):
 
 
 def test_names_of_nnsight_lead_here():
-    assert nnsight.ndif is ndif and nnsight.status is ndif.status and nnsight.compare is ndif.compare
+    assert (
+        nnsight.ndif is nnsight_remote.ndif is ndif
+        and nnsight.status is ndif.status
+        and nnsight.compare is ndif.compare
+    )
     assert ndif.register is nnsight.register and nnsight.is_model_running is ndif.is_model_running
     from nnsight.intervention.backends.remote import RemoteBackend as known
 

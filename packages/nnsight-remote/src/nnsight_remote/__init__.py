@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nnsight_remote._version import __version__
 
 if TYPE_CHECKING:
+    from nnsight_remote.client import ndif
     from nnsight_remote.client.backend import RemoteBackend
     from nnsight_remote.client.errors import (
         DownloadError,
@@ -40,6 +41,7 @@ __all__ = [
     "UnreachableError",
     "__version__",
     "job",
+    "ndif",
 ]
 _HOMES = {"RemoteBackend": "backend", "Job": "job", "job": "job"}
 
@@ -47,6 +49,8 @@ _HOMES = {"RemoteBackend": "backend", "Job": "job", "job": "job"}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "ndif":
+        return importlib.import_module("nnsight_remote.client.ndif")
     return getattr(importlib.import_module(f"nnsight_remote.client.{_HOMES.get(name, 'errors')}"), name)
 
 
