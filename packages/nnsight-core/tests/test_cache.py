@@ -206,10 +206,11 @@ def test_what_a_later_line_changes_in_place_is_refused(adding: Any) -> None:
         cache.model.second.output
 
 
+@pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("end", ["well", "stopped", "with an error"])
-def test_after_the_run_a_cached_value_is_the_users(adding: Any, end: str) -> None:
+def test_after_the_run_a_cached_value_is_the_users(adding: Any, end: str, copy: bool) -> None:
     with contextlib.suppress(LookupError), torch.no_grad(), adding.trace(torch.rand(2, 4)) as tracer:
-        cache = tracer.cache(modules=[adding.second])
+        cache = tracer.cache(modules=[adding.second], copy=copy)
         adding.output
         if end == "stopped":
             tracer.stop()

@@ -189,13 +189,11 @@ class CacheWatcher:
         value = self.keep(value) if type(value) is torch.Tensor else tree_map(self.keep, value)
         if stage is INPUT:
             entry = self.open[place] = self.cache._add(self.paths[place])
-            self.kept.append(entry)
-        elif place in self.open:
-            entry = self.open.pop(place)
+            entry.keep_inputs(value)
         else:
-            entry = self.cache._add(self.paths[place])
-            self.kept.append(entry)
-        entry.keep(stage, value)
+            entry = self.open.pop(place) if place in self.open else self.cache._add(self.paths[place])
+            entry.keep_output(value)
+        self.kept.append(entry)
 
     def end(self) -> None:
         """Hear that the run is over: what happens to values from here on is the user's doing."""

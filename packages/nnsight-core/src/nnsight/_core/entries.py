@@ -7,27 +7,30 @@ counts the changes of a tensor; an entry compares, and refuses.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from .errors import ChangedValueError
-from .sites import INPUT
 from .structures import first, leaves
+
+#: In place of a count: the value was changed before the run was over.
+_CHANGED = -1
 
 
 class Entry:
     """What one module gave and took at one visit."""
 
-    __slots__ = ("_changed", "_inputs", "_output", "_path", "_versions")
+    __slots__ = ("_inputs", "_inputs_count", "_output", "_output_count", "_path")
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._output: Any = None
         self._inputs: Any = None
-        #: By whether it is an input, the tensors that were kept as they are, and how often each had been changed.
-        self._versions: dict[bool, list[tuple[torch.Tensor, int]]] = {}
-        self._changed: frozenset[bool] | None = None
+        #: How often the tensors had been changed when they were kept; None once nobody needs to know any more.
+        self._output_count: int | None = None
+        self._inputs_count: int | None = None
 
     @property
     def output(self) -> Any:
@@ -36,7 +39,8 @@ class Entry:
         Raises:
             ChangedValueError: the run changed it in place after it had passed.
         """
-        self._check(False)
+        if self._output_count is not None and not _intact(self._output, self._output_count):
+            raise self._changed("output")
         return self._output
 
     @property
@@ -46,7 +50,8 @@ class Entry:
         Raises:
             ChangedValueError: the run changed one of them in place after they had passed.
         """
-        self._check(True)
+        if self._inputs_count is not None and not _intact(self._inputs, self._inputs_count):
+            raise self._changed("input")
         return self._inputs
 
     @property
@@ -55,31 +60,38 @@ class Entry:
         inputs = self.inputs
         return None if inputs is None else first(*inputs)
 
-    def keep(self, stage: str, value: Any) -> None:
-        """Take the value of a site."""
-        if stage is INPUT:
-            self._inputs = value
-        else:
-            self._output = value
-        tensors = [value] if type(value) is torch.Tensor else leaves(value)
-        # Tensors of inference mode do not count their changes.
-        self._versions[stage is INPUT] = [(one, one._version) for one in tensors if not one.is_inference()]
+    def keep_output(self, value: Any) -> None:
+        """Take what the module gave."""
+        self._output = value
+        self._output_count = _count(value)
+
+    def keep_inputs(self, value: Any) -> None:
+        """Take what the module was given."""
+        self._inputs = value
+        self._inputs_count = _count(value)
 
     def settle(self) -> None:
-        """Find out for good what the run has changed."""
-        self._changed = frozenset(kind for kind in self._versions if self._differs(kind))
-        self._versions = {}
+        """Find out for good what the run has changed: what happens from here on is the user's doing."""
+        if self._output_count is not None:
+            self._output_count = None if _intact(self._output, self._output_count) else _CHANGED
+        if self._inputs_count is not None:
+            self._inputs_count = None if _intact(self._inputs, self._inputs_count) else _CHANGED
 
-    def _differs(self, kind: bool) -> bool:
-        return any(tensor._version != version for tensor, version in self._versions.get(kind, ()))
+    @classmethod
+    def told(cls, path: str, output: Any, inputs: Any, changed: Collection[str]) -> Entry:
+        """Return an entry of a run elsewhere, of which "output", "inputs" or both were changed."""
+        entry = cls(path)
+        entry._output, entry._inputs = output, inputs
+        entry._output_count = _CHANGED if "output" in changed else None
+        entry._inputs_count = _CHANGED if "inputs" in changed else None
+        return entry
 
-    def _check(self, kind: bool) -> None:
-        if kind in self._changed if self._changed is not None else self._differs(kind):
-            raise ChangedValueError(
-                f"The {'input' if kind else 'output'} of `{self._path}` was changed in place after it had passed: the model "
-                "goes on with the same tensor, or a later line of the block wrote into it. The cache kept the tensor as it "
-                "was and has no other. Let it keep copies: `tracer.cache(copy=True)`."
-            )
+    def _changed(self, what: str) -> ChangedValueError:
+        return ChangedValueError(
+            f"The {what} of `{self._path}` was changed in place after it had passed: the model goes on with the same tensor, "
+            "or a later line of the block wrote into it. The cache kept the tensor as it was and has no other. Let it keep "
+            "copies: `tracer.cache(copy=True)`."
+        )
 
     def __repr__(self) -> str:
         return f"Entry(output={_shape(self._output)}, inputs={_shape(self._inputs)})"
@@ -108,3 +120,17 @@ def _shape(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{type(value).__name__}{tuple(value.shape)}"
     return type(value).__name__
+
+
+def _count(value: Any) -> int:
+    """Return how often the tensors of a value have been changed in place, all together: it only ever grows."""
+    try:
+        if type(value) is torch.Tensor:
+            return value._version
+        return sum(tensor._version for tensor in leaves(value))
+    except RuntimeError:
+        return 0  # tensors of inference mode do not count
+
+
+def _intact(value: Any, count: int) -> bool:
+    return _count(value) == count

@@ -23,16 +23,15 @@ def write_cache(encoder: Encoder, cache: Cache) -> int:
     return encoder.emit("cache", cache._root_path(), encoder.value(said))
 
 
-def _said(entry: Entry) -> tuple[Any, Any, list[bool]]:
-    kept: list[Any] = []
+def _said(entry: Entry) -> tuple[Any, Any, list[str]]:
+    kept: dict[str, Any] = {}
     changed = []
-    for name, is_input in (("output", False), ("inputs", True)):
+    for name in ("output", "inputs"):
         try:
-            kept.append(getattr(entry, name))
+            kept[name] = getattr(entry, name)
         except ChangedValueError:
-            kept.append(None)
-            changed.append(is_input)
-    return kept[0], kept[1], changed
+            changed.append(name)
+    return kept.get("output"), kept.get("inputs"), changed
 
 
 @makes("cache", safe=True)
@@ -40,16 +39,10 @@ def _make_cache(decoder: Decoder, step: list[Any]) -> ReceivedCache:
     _, root, said = step
     entries = {}
     for path, visits in decoder.value(said).items():
-        entries[path] = Visits(_entry(path, *visit) for visit in visits)
+        entries[path] = Visits(Entry.told(path, *visit) for visit in visits)
     if not isinstance(root, str) or not all(isinstance(path, str) for path in entries):
         raise WireError("a cache is not stated as it should be")
     return ReceivedCache(root, entries)
-
-
-def _entry(path: str, output: Any, inputs: Any, changed: list[bool]) -> Entry:
-    entry = Entry(path)
-    entry._output, entry._inputs, entry._changed = output, inputs, frozenset(changed)
-    return entry
 
 
 class ReceivedCache(Cache):
