@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fastapi", reason="the extra [server] is not installed")
-
 import served_models
 from serving import Client, Encoded, Server
 
