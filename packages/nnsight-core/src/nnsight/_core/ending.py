@@ -54,7 +54,7 @@ def end_watchers(run: Interleaver) -> None:
 
 
 def _dismiss_watchers(run: Interleaver) -> None:
-    for watcher in {id(watcher): watcher for watchers in run.watchers.values() for watcher in watchers}.values():
+    for watcher in {watcher for watchers in run.watchers.values() for watcher in watchers}:
         watcher.end()
     run.watchers.clear()
 

@@ -22,15 +22,15 @@ _CHANGED = -1
 class Entry:
     """What one module gave and took at one visit."""
 
-    __slots__ = ("_inputs", "_inputs_count", "_output", "_output_count", "_path")
+    # On the class, since a run makes many entries and most have an output only.
+    _output: Any = None
+    _inputs: Any = None
+    #: How often the tensors had been changed when they were kept; None once nobody needs to know any more.
+    _output_count: int | None = None
+    _inputs_count: int | None = None
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._output: Any = None
-        self._inputs: Any = None
-        #: How often the tensors had been changed when they were kept; None once nobody needs to know any more.
-        self._output_count: int | None = None
-        self._inputs_count: int | None = None
 
     @property
     def output(self) -> Any:
@@ -39,7 +39,7 @@ class Entry:
         Raises:
             ChangedValueError: the run changed it in place after it had passed.
         """
-        if self._output_count is not None and not _intact(self._output, self._output_count):
+        if self._output_count is not None and _count(self._output) != self._output_count:
             raise self._changed("output")
         return self._output
 
@@ -50,7 +50,7 @@ class Entry:
         Raises:
             ChangedValueError: the run changed one of them in place after they had passed.
         """
-        if self._inputs_count is not None and not _intact(self._inputs, self._inputs_count):
+        if self._inputs_count is not None and _count(self._inputs) != self._inputs_count:
             raise self._changed("input")
         return self._inputs
 
@@ -73,9 +73,9 @@ class Entry:
     def settle(self) -> None:
         """Find out for good what the run has changed: what happens from here on is the user's doing."""
         if self._output_count is not None:
-            self._output_count = None if _intact(self._output, self._output_count) else _CHANGED
+            self._output_count = None if _count(self._output) == self._output_count else _CHANGED
         if self._inputs_count is not None:
-            self._inputs_count = None if _intact(self._inputs, self._inputs_count) else _CHANGED
+            self._inputs_count = None if _count(self._inputs) == self._inputs_count else _CHANGED
 
     @classmethod
     def told(cls, path: str, output: Any, inputs: Any, changed: Collection[str]) -> Entry:
@@ -130,7 +130,3 @@ def _count(value: Any) -> int:
         return sum(tensor._version for tensor in leaves(value))
     except RuntimeError:
         return 0  # tensors of inference mode do not count
-
-
-def _intact(value: Any, count: int) -> bool:
-    return _count(value) == count
