@@ -15,7 +15,7 @@ from seers import SEERS
 from test_seers import alone, built, own
 
 from nnsight import RowsError, VisionLanguageModel
-from nnsight_hf import seeing
+from nnsight_hf.vision import families
 
 MARKED = [name for name, seer in SEERS.items() if seer.mark]
 ALONE = [name for name, seer in SEERS.items() if seer.one]
@@ -93,7 +93,7 @@ def test_text_alone_beside_cross_attention() -> None:
 
 def test_a_family_that_nobody_has_listed_and_that_takes_no_text_beside_images(monkeypatch: pytest.MonkeyPatch) -> None:
     seer = SEERS["git"]
-    monkeypatch.setattr(seeing, "ONE_EACH", frozenset())
+    monkeypatch.setattr(families, "ONE_EACH", frozenset())
     model: Any = VisionLanguageModel(seer.module(), processor=seer.processor())
     images, towers = [picture(0), picture(1)], []
     with torch.no_grad(), model.trace() as tracer:

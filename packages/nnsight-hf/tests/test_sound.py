@@ -16,7 +16,7 @@ from packaging.version import Version
 from PIL import Image
 
 from nnsight import TransformersModel
-from nnsight_hf import sound
+from nnsight_hf.tasks import sound
 
 RATE = 100
 

@@ -20,14 +20,14 @@ from nnsight_hf._version import __version__
 
 if TYPE_CHECKING:
     from nnsight_hf.language import LanguageModel
-    from nnsight_hf.task import TransformersModel
+    from nnsight_hf.tasks import TransformersModel
     from nnsight_hf.vision import VisionLanguageModel
 
 __all__ = ["LanguageModel", "TransformersModel", "VisionLanguageModel", "__version__"]
 
 _PLACES = {
     "LanguageModel": "nnsight_hf.language",
-    "TransformersModel": "nnsight_hf.task",
+    "TransformersModel": "nnsight_hf.tasks",
     "VisionLanguageModel": "nnsight_hf.vision",
 }
 

@@ -1,6 +1,6 @@
 """Images as users have them: PIL images, paths and arrays, one or several for a prompt, or in the messages of a conversation.
 
-Whose they are in a batch is `shares.py`; what a processor makes of them is asked for in `vision.py`.
+Whose they are in a batch is `vision/shares.py`; what a processor makes of them is asked for in `vision/model.py`.
 """
 
 from __future__ import annotations

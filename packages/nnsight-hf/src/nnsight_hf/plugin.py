@@ -10,7 +10,7 @@ def families() -> dict[str, str]:
     """The kinds of models."""
     return {
         "LanguageModel": "nnsight_hf.language:LanguageModel",
-        "TransformersModel": "nnsight_hf.task:TransformersModel",
+        "TransformersModel": "nnsight_hf.tasks:TransformersModel",
         "VisionLanguageModel": "nnsight_hf.vision:VisionLanguageModel",
     }
 
@@ -20,7 +20,7 @@ def import_aliases() -> dict[str, str]:
     """The path that earlier releases had."""
     return {
         "nnsight.modeling.language": "nnsight_hf.language",
-        "nnsight.modeling.transformers": "nnsight_hf.task",
+        "nnsight.modeling.transformers": "nnsight_hf.tasks",
         "nnsight.modeling.vlm": "nnsight_hf.vision",
     }
 

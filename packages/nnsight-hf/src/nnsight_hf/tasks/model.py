@@ -15,11 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig
 
 from nnsight.plugin import Layout, Prepared, Rows
-from nnsight_hf import columns, fitting, generation, loading, padding, text
+from nnsight_hf import fitting, generation, loading, padding, text
 from nnsight_hf.generating import GeneratingModel
-from nnsight_hf.processors import AUTO, Processors
-from nnsight_hf.reading import Reader
 from nnsight_hf.rows import Facts, ProbedLayout, compare
+from nnsight_hf.tasks import columns
+from nnsight_hf.tasks.processors import AUTO, Processors
+from nnsight_hf.tasks.reading import Reader
 from nnsight_hf.tokens import Tokens, describe
 
 #: Arguments that hold an input, beside the one that the forward is made for.

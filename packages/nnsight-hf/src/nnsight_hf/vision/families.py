@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nnsight import RowsError
-from nnsight_hf import shares
+from nnsight_hf.vision import shares
 
 #: Model types whose prompts have one image each, put before the text whatever the text says.
 ONE_EACH = frozenset({"blip-2", "git", "instructblip", "kosmos-2"})

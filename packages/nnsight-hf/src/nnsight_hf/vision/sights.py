@@ -17,7 +17,7 @@ import torch
 
 from nnsight.plugin import Rows, put_together
 from nnsight_hf.rows import Facts, ProbedLayout, shapes_of
-from nnsight_hf.shares import Shares
+from nnsight_hf.vision.shares import Shares
 
 _VARIES = -1
 

@@ -2,7 +2,7 @@
 
 A language model whose inputs go through a processor, and whose batch holds images beside rows. What users give as images
 is `images.py`, whose they are in a batch `shares.py`, how they lie in the values of modules `sights.py`, and what single
-families need or cannot do `seeing.py`; everything else is as in `language.py`.
+families need or cannot do `families.py`; everything else is as in `language.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from nnsight import RowsError
 from nnsight.plugin import Layout, Prepared
-from nnsight_hf import fitting, images, loading, seeing, shares, sights, text
+from nnsight_hf import fitting, images, loading, text
 from nnsight_hf.images import in_messages
 from nnsight_hf.inputs import PER_TOKEN
 from nnsight_hf.language import LanguageModel
 from nnsight_hf.rows import Facts, ProbedLayout
-from nnsight_hf.sights import ImagesLayout, Sights
+from nnsight_hf.vision import families, shares, sights
+from nnsight_hf.vision.sights import ImagesLayout, Sights
 
 
 class VisionLanguageModel(LanguageModel):
@@ -95,7 +96,7 @@ class VisionLanguageModel(LanguageModel):
             prepared = super()._prepare_input(*given, **kwargs)
         else:
             prepared = super()._prepare_input(self._processed(given, images, kwargs), **kwargs)
-        seeing.check(self._module, prepared[1])
+        families.check(self._module, prepared[1])
         return prepared
 
     def _processed(self, given: tuple[Any, ...], pictures: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class VisionLanguageModel(LanguageModel):
         made = [self._row(text, row, options) for text, row in zip(texts, rows)]
         if len(made) == 1:
             return made[0]
-        seeing.refuse_together(self._module, made)
+        families.refuse_together(self._module, made)
         return self._together(made)
 
     def _row(self, prompt: str, pictures: list[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class VisionLanguageModel(LanguageModel):
                 "each"
             )
         # In a list of their own where a processor asks how many images are one prompt's.
-        nested = seeing.kind(self._module) == "llava_onevision"
+        nested = families.kind(self._module) == "llava_onevision"
         data = dict(
             self.processor(images=[pictures] if nested else pictures, text=[prompt], return_tensors="pt", **options)
         )
@@ -188,7 +189,7 @@ class VisionLanguageModel(LanguageModel):
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if len(prepared) > 1:
-            seeing.refuse_together(self._module, [data for _, data, _ in prepared])
+            families.refuse_together(self._module, [data for _, data, _ in prepared])
         args, data = super()._batch(prepared)
         if len(prepared) > 1 and shares.has_pixels(data):
             shares.note(data, shares.count([(kwargs, rows) for _, kwargs, rows in prepared], self._image_token))
@@ -197,7 +198,7 @@ class VisionLanguageModel(LanguageModel):
     # -- rows and images ---------------------------------------------------------------------------------------------
 
     def _facts(self) -> Facts:
-        return {} if seeing.needs(self._module) else super()._facts()
+        return {} if families.needs(self._module) else super()._facts()
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
         layout = super()._layout(total, args, kwargs, method)
@@ -227,7 +228,7 @@ class VisionLanguageModel(LanguageModel):
         return self._found(f"images {shapes} {mine.even}", find)
 
     def _tried(self, mine: shares.Shares, one: Mapping[str, Any]) -> Sights:
-        model, text = self._whole(), _TEXT if seeing.mixes(self._module) else None
+        model, text = self._whole(), _TEXT if families.mixes(self._module) else None
         try:
             return sights.find(model, self._together, one, mine.units, text)
         except Exception as error:  # of the model's own code: it may take no text beside images

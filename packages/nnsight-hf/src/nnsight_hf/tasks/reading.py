@@ -12,10 +12,10 @@ from typing import Any
 import numpy
 import torch
 
-from nnsight_hf import columns, composite, sound
 from nnsight_hf.images import is_image
 from nnsight_hf.padding import takes
-from nnsight_hf.processors import Processors
+from nnsight_hf.tasks import columns, composite, sound
+from nnsight_hf.tasks.processors import Processors
 
 _TEXT = "a string, a list of strings, two strings that make a pair, or token ids"
 _IMAGE = "an image (PIL, a path, or an array [height, width, colour]), or a list of them"

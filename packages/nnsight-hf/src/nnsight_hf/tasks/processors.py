@@ -11,7 +11,8 @@ from typing import Any
 
 import transformers
 
-from nnsight_hf import images, loading, sound
+from nnsight_hf import images, loading
+from nnsight_hf.tasks import sound
 
 #: The parts, and the Auto classes that load them.
 AUTO = {

@@ -14,7 +14,7 @@ import torch
 from nnsight_hf import images
 
 if TYPE_CHECKING:
-    from nnsight_hf.reading import Reader
+    from nnsight_hf.tasks.reading import Reader
 
 Row = dict[str, Any]
 Given = Mapping[str, Any]
