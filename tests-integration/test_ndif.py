@@ -354,7 +354,20 @@ def test_remote_finds_out_that_it_is_ndif(model: Any, ndif: Any) -> None:
     assert torch.equal(later, block("here"))
 
 
-def test_values_that_are_no_plain_ones_are_refused(model: Any, there: There) -> None:
+def test_a_whole_output_comes_back_as_what_it_is(model: Any, there: There) -> None:
+    def block(backend: Any) -> Any:
+        with model.trace("w1 w2", backend=backend):
+            whole = model.output.save()
+        return whole
+
+    theirs, ours = block(there), block("here")
+    assert type(theirs) is type(ours) and theirs.keys() == ours.keys()
+    assert equal(theirs.logits, ours.logits) and theirs["logits"] is theirs.logits
+    [*mine], [*other] = theirs.past_key_values.layers, ours.past_key_values.layers
+    assert equal([one.keys for one in mine], [one.keys for one in other])
+
+
+def test_objects_that_are_not_known_here_are_refused(model: Any, there: There) -> None:
     with pytest.raises(WireError, match="neither a tensor nor a plain value"):
         with model.trace("w1 w2", backend=there):
-            whole = model.output.save()  # noqa: F841
+            config = [model.config].save()  # noqa: F841

@@ -19,6 +19,7 @@ from nnsight.plugin import (
     is_own,
     names_of_block,
     names_of_function,
+    registered_class,
     text_of_block,
     text_of_function,
 )
@@ -130,3 +131,18 @@ def test_whose_a_module_is() -> None:
 def test_aliases_are_given_with_their_paths(model: NNsight) -> None:
     assert dict(aliases_of(model)) == {"first": "0"} and dict(aliases_of(model[0])) == {}
     assert nnsight.plugin.aliases_of is aliases_of
+
+
+def test_only_a_registered_class_may_be_read_from_results() -> None:
+    assert registered_class(__name__, "Kept") is None and registered_class("os", "system") is None
+    nnsight.register(Registered)
+    assert registered_class(__name__, "Registered") is Registered and registered_class(__name__, "Heir") is Heir
+    assert registered_class("not.imported", "Registered") is None
+
+
+class Registered:
+    pass
+
+
+class Heir(Registered):
+    pass

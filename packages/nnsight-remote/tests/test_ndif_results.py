@@ -14,8 +14,9 @@ import pytest
 import torch
 import zstandard
 
-from nnsight import WireError
+from nnsight import WireError, register
 from nnsight_remote.client.errors import ProtocolError
+from nnsight_remote.fabric.objects import is_possible
 from nnsight_remote.fabric.response import read
 from nnsight_remote.fabric.results import decode
 
@@ -130,3 +131,59 @@ def test_a_message_with_anything_but_plain_values_is_refused(tmp_path: Path) -> 
 def test_a_message_that_is_none_is_refused(message: str | bytes) -> None:
     with pytest.raises(ProtocolError, match="not understood"):
         read(message)
+
+
+class Output(collections.OrderedDict):  # type: ignore[type-arg]
+    """As outputs of transformers are: a dictionary that is pickled with its parts as arguments."""
+
+    def __init__(self, *given: Any) -> None:
+        ran.append("output")
+        super().__init__()
+
+    def __reduce__(self) -> Any:
+        made, _, *rest = super().__reduce__()  # type: ignore[misc]
+        return made, (1, 2), *rest
+
+
+class Cache:
+    """As caches are: an object with attributes, one of which is what holds it."""
+
+    def __init__(self) -> None:
+        ran.append("cache")
+
+    def __setstate__(self, state: Any) -> None:
+        ran.append("state")
+
+
+ran: list[str] = []
+
+
+@pytest.mark.skipif(not is_possible(), reason="this torch has no way to say it")
+def test_objects_of_registered_classes_are_filled_without_asking_them() -> None:
+    register(Output)
+    register(Cache)
+    output, cache = Output(), Cache()
+    output["logits"] = torch.ones(2)
+    output.extra = [cache]
+    cache.layers, cache.owner = (torch.zeros(1), {"again": cache}), output
+    data = saved({"output": output, "cache": cache})
+    del ran[:]
+    found = decode(data)
+    assert ran == []
+    assert type(found["output"]) is Output and type(found["cache"]) is Cache
+    assert torch.equal(found["output"]["logits"], torch.ones(2)) and found["output"].extra == [found["cache"]]
+    assert found["cache"].owner is found["output"] and found["cache"].layers[1]["again"] is found["cache"]
+
+
+class Unregistered:
+    pass
+
+
+def test_relies_on_what_the_reader_of_torch_says_that_it_takes() -> None:
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert is_possible() or version < (2, 7)
+
+
+def test_objects_of_other_classes_are_refused() -> None:
+    with pytest.raises(WireError, match="Unregistered"):
+        decode(saved({"x": Unregistered()}))

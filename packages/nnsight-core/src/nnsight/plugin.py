@@ -69,6 +69,7 @@ from nnsight._core.wire.abroad import (
     text_of_block,
     text_of_function,
 )
+from nnsight._core.wire.records import registered_class
 
 __all__ = [
     "Backend",
@@ -120,6 +121,7 @@ __all__ = [
     "operations_of",
     "provide",
     "put_together",
+    "registered_class",
     "text_of_block",
     "text_of_function",
     "tree_map",

@@ -20,9 +20,10 @@ import zstandard
 from nnsight.plugin import WireError
 
 from ..client.errors import ProtocolError
+from .objects import Opening
 
 _PACKED = b"\x28\xb5\x2f\xfd"  # how every frame of zstandard begins
-_PLAIN: tuple[Any, ...] = (range, slice, frozenset, bytearray)
+_PLAIN: tuple[Any, ...] = (range, slice, set, frozenset, bytearray, complex)
 
 
 def decode(data: bytes | memoryview, *, trusted: bool = False) -> dict[str, Any]:
@@ -56,15 +57,18 @@ def _load(data: bytes, trusted: bool) -> Any:
     if not zipfile.is_zipfile(io.BytesIO(data)):  # the older formats of torch are none that a server writes
         raise ProtocolError("the result of the job is not in the format that NDIF uses")
     try:
-        with _named(() if trusted else (*_PLAIN, *_numpy())):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trusted)
+        if trusted:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+        opening = Opening(data)
+        with _named((*_PLAIN, *_numpy(), *opening.names)):
+            return opening.close(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise WireError(
             "the result holds something that is neither a tensor nor a plain value, so it is not built here, as that could "
-            f"run code of the server: {_reason(error)}. Save the tensors in it one by one (`output.logits.save()`), or "
-            "trust the server: `RemoteBackend(..., trusted=True)`"
+            f"run code of the server: {_reason(error)}. Save what is in it instead, register its class (`nnsight.register`), "
+            "or trust the server: `RemoteBackend(..., trusted=True)`"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"the result of the job cannot be read: {error}") from error
 
 

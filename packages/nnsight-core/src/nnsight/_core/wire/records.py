@@ -215,13 +215,28 @@ def _class(decoder: Decoder, named: str, base: type) -> type | None:
             __import__(module)
         except ImportError:
             return None
+    found = _imported(module, path)
+    if found is None or not issubclass(found, base):
+        return None
+    return found if decoder.trusted or _is_registered(found) else None
+
+
+def registered_class(module: str, path: str) -> type | None:
+    """Return the class of this name if it is imported and its objects may be read from results: see `nnsight.register`."""
+    found = _imported(module, path)
+    return found if found is not None and _is_registered(found) else None
+
+
+def _imported(module: str, path: str) -> type | None:
     found: Any = sys.modules.get(module)
     for part in path.split("."):
         # Past whatever a module or a class does when it is asked for something: that could be code.
         found = getattr(found, "__dict__", {}).get(part)
-    if not isinstance(found, type) or not issubclass(found, base):
-        return None
-    return found if decoder.trusted or any(issubclass(found, one) for one in _registered) else None
+    return found if isinstance(found, type) else None
+
+
+def _is_registered(cls: type) -> bool:
+    return any(issubclass(cls, one) for one in _registered)
 
 
 def _shown(named: Any) -> str:
