@@ -6,10 +6,12 @@ the variable NNSIGHT_PEER_PYTHON (`nox -s tests-integration` makes it).
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,40 @@ def test_functions_classes_and_closures_travel(model: Any, there: There) -> None
             hidden = minus(shifted(double(model.transformer.h[0].output))).save()
             more = plus(hidden).save()
         return hidden, more
+
+    same(block, there)
+
+
+@dataclass
+class Settings:
+    """A class whose methods a decorator wrote."""
+
+    by: float
+    deep: int = 3
+
+
+class Way(enum.Enum):
+    """A choice."""
+
+    UP = 1
+    DOWN = 2
+
+
+def repeated(value: Any, times: int) -> Any:
+    """Call itself."""
+    return value if times == 0 else repeated(value + 1, times - 1)
+
+
+def test_data_classes_choices_and_functions_that_call_themselves_travel(model: Any, there: There) -> None:
+    def block(backend: Any) -> Any:
+        settings, way = Settings(0.5), Way.DOWN
+
+        def inner(value: Any) -> Any:
+            return value * settings.by if way is Way.DOWN else value
+
+        with model.generate("w1 w2", max_new_tokens=1, do_sample=False, progress=False, backend=backend):
+            hidden = repeated(inner(model.transformer.h[0].output), settings.deep).save()
+        return hidden
 
     same(block, there)
 

@@ -70,8 +70,10 @@ class _Writer:
         if request.session:
             return paths.thing(stand_ins.SESSION, info=info)
         envoy = self._trees.thing(request.node)
+        # A bar over the steps is shown where the generation runs, and nobody looks at that.
+        kwargs = {name: value for name, value in request.kwargs.items() if name != "progress"}
         return paths.thing(
-            stand_ins.TRACE, info=info, envoy=envoy, fn=self._method(), args=request.inputs, kwargs=request.kwargs
+            stand_ins.TRACE, info=info, envoy=envoy, fn=self._method(), args=request.inputs, kwargs=kwargs
         )
 
     def _method(self) -> Any:
