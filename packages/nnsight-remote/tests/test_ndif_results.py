@@ -58,6 +58,23 @@ def test_tensors_and_plain_values_come_back(compressed: bool) -> None:
     assert found["dtype"] == torch.float16 and torch.equal(found["parameter"], torch.ones(2))
 
 
+@pytest.mark.skipif(not is_possible(), reason="this torch has no way to say it")
+@pytest.mark.parametrize("place", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_arrays_of_another_numpy_come_back(place: bytes) -> None:
+    file, made = io.BytesIO(saved({"array": np.arange(3.0), "number": np.float32(2.5)})), io.BytesIO()
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(made, "w") as other:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy" in data
+                data = data.replace(b"cnumpy._core.multiarray", b"c" + place).replace(
+                    b"cnumpy.core.multiarray", b"c" + place
+                )
+            other.writestr(name, data)
+    found = decode(made.getvalue())
+    assert np.array_equal(found["array"], np.arange(3.0)) and found["number"] == np.float32(2.5)
+
+
 def test_a_stream_that_does_not_say_how_large_it_will_be_is_read() -> None:
     packer = zstandard.ZstdCompressor().compressobj()
     data = packer.compress(saved({"one": 1})) + packer.flush()

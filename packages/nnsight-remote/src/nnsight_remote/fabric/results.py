@@ -20,7 +20,7 @@ import zstandard
 from nnsight.plugin import WireError
 
 from ..client.errors import ProtocolError
-from .objects import Opening
+from .objects import Opening, is_possible
 
 _PACKED = b"\x28\xb5\x2f\xfd"  # how every frame of zstandard begins
 _PLAIN: tuple[Any, ...] = (range, slice, set, frozenset, bytearray, complex)
@@ -89,7 +89,13 @@ def _numpy() -> list[Any]:
         return []
     core = importlib.import_module("numpy._core" if hasattr(numpy, "_core") else "numpy.core")
     kinds = {type(numpy.dtype(one)) for one in "?bBhHiIlLqQefdgFDG"}
-    return [numpy.ndarray, numpy.dtype, core.multiarray._reconstruct, core.multiarray.scalar, *kinds]
+    makers = [core.multiarray._reconstruct, core.multiarray.scalar]
+    if is_possible():
+        # numpy 1 and 2 name them otherwise, and the other end may have another than we.
+        makers += [
+            (one, f"{place}.multiarray.{one.__name__}") for one in makers for place in ("numpy.core", "numpy._core")
+        ]
+    return [numpy.ndarray, numpy.dtype, *makers, *kinds]
 
 
 @contextmanager
