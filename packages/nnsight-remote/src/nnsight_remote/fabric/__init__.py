@@ -7,7 +7,8 @@ Read in this order:
     language, text       what of our language 0.8 does not have; the text of a block
     functions, pickler   functions by their text; what stands for what in a payload
     payload              a block as bytes
-    response, results    what the server says; the values that come back, without running anything of theirs
+    response             what the server says of a job
+    objects, results     the values that come back, read without running anything of theirs
     subscription         the socket on which it tells what happens to a job
     jobs, facts          the conversation, as `client/protocol.py` wants it
 """
