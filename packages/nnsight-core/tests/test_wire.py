@@ -362,7 +362,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("send", [there, back])
 def test_values_arrive_as_they_are(send, value):
     arrived = send(value)
@@ -475,7 +475,11 @@ def test_a_module_of_the_user_comes_along_with_its_weights_and_can_be_trained_th
     assert all(torch.allclose(after[name], value) for name, value in coder.state_dict().items())
 
 
-@pytest.mark.parametrize("function", [torch.relu, torch.nn.functional.gelu, torch.Tensor.neg, torch.einsum], ids=repr)
+@pytest.mark.parametrize(
+    "function",
+    [torch.relu, torch.nn.functional.gelu, torch.Tensor.neg, torch.einsum],
+    ids=lambda function: function.__name__,
+)
 def test_functions_of_torch_go_by_name(function):
     assert there(function) is function
 
@@ -583,7 +587,7 @@ def test_registered_classes_come_back_as_themselves(monkeypatch):
     assert isinstance(back(Kept(1.0)), records.Record)
 
 
-@pytest.mark.parametrize("value", [scaled, [lambda: 1], fractions, str.upper], ids=repr)
+@pytest.mark.parametrize("value", [scaled, [lambda: 1], fractions, str.upper], ids=lambda value: type(value).__name__)
 def test_code_in_results_is_refused_unless_the_sender_is_trusted(value):
     data = encode_results({"value": value})
     with pytest.raises(WireError, match="not trusted|data only"):
