@@ -152,6 +152,8 @@ def instead(module: nn.Module, x: torch.Tensor, number: int) -> Any:
 
 
 def copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: copied(each) for name, each in value.items()}
     return tuple(copied(each) for each in value) if isinstance(value, tuple) else value.clone()
 
 
@@ -165,7 +167,7 @@ class Oracle:
     Attributes:
         log: copies of what was read, in order; the result last, if the run came to its end.
         sites: every site that was passed.
-        kept: for each module, inputs and output of each visit, as they were when the run went on.
+        kept: for each module, inputs and output of each visit, copied as they were when the run went on.
     """
 
     def __init__(self, root: nn.Module, acts: Sequence[Act] = (), stop_at: Site | None = None) -> None:
@@ -230,7 +232,7 @@ class Oracle:
             elif act.kind == "skip":
                 self.skipping[module] = instead(module, x, act.number)
         new = ((x,), {}) if args else ((), {"x": x})
-        self.kept.setdefault(module, []).append([new, None])
+        self.kept.setdefault(module, []).append([copied(new), None])
         if site == self.stop_at:
             raise Stopped
         return new
@@ -245,7 +247,7 @@ class Oracle:
                 edited(first(value), act.number)
             elif act.kind == "replace":
                 value = replaced(value, act.number)
-        self.kept[module][visit][1] = value
+        self.kept[module][visit][1] = copied(value)
         if site == self.stop_at:
             raise Stopped
         return value
