@@ -150,14 +150,16 @@ def oldest(session: nox.Session, package: str) -> None:
 def tests_integration(session: nox.Session) -> None:
     """Test all packages together, with the example distributions beside these tests installed from their wheels."""
     here = ROOT / "tests-integration"
-    wheels = ROOT / session.create_tmp() / "wheels"
+    # Not in the session's own folder for passing things: that lies in the environment, and the tests would get it as theirs.
+    # What is to be written to must not lie among the code that blocks on a server may read.
+    wheels = session.cache_dir.resolve() / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     for project in sorted(here.glob("*/pyproject.toml")):
         session.run("python", "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), str(project.parent), silent=True)
     examples = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
     session.install(*pinned(), *group("integration"), *FOLDERS.values(), *examples)
     # What we send to NDIF is run by what runs there, which is imported as `nnsight` too, and so lives apart.
-    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER, "transformers")
+    peer = environment(session, session.cache_dir.resolve() / "peer", PEER, "transformers")
     session.run("pytest", *spread(session), str(here), *session.posargs, env={**TESTING, "NNSIGHT_PEER_PYTHON": peer})
 
 
