@@ -7,12 +7,13 @@ The places that a generation adds (`model.generator.output`, `model.generator.st
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nnsight.plugin import Place, end_steps, is_with_head, open_trace
+from nnsight.plugin import Place, Rows, end_steps, is_with_head, open_trace
 from nnsight_hf import generation, progress
 from nnsight_hf.pretrained import PretrainedModel
+from nnsight_hf.tokens import Tokens, describe
 
 
 class GeneratingModel(PretrainedModel):
@@ -37,6 +38,15 @@ class GeneratingModel(PretrainedModel):
     def _padding_token(self) -> int | None:
         """The token that a generation fills ended rows with, if the family knows it."""
         return None
+
+    def _multiples(self, kwargs: Mapping[str, Any], method: str | None) -> Sequence[int]:
+        """How many times in a row each row of an input may lie in the values of a run, the most last."""
+        return generation.multiples(self._module, kwargs) if method == "generate" else (1,)
+
+    def _tokens(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
+    ) -> Tokens:
+        return describe(kwargs, self.tokenizer, rows, self._multiples(kwargs, method)[-1])
 
     def _target(self, method: str | Callable[..., Any] | None) -> Callable[..., Any]:
         return self._generate if method == "generate" else super()._target(method)

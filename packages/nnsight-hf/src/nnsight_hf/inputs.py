@@ -7,7 +7,7 @@ text becomes ids is `text.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,7 +122,7 @@ def pad_together(
     rows: Sequence[Mapping[str, Any]],
     pad: int,
     side: str = "left",
-    optional: Collection[str] = (),
+    mixes: bool = False,
     decodes: bool = False,
 ) -> dict[str, Any]:
     """Put several inputs into one batch, padded to the longest.
@@ -131,23 +131,20 @@ def pad_together(
         rows: the inputs.
         pad: what to fill shorter rows with.
         side: where.
-        optional: arguments with one entry for something else than a row; not every input has them.
+        mixes: whether an input may lack what another says of each token: of its tokens, it is 0.
         decodes: whether there is a decoder beside the encoder, whose labels they are.
     """
     rows = [*rows]
     if decodes:
         decoded = _for_decoder(rows, pad)
         kept = [{name: value for name, value in row.items() if name not in decoded} for row in rows]
-        return {**pad_together(kept, pad, side, optional), **decoded}
+        return {**pad_together(kept, pad, side, mixes), **decoded}
     length = max(row["attention_mask"].shape[1] for row in rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     batch: dict[str, Any] = {}
     for name in names:
-        if name in optional:
-            batch[name] = torch.cat([row[name] for row in rows if name in row])
-            continue
         missing = [number for number, row in enumerate(rows) if name not in row]
-        if missing and all(_counts_tokens(row, name) for row in rows if name in row) and optional:
+        if missing and all(_counts_tokens(row, name) for row in rows if name in row) and mixes:
             # Which tokens stand for images: in an input without any, none do.
             rows = [{name: torch.zeros_like(row["attention_mask"]), **row} for row in rows]
         else:

@@ -16,13 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from nnsight import NNsightError
-from nnsight.plugin import Layout, Prepared, Rows
+from nnsight.plugin import Layout, Prepared
 from nnsight_hf import fitting, generation, inputs, loading, padding, text
 from nnsight_hf.generating import GeneratingModel
 from nnsight_hf.losses import Losses
 from nnsight_hf.rows import Facts, ProbedLayout, probe
 from nnsight_hf.standard import AbsentNameError, Corrections, StandardNames, resolve
-from nnsight_hf.tokens import Tokens, describe
 
 
 class LanguageModel(GeneratingModel):
@@ -77,8 +76,8 @@ class LanguageModel(GeneratingModel):
         fitting.check(config, automodel.__name__, "LanguageModel")
         return automodel
 
-    #: Arguments with an entry for something else than a row; not every input of a batch has them.
-    _apart: tuple[str, ...] = ()
+    #: Whether an input may lack what another says of each token (which of them stand for images).
+    _mixes = False
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -120,7 +119,7 @@ class LanguageModel(GeneratingModel):
     def _together(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Put several inputs into one batch."""
         module = self._module
-        return inputs.pad_together(rows, self._filler, padding.side(module), self._apart, padding.encodes(module))
+        return inputs.pad_together(rows, self._filler, padding.side(module), self._mixes, padding.encodes(module))
 
     def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         stray = [name for name in kwargs if name in text.OPTIONS]
@@ -131,14 +130,13 @@ class LanguageModel(GeneratingModel):
         return dict(kwargs)
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
-        multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        layout = self._laid(total, multiples, kwargs)
+        layout = self._laid(total, kwargs, method)
         layout.losses = self._losses(kwargs, method)
         return layout
 
-    def _laid(self, total: int, multiples: Sequence[int], kwargs: Mapping[str, Any]) -> ProbedLayout:
+    def _laid(self, total: int, kwargs: Mapping[str, Any], method: str | None) -> ProbedLayout:
         """Return the layout of a run with these inputs."""
-        return ProbedLayout(total, multiples, self._facts(), self._beyond)
+        return ProbedLayout(total, self._multiples(kwargs, method), self._facts(), self._beyond)
 
     def _losses(self, kwargs: Mapping[str, Any], method: str | None) -> Losses | None:
         labels = kwargs.get("labels")
@@ -151,12 +149,6 @@ class LanguageModel(GeneratingModel):
         if mask is None or padding.encodes(self._module) or labels.shape != mask.shape:
             return labels
         return inputs.targets(labels, mask)
-
-    def _tokens(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
-    ) -> Tokens:
-        entries = generation.multiples(self._module, kwargs)[-1] if method == "generate" else 1
-        return describe(kwargs, self.tokenizer, rows, entries)
 
     def _facts(self) -> Facts:
         """How rows lie in the values of this module, found out when it is first asked."""

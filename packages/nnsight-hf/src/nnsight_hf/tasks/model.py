@@ -14,14 +14,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig
 
-from nnsight.plugin import Layout, Prepared, Rows
+from nnsight.plugin import Layout, Prepared
 from nnsight_hf import fitting, generation, loading, padding, text
 from nnsight_hf.generating import GeneratingModel
 from nnsight_hf.rows import Facts, ProbedLayout, compare
 from nnsight_hf.tasks import columns
 from nnsight_hf.tasks.processors import AUTO, Processors
 from nnsight_hf.tasks.reading import Reader
-from nnsight_hf.tokens import Tokens, describe
 
 #: Arguments that hold an input, beside the one that the forward is made for.
 _HELD = ("inputs_embeds", "inputs", "input_ids", *columns.SIGHTS, *columns.SOUNDS)
@@ -164,14 +163,7 @@ class TransformersModel(GeneratingModel):
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
-        multiples = generation.multiples(self._module, kwargs) if method == "generate" else (1,)
-        return ProbedLayout(total, multiples, self._facts(total, kwargs), self._beyond)
-
-    def _tokens(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows | None, method: str | None
-    ) -> Tokens:
-        entries = generation.multiples(self._module, kwargs)[-1] if method == "generate" else 1
-        return describe(kwargs, self.tokenizer, rows, entries)
+        return ProbedLayout(total, self._multiples(kwargs, method), self._facts(total, kwargs), self._beyond)
 
     def _facts(self, total: int, kwargs: Mapping[str, Any]) -> Facts:
         """How rows lie in the values of this module, found out with the first row of a batch of several inputs.

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
 from nnsight import RowsError
-from nnsight.plugin import Layout, Prepared
+from nnsight.plugin import Prepared
 from nnsight_hf import fitting, images, loading, text
 from nnsight_hf.images import in_messages
 from nnsight_hf.inputs import PER_TOKEN
@@ -72,7 +72,7 @@ class VisionLanguageModel(LanguageModel):
         fitting.check(config, "AutoModelForImageTextToText", "VisionLanguageModel")
         return AutoModelForImageTextToText
 
-    _apart = (*shares.NAMES, *shares.BESIDE)
+    _mixes = True
 
     # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class VisionLanguageModel(LanguageModel):
         if wide:
             for row, mask in zip(made, shares.widened([row["cross_attention_mask"] for row in made], 2)):
                 row["cross_attention_mask"] = mask
-        words = [{name: value for name, value in row.items() if name not in self._apart} for row in made]
+        words = [{name: value for name, value in row.items() if name not in shares.APART} for row in made]
         return {**super()._together(words), **shares.join(made)}
 
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -200,22 +200,17 @@ class VisionLanguageModel(LanguageModel):
     def _facts(self) -> Facts:
         return {} if families.needs(self._module) else super()._facts()
 
-    def _layout(self, total: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str | None) -> Layout:
-        layout = super()._layout(total, args, kwargs, method)
-        if isinstance(layout, ImagesLayout) and method is None:
-            layout.root = self._path
-        return layout
-
-    def _laid(self, total: int, multiples: Sequence[int], kwargs: Mapping[str, Any]) -> ProbedLayout:
+    def _laid(self, total: int, kwargs: Mapping[str, Any], method: str | None) -> ProbedLayout:
         mine = shares.noted(kwargs)
         if mine is None:
-            return super()._laid(total, multiples, kwargs)
+            return super()._laid(total, kwargs, method)
         facts, seen = self._facts(), self._sights(mine, kwargs)
         alone = [
             None if mine.alike or not shares.has_pixels(data) else self._alone(data, mine.extents(number), seen)
             for number, data in enumerate(mine.inputs)
         ]
-        return ImagesLayout(mine, seen, alone, total, multiples, facts, self._beyond)
+        root = self._path if method is None else None
+        return ImagesLayout(mine, seen, alone, root, total, self._multiples(kwargs, method), facts, self._beyond)
 
     def _sights(self, mine: shares.Shares, kwargs: Mapping[str, Any]) -> Sights:
         """How images lie in the values of modules, found out when a batch first has some of this shape."""

@@ -43,6 +43,9 @@ NAMES = (
 #: What else has a row for each prompt and is of a length of its own: what the words say to a Q-Former.
 BESIDE = ("qformer_input_ids", "qformer_attention_mask")
 
+#: All that has an entry for something else than a token; not every input of a batch has it.
+APART = (*NAMES, *BESIDE)
+
 #: What holds pixels, and what says how many patches each image or video has, where they are packed.
 _MEDIA = (
     (("pixel_values", "pixel_values_images", "image_patches"), "image_grid_thw"),
@@ -72,7 +75,7 @@ def join(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put together what several inputs have beside their tokens, filled up with zeros where their shapes differ."""
     places = any(by_row(row) for row in rows)
     batch: dict[str, Any] = {}
-    for name in (*NAMES, *BESIDE):
+    for name in APART:
         held = [row[name] for row in rows if row.get(name) is not None]
         if not held:
             continue

@@ -168,6 +168,7 @@ class ImagesLayout(ProbedLayout):
         shares: which images are whose.
         sights: how images lie in the values of the modules that see them.
         measured: for each input, what it has alone; only where images are not alike.
+        root: the path of the module whose output is the run's result; None in a generation.
         total, multiples, facts, plain: as for `ProbedLayout`.
     """
 
@@ -176,6 +177,7 @@ class ImagesLayout(ProbedLayout):
         shares: Shares,
         sights: Sights,
         measured: Sequence[Alone | None],
+        root: str | None,
         total: int,
         multiples: Sequence[int],
         facts: Facts,
@@ -186,8 +188,7 @@ class ImagesLayout(ProbedLayout):
         self._sights = sights
         self._measured = measured
         self._multiples = multiples
-        #: The path of the module whose output is the run's result; None in a generation.
-        self.root: str | None = None
+        self._root = root
         self._divisions: dict[tuple[str, torch.Size], _Division | None] = {}
 
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
@@ -211,7 +212,7 @@ class ImagesLayout(ProbedLayout):
         return put_together(value, laid, division.dim)
 
     def _named(self, path: str) -> str:
-        return self.root if path == "result" and self.root is not None else path
+        return self._root if path == "result" and self._root is not None else path
 
     def _division(self, value: torch.Tensor, path: str) -> _Division | None:
         if isinstance(value, torch.nn.Parameter) or not value.dim() or path not in self._sights:
