@@ -13,7 +13,16 @@ from PIL import Image
 _SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TEXT = {**_SHAPE, "vocab_size": len(TOKENS), "max_position_embeddings": 70, "pad_token_id": 0}
 _PICTURE = {**_SHAPE, "image_size": 16, "patch_size": 8}
-_SOUND = {
+#: Of an encoder with a decoder.
+BOTH_SIDES = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
+SOUND = {
     **_SHAPE,
     "vocab_size": 12,
     "conv_dim": (8, 8),
@@ -58,12 +67,12 @@ HEADS: dict[str, tuple[str, Any, Any]] = {
     "vit": ("image-classification", lambda: transformers.ViTConfig(**_PICTURE), transformers.ViTForImageClassification),
     "wav2vec2": (
         "automatic-speech-recognition",
-        lambda: transformers.Wav2Vec2Config(feat_extract_norm="layer", do_stable_layer_norm=True, **_SOUND),
+        lambda: transformers.Wav2Vec2Config(feat_extract_norm="layer", do_stable_layer_norm=True, **SOUND),
         transformers.Wav2Vec2ForCTC,
     ),
     "wav2vec2-group": (
         "audio-classification",
-        lambda: transformers.Wav2Vec2Config(feat_extract_norm="group", **_SOUND),
+        lambda: transformers.Wav2Vec2Config(feat_extract_norm="group", **SOUND),
         transformers.Wav2Vec2ForSequenceClassification,
     ),
     "whisper": (
@@ -72,12 +81,7 @@ HEADS: dict[str, tuple[str, Any, Any]] = {
             vocab_size=24,
             num_mel_bins=8,
             d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=48,
-            decoder_ffn_dim=48,
+            **BOTH_SIDES,
             max_source_positions=50,
             max_target_positions=20,
             pad_token_id=0,
@@ -201,12 +205,7 @@ def listener() -> Any:
     config = transformers.Speech2TextConfig(
         vocab_size=len(TOKENS),
         d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
+        **BOTH_SIDES,
         input_feat_per_channel=8,
         conv_channels=16,
         max_source_positions=200,
@@ -224,12 +223,7 @@ def speaker() -> Any:
     config = transformers.SpeechT5Config(
         vocab_size=len(TOKENS),
         hidden_size=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
+        **BOTH_SIDES,
         num_mel_bins=8,
         speech_decoder_prenet_units=16,
         speaker_embedding_dim=12,

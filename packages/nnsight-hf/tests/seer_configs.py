@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
+from heads import BOTH_SIDES
 from seer_words import MROPE, SIGHT, SQUARE, TEXT, WORDS, number, tokenizer, unfilmed
 
 
@@ -277,26 +278,25 @@ def opt() -> Any:
     )
 
 
-def blip2() -> tuple[Any, Any]:
-    config = transformers.Blip2Config(
+def asking(config: Any) -> Any:
+    """The configuration of a model that asks an image with queries."""
+    return config(
         text_config=opt(),
         vision_config=SIGHT,
         qformer_config=QFORMER,
         num_query_tokens=4,
         image_token_index=number("<image>"),
     )
+
+
+def blip2() -> tuple[Any, Any]:
+    config = asking(transformers.Blip2Config)
     pixels = transformers.BlipImageProcessorPil(size=SQUARE)
     return config, transformers.Blip2Processor(pixels, tokenizer(), num_query_tokens=4)
 
 
 def instructblip() -> tuple[Any, Any]:
-    config = transformers.InstructBlipConfig(
-        text_config=opt(),
-        vision_config=SIGHT,
-        qformer_config=QFORMER,
-        num_query_tokens=4,
-        image_token_index=number("<image>"),
-    )
+    config = asking(transformers.InstructBlipConfig)
     pixels = transformers.BlipImageProcessorPil(size=SQUARE)
     return config, transformers.InstructBlipProcessor(pixels, tokenizer(), tokenizer(), num_query_tokens=4)
 
@@ -344,12 +344,7 @@ def florence2() -> tuple[Any, Any]:
         text_config=transformers.BartConfig(
             vocab_size=len(WORDS) + 8,
             d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=48,
-            decoder_ffn_dim=48,
+            **BOTH_SIDES,
             max_position_embeddings=128,
             pad_token_id=0,
             bos_token_id=1,

@@ -10,7 +10,7 @@ import numpy
 import torch
 import transformers
 from checkpoints import TOKENS
-from heads import picture, seeded, wave
+from heads import SOUND, picture, seeded, wave
 from tasks import SIZES, Arguments, Kind, from_vocabulary, kind, text, words
 from tasks_of_images import ALL, stages
 
@@ -187,33 +187,21 @@ def zero_shot_text() -> Kind:
     return Kind("zero-shot-classification", make, encode, given, {"tokenizer": words()})
 
 
+def _tokens(given: Any) -> Arguments:
+    made = text(given)
+    return {name: made[name] for name in ("input_ids", "attention_mask")}
+
+
 @kind
 def sentences() -> Kind:
     config = transformers.MPNetConfig(**{**_TEXT, "pad_token_id": 1})
     make = functools.partial(seeded, transformers.MPNetModel, config)
-
-    def encode(given: Any) -> Arguments:
-        made = text(given)
-        return {name: made[name] for name in ("input_ids", "attention_mask")}
-
-    return Kind("feature-extraction", make, encode, list(_TWO), {"tokenizer": words()})
+    return Kind("feature-extraction", make, _tokens, list(_TWO), {"tokenizer": words()})
 
 
 # -- sound ---------------------------------------------------------------------------------------------------------------
 
-_HEARD = {
-    **SIZES,
-    "vocab_size": 12,
-    "conv_dim": (8, 8),
-    "conv_stride": (4, 2),
-    "conv_kernel": (8, 4),
-    "num_conv_pos_embeddings": 5,
-    "num_conv_pos_embedding_groups": 2,
-    "num_feat_extract_layers": 2,
-    "mask_time_prob": 0.0,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-}
+_HEARD = {**SOUND, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
 
 
 def _of_waves(task: str, make: Callable[[], Any]) -> Kind:
@@ -314,11 +302,7 @@ def patchtst() -> Kind:
 
 
 def _speaking(task: str, make: Callable[[], Any], **own: Any) -> Kind:
-    def encode(given: Any) -> Arguments:
-        made = text(given)
-        return {name: made[name] for name in ("input_ids", "attention_mask")}
-
-    return Kind(task, make, encode, list(_TWO), {"tokenizer": words()}, **own)
+    return Kind(task, make, _tokens, list(_TWO), {"tokenizer": words()}, **own)
 
 
 @kind

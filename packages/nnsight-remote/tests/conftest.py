@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import served_models
+import torch
 from serving import Client, Encoded, Server
 
 from nnsight.plugin import encode_results
@@ -41,6 +42,17 @@ def model() -> Any:
 @pytest.fixture
 def encoded() -> Encoded:
     return Encoded()
+
+
+@pytest.fixture
+def endless(model: Any) -> bytes:
+    """A block that says that it runs (see `Client.begin`), and goes on for ever."""
+    taken = Encoded()
+    with model.trace(torch.ones(2, 4), backend=taken):
+        print("it runs")
+        while True:
+            pass
+    return taken.data
 
 
 @pytest.fixture

@@ -108,6 +108,12 @@ class Client:
         assert answer.status_code in (200, 202), answer.text
         return answer.json()
 
+    def begin(self, endless: bytes) -> str:
+        """Send a block that says that it runs, wait until it does, and return its job."""
+        job = self.submit(endless)["id"]
+        self.until(job, "log", "it runs")
+        return job
+
     def get(self, job: str) -> dict[str, Any]:
         return self.http.get(f"/jobs/{job}").json()
 

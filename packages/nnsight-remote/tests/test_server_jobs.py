@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import struct
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -166,14 +167,9 @@ def test_a_result_that_is_too_large_is_refused_with_its_size(model, server, enco
     assert job["result_bytes"] == 0 and user.http.get(f"/jobs/{job['id']}/result").status_code == 409
 
 
-def test_a_running_job_is_cancelled_at_once(model, server, user, encoded):
-    with model.trace(X, backend=encoded):
-        print("it runs")
-        while True:
-            pass
+def test_a_running_job_is_cancelled_at_once(server, user, endless):
     before = hosts(server)
-    job = user.submit(encoded.data)["id"]
-    user.until(job, "log", "it runs")
+    job = user.begin(endless)
     user.http.delete(f"/jobs/{job}")
     assert user.wait(job)["state"] == "cancelled"
     assert hosts(server) == before
@@ -189,12 +185,13 @@ def libc():
     return ctypes.CDLL(None, use_errno=True)
 
 
+OUTSIDE = os.path.join(tempfile.gettempdir(), "nnsight-server-test")
 REACHES_OUT = {
-    "write": lambda: open("/tmp/nnsight-server-test", "w"),
+    "write": lambda: open(OUTSIDE, "w"),
     "read the passwords": lambda: open("/etc/passwd").read(),
     "read the environment of the server": lambda: open(f"/proc/{os.getppid()}/environ", "rb").read(),
     "list the root": lambda: os.listdir("/"),
-    "make a folder": lambda: os.mkdir("/tmp/nnsight-server-test"),
+    "make a folder": lambda: os.mkdir(OUTSIDE),
     "remove a file": lambda: os.remove("/usr/bin/env"),
     "rename": lambda: os.rename("/usr/bin/env", "/usr/bin/vne"),
     "change a mode": lambda: os.chmod("/usr/bin/env", 0o777),
@@ -270,14 +267,9 @@ def test_secrets_of_the_server_are_not_in_the_environment_of_a_block(model, user
     assert "PATH" in names and not [name for name in names if "TOKEN" in name or "KEY" in name]
 
 
-def test_jobs_of_two_users_take_turns(model, server, encoded, request):
+def test_jobs_of_two_users_take_turns(model, server, encoded, endless, request):
     greedy, late = (server.user(f"{request.node.name} {name}") for name in ("greedy", "late"))
-    with model.trace(X, backend=encoded):
-        print("it runs")
-        while True:
-            pass
-    first = greedy.submit(encoded.data)["id"]
-    greedy.until(first, "log", "it runs")
+    first = greedy.begin(endless)
     with model.trace(X, backend=encoded):
         model.output.save()
     jobs = [greedy.submit(encoded.data)["id"] for _ in range(4)]
@@ -288,13 +280,8 @@ def test_jobs_of_two_users_take_turns(model, server, encoded, request):
     assert finished == sorted(finished)
 
 
-def test_a_host_that_is_killed_costs_the_job_that_ran_and_no_other(model, server, user, encoded):
-    with model.trace(X, backend=encoded):
-        print("it runs")
-        while True:
-            pass
-    job = user.submit(encoded.data)["id"]
-    user.until(job, "log", "it runs")
+def test_a_host_that_is_killed_costs_the_job_that_ran_and_no_other(model, server, user, encoded, endless):
+    job = user.begin(endless)
     (host,) = hosts(server)
     with model.trace(X, backend=encoded):
         result = model.output.save()

@@ -59,7 +59,7 @@ def states(client):
     return {view["name"]: view["state"].replace("busy", "ready") for view in client.http.get("/models").json()}
 
 
-def test_a_resident_model_is_confined_too_and_loaded_again_when_it_was_changed(tmp_path, model, encoded):
+def test_a_resident_model_is_confined_too_and_loaded_again_when_it_was_changed(tmp_path, model, encoded, endless):
     allowed = ("--allow-import", "os")
     with Server(tmp_path / "store", "--isolation", "resident", *allowed).running() as server:
         user = server.user("ada", run_seconds=5)
@@ -86,12 +86,7 @@ def test_a_resident_model_is_confined_too_and_loaded_again_when_it_was_changed(t
             third = nnsight.save(os.getpid())
         assert first == second != third and torch.equal(result, wanted)
 
-        with model.trace(X, backend=encoded):
-            print("it runs")
-            while True:
-                pass
-        job = user.submit(encoded.data)["id"]
-        user.until(job, "log", "it runs")
+        job = user.begin(endless)
         user.http.delete(f"/jobs/{job}")
         assert user.wait(job)["state"] == "cancelled"
         with model.trace(X, backend=encoded):
@@ -102,7 +97,7 @@ def test_a_resident_model_is_confined_too_and_loaded_again_when_it_was_changed(t
         assert torch.equal(result, wanted)
 
 
-def test_a_trusted_open_server_lets_blocks_do_what_its_owner_may(tmp_path, model, encoded):
+def test_a_trusted_open_server_lets_blocks_do_what_its_owner_may(tmp_path, model, endless):
     written = tmp_path / "written"
     with Server(tmp_path / "store", "--trusted", "--open", "--queue-length", "1").running() as server:
         user = Client(server.url)
@@ -118,12 +113,7 @@ def test_a_trusted_open_server_lets_blocks_do_what_its_owner_may(tmp_path, model
         for headers in ({"origin": "https://elsewhere.example"}, {"host": "elsewhere.example"}):
             answer = user.http.get("/status", headers=headers)
             assert (answer.status_code, answer.json()["reason"]) == (403, "origin")
-        with model.trace(X, backend=encoded):
-            print("it runs")
-            while True:
-                pass
-        job = user.submit(encoded.data)["id"]
-        user.until(job, "log", "it runs")
-        user.submit(encoded.data)
-        answer = user.http.post("/request", content=encoded.data)
+        user.begin(endless)
+        user.submit(endless)
+        answer = user.http.post("/request", content=endless)
         assert (answer.status_code, answer.json()["reason"]) == (503, "full") and answer.headers["retry-after"]

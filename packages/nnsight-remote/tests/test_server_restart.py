@@ -14,16 +14,11 @@ X = torch.ones(2, 4)
 
 
 @pytest.fixture
-def blocks(model, encoded):
+def blocks(model, encoded, endless):
     """A quick block, and one that says that it runs and goes on for ever."""
     with model.trace(X, backend=encoded):
         result = model.output.save()
-    quick = encoded.data
-    with model.trace(X, backend=encoded):
-        print("it runs")
-        while True:
-            pass
-    return quick, encoded.data
+    return encoded.data, endless
 
 
 def test_a_server_that_is_killed_loses_no_job(model, blocks, store_folder):
@@ -32,8 +27,7 @@ def test_a_server_that_is_killed_loses_no_job(model, blocks, store_folder):
     key = server.key("ada")
     user = Client(server.url, key)
     done = user.wait(user.submit(quick)["id"])["id"]
-    running = user.submit(endless)["id"]
-    user.until(running, "log", "it runs")
+    running = user.begin(endless)
     (host,) = children(server)
     queued = [user.submit(quick)["id"] for _ in range(2)]
     server.kill()
@@ -66,8 +60,7 @@ def test_a_server_that_is_asked_to_stop_counts_no_attempt(blocks, store_folder):
     server = Server(store_folder).start()
     key = server.key("ada")
     user = Client(server.url, key)
-    job = user.submit(endless)["id"]
-    user.until(job, "log", "it runs")
+    job = user.begin(endless)
     server.stop()
     assert server.process.returncode in (0, -signal.SIGTERM)
     assert "Traceback" not in server.logged()
