@@ -150,7 +150,7 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
             reason, message = (found.failure.reason, found.failure.message) if found.failure else (found.state, "")
             raise Refused(409, reason, message or f"the job was {found.state}, and has no result")
         kind = RESULTS if found.state == "completed" else ERROR
-        done = BackgroundTask(dispatcher.fetched, found)
+        done = BackgroundTask(dispatcher.fetched, found, time.monotonic())
         return FileResponse(dispatcher.store.result_path(id), media_type=kind, background=done)
 
     @api.get("/jobs/{id}/events", tags=["jobs"], response_class=StreamingResponse)

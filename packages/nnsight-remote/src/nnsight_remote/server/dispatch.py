@@ -18,7 +18,8 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .engine import HostError, Outcome, Task
 from .events import Events
@@ -26,10 +27,12 @@ from .jobs import Failure, Job, State
 from .limits import Limits
 from .metrics import Metrics
 from .models import Model, Models
+from .stages import of_run
 from .store import Store
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
+_NOTHING: Mapping[str, Any] = {}
 RETRY_SECONDS = 1.0  # between tries to write to a disk that is full
 
 
@@ -122,11 +125,18 @@ class Dispatcher:
         self.store.delete(job.id)
         self.events.ring(job.id, final=True)
 
-    async def fetched(self, job: Job) -> None:
-        """Note that a result was fetched to its end: it is kept a while longer, in case that it did not arrive."""
-        found = self.store.get(job.id)
+    async def fetched(self, job: Job, began: float) -> None:
+        """Note that a result was fetched to its end: it is kept a while longer, in case that it did not arrive.
+
+        Args:
+            job: whose.
+            began: when the answer began, on the monotonic clock.
+        """
+        found, took = self.store.get(job.id), time.monotonic() - began
         if found and found.expires:
-            self.store.save(found.but(expires=min(found.expires, time.time() + self._fetched_seconds)))
+            expires = min(found.expires, time.time() + self._fetched_seconds)
+            self.store.save(found.but(expires=expires, stages={**found.stages, "send": took}))
+            self.metrics.passed(job.model, {"send": took})
 
     async def _serve(self, model: Model, preload: bool) -> None:
         while True:
@@ -156,10 +166,12 @@ class Dispatcher:
         model.job = job.id
         stop = self._stops[job.id] = asyncio.Event()
         try:
-            job = job.but(state="running", started=time.time(), attempts=job.attempts + 1)
+            now = time.time()
+            stages = {**job.stages, "queue": max(0.0, now - job.submitted)}
+            job = job.but(state="running", started=now, attempts=job.attempts + 1, stages=stages)
             await self._until_written(functools.partial(self._write, job))
-            state, failure = await self._run_until(stop, model, job)
-            await self._until_written(functools.partial(self._write_end, job, state, failure))
+            state, outcome = await self._run_until(stop, model, job)
+            await self._until_written(functools.partial(self._write_end, job, state, outcome.failure, outcome.seconds))
         except asyncio.CancelledError:
             # The server stops in good order: this was no attempt.
             self._write(job.but(state="queued", started=None, attempts=job.attempts - 1))
@@ -167,7 +179,7 @@ class Dispatcher:
         finally:
             del self._stops[job.id]
 
-    async def _run_until(self, stop: asyncio.Event, model: Model, job: Job) -> tuple[State, Failure | None]:
+    async def _run_until(self, stop: asyncio.Event, model: Model, job: Job) -> tuple[State, Outcome]:
         """Run a job until it ends, its user wants it to, or its time is over."""
         limits = self._limits_of(job.user)
         task = Task(self.store.request_path(job.id), self.store.result_path(job.id), limits, self._printer(job.id))
@@ -182,14 +194,15 @@ class Dispatcher:
             # Only when it has returned is the job dead and its files left alone.
             (outcome,) = await asyncio.gather(run, return_exceptions=True)
         if isinstance(outcome, Outcome) and in_time:
-            return ("failed", outcome.failure) if outcome.failure else ("completed", None)
+            return ("failed" if outcome.failure else "completed"), outcome
         if stop.is_set():
-            return "cancelled", None
+            return "cancelled", Outcome()
         if in_time:
             log.error("a job could not be run", exc_info=outcome, extra={"job": job.id})  # type: ignore[arg-type]
             said = f"the job could not be run: {outcome}"
-            return "failed", Failure("storage" if isinstance(outcome, OSError) else "host", said)
-        return "failed", Failure("time", f"the job ran for {limits.run_seconds:g} s, which is the limit, and was ended")
+            return "failed", Outcome(Failure("storage" if isinstance(outcome, OSError) else "host", said))
+        said = f"the job ran for {limits.run_seconds:g} s, which is the limit, and was ended"
+        return "failed", Outcome(Failure("time", said))
 
     def _printer(self, job: str) -> Callable[[bytes], None]:
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -221,10 +234,13 @@ class Dispatcher:
                 log.error("the store cannot be written", extra={"problem": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _write_end(self, job: Job, state: State, failure: Failure | None) -> None:
+    def _write_end(
+        self, job: Job, state: State, failure: Failure | None, seconds: Mapping[str, Any] = _NOTHING
+    ) -> None:
         now = time.time()
         result = self.store.result_path(job.id)
-        job = job.but(state=state, failure=failure, finished=now, expires=now + self._kept_seconds)
+        stages = {**job.stages, **(of_run(now - job.started, seconds) if job.started else {})}
+        job = job.but(state=state, failure=failure, finished=now, expires=now + self._kept_seconds, stages=stages)
         if job.has_file:
             job = job.but(result_bytes=result.stat().st_size)
         self._write(job)

@@ -69,9 +69,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended; there is a result if there is no failure."""
+    """How a task ended; there is a result if there is no failure.
+
+    Attributes:
+        failure: why there is none.
+        seconds: how long its process says that `decode`, `run` and `encode` took, as far as it came.
+    """
 
     failure: Failure | None = None
+    seconds: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Host(Protocol):

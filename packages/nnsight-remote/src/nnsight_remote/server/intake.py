@@ -34,6 +34,7 @@ class Intake:
 
     async def take(self, user: User, headers: Mapping[str, str], body: AsyncIterator[bytes]) -> tuple[Job, bool]:
         """Return the job that a request became, and whether it is new; raise Refused."""
+        began = time.monotonic()
         request_id = headers.get("nnsight-request-id", "")
         if len(request_id) > _LONGEST_ID:
             raise Refused(400, "request", f"a request's id has {_LONGEST_ID} characters at most")
@@ -50,7 +51,8 @@ class Intake:
             if request_id and (known := self._store.find(user.name, request_id)):  # it was sent twice at once
                 path.unlink()
                 return known, False
-            job = Job(name, user.name, model.spec.name, "queued", time.time(), request_id, size)
+            stages = {"receive": time.monotonic() - began}
+            job = Job(name, user.name, model.spec.name, "queued", time.time(), request_id, size, stages=stages)
             self._dispatcher.submit(model, job)
         except QueueFull as error:
             path.unlink(missing_ok=True)

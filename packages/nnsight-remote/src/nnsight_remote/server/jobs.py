@@ -7,7 +7,8 @@ business: here it is a file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -52,6 +53,7 @@ class Job:
         attempts: how often it was begun; more than once only if the server stopped meanwhile.
         result_bytes: size of what can be fetched, the result or the encoded exception.
         expires: when what is left of it is thrown away; None while it is not finished.
+        stages: seconds that it spent in each stage so far; see `stages.py`.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Job:
     expires: float | None = None
     result_bytes: int = 0
     failure: Failure | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_final(self) -> bool:

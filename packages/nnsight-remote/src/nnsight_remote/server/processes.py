@@ -190,8 +190,10 @@ def _read_outcome(line: bytes, task: Task) -> Outcome | None:
         return None
     if not isinstance(said, dict):
         return None
+    told = said.get("seconds")
+    seconds = told if isinstance(told, dict) else {}
     if said.get("ok") is True:
-        return Outcome()
+        return Outcome(seconds=seconds)
     reason, limit = said.get("reason"), task.limits
     if reason not in REASONS:
         return None
@@ -204,7 +206,7 @@ def _read_outcome(line: bytes, task: Task) -> Outcome | None:
             reason, message = "storage", f"the server could not write the result: {message}"
     elif reason == "memory":
         message = f"the job needed more than the {limit.memory_bytes} bytes of memory that it may have: {message}"
-    return Outcome(Failure(cast(Reason, reason), message, kind, text, said.get("encoded") is True))
+    return Outcome(Failure(cast(Reason, reason), message, kind, text, said.get("encoded") is True), seconds)
 
 
 def _printable(text: Any) -> str:

@@ -12,6 +12,7 @@ from .engine import ModelSpec
 from .jobs import Job
 from .keys import User
 from .models import Model
+from .stages import STAGES
 
 
 class Problem(BaseModel):
@@ -46,6 +47,9 @@ class JobView(BaseModel):
     attempts: int
     request_bytes: int
     result_bytes: int
+    stages: dict[str, float] = Field(
+        description="seconds in each stage so far: " + "; ".join(f"{name}: {what}" for name, what in STAGES.items())
+    )
     failure: FailureView | None
 
     @classmethod

@@ -20,12 +20,12 @@ from typing import IO, Any
 
 from .jobs import FINAL, Failure, Job
 
-VERSION = 1
+VERSION = 2
 _SCHEMA = """
 create table if not exists jobs (
     id text primary key, user text not null, model text not null, state text not null, submitted real not null,
     request_id text not null, request_bytes integer not null, attempts integer not null, started real, finished real,
-    expires real, result_bytes integer not null, failure text
+    expires real, result_bytes integer not null, failure text, stages text not null
 );
 create index if not exists jobs_by_user on jobs (user, submitted);
 create index if not exists jobs_by_state on jobs (state, submitted);
@@ -108,7 +108,8 @@ class Store:
 
     def save(self, job: Job) -> None:
         """Write a job as it is now."""
-        values = {**asdict(job), "failure": json.dumps(asdict(job.failure)) if job.failure else None}
+        failure = json.dumps(asdict(job.failure)) if job.failure else None
+        values = {**vars(job), "failure": failure, "stages": json.dumps(dict(job.stages))}
         marks = ", ".join(f":{name}" for name in _COLUMNS)
         update = ", ".join(f"{name} = :{name}" for name in _COLUMNS[1:])
         self.connection.execute(
@@ -183,4 +184,4 @@ class Store:
         for row in rows:
             found = dict(zip(_COLUMNS, row))
             found["failure"] = Failure(**json.loads(found["failure"])) if found["failure"] else None
-            yield Job(**found)
+            yield Job(**{**found, "stages": json.loads(found["stages"])})

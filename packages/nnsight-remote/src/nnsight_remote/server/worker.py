@@ -13,8 +13,10 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +71,9 @@ def die_with(parent: int) -> None:
 
 def run_job(model: NNsight, files: Files, guard: ImportGuard | None) -> None:
     """Run a job to its end and report the outcome; nothing is raised but what ends the process."""
+    seconds: dict[str, float] = {}
     try:
-        outcome = _outcome(model, files, guard)
+        outcome = _outcome(model, files, guard, seconds)
     except MemoryError as error:
         outcome = _failed("memory", error)
     for stream in (sys.stdout, sys.stderr):
@@ -78,13 +81,14 @@ def run_job(model: NNsight, files: Files, guard: ImportGuard | None) -> None:
             stream.flush()
         except (OSError, ValueError):
             pass  # the block closed it, or the server has read enough
-    _write(files.outcome, json.dumps(outcome).encode())
+    _write(files.outcome, json.dumps({**outcome, "seconds": seconds}).encode())
 
 
-def _outcome(model: NNsight, files: Files, guard: ImportGuard | None) -> dict[str, Any]:
+def _outcome(model: NNsight, files: Files, guard: ImportGuard | None, seconds: dict[str, float]) -> dict[str, Any]:
     with guard.on() if guard else nullcontext():
         try:
-            request = decode_request(_read(files.request), model)
+            with _timed(seconds, "decode"):
+                request = decode_request(_read(files.request), model)
         except (WireError, ImportError) as error:
             return _failed("refused", error, files)
         except MemoryError:
@@ -92,15 +96,27 @@ def _outcome(model: NNsight, files: Files, guard: ImportGuard | None) -> dict[st
         except Exception as error:  # what a user's module raises while it is made anew is the user's
             return _failed("error", error, files)
         try:
-            saved = request.replay()
-            data = encode_results(saved)
+            with _timed(seconds, "run"):
+                saved = request.replay()
+            with _timed(seconds, "encode"):
+                data = encode_results(saved)
         except BaseException as error:  # of a user's code, whatever it is
             return _failed("memory" if _out_of_memory(error) else "error", error, files)
     try:
-        _write(files.result, data)
+        with _timed(seconds, "encode"):
+            _write(files.result, data)
     except OSError as error:
         return _failed("result", error) | {"bytes": len(data)}
     return {"ok": True}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 def _failed(reason: str, error: BaseException, files: Files | None = None) -> dict[str, Any]:
