@@ -185,6 +185,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def load(session: nox.Session) -> None:
+    """Put a server under load: 200 users, 2,000 jobs, and where the time of a remote block goes."""
+    *siblings, package = with_siblings("nnsight-remote")
+    session.install(*pinned(), *siblings, f"{package}[server]", *group("bench"))
+    session.run("python", "benchmarks/load/run.py", *session.posargs, env=TESTING)
+
+
+@nox.session
 def dev(session: nox.Session) -> None:
     """Make .venv for working on everything at once: all packages linked to their folders, and all tools."""
     links = [argument for folder in FOLDERS.values() for argument in ("--editable", folder)]
