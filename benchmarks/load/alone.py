@@ -11,9 +11,10 @@ from statistics import median
 from typing import Any
 
 from client import User
-from nnsight_remote.client import serve_jobs
 from served import by_hand, input_of, mlp
 from serving import Serving
+
+from nnsight_remote.client import serve_jobs
 
 #: The first blocks find out what the rest know: versions, sources, the way there.
 _WARM = 5

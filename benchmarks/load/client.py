@@ -14,10 +14,10 @@ import time
 from typing import Any
 
 import torch
+from served import by_hand, input_of, mlp
 
 from nnsight import CONFIG, NNsight
 from nnsight_remote import RemoteBackend
-from served import by_hand, input_of, mlp
 
 #: Every so many jobs, one prints its number and is waited for by its handle, and one raises an error that holds it.
 PRINTS, RAISES = 10, 15

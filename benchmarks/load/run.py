@@ -18,10 +18,11 @@ from pathlib import Path
 
 from alone import run_alone
 from crowd import run_crowd
-from nnsight import CONFIG
 from serving import Serving
 from table import Load, show
 from turns import run_turns
+
+from nnsight import CONFIG
 
 
 def _arguments() -> argparse.Namespace:

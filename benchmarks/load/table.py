@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from alone import Alone
 from crowd import Crowd
+from rich.console import Console
+from rich.table import Table
 from turns import Turns
 
 #: MiB by which a process may grow during a thousand jobs, once the first tenth of the jobs is over.
