@@ -155,10 +155,10 @@ class Store:
         return gone
 
     def sweep(self) -> int:
-        """Throw away files that no row speaks of; a crash may have left some. Return how many."""
-        known = {row[0] for row in self.connection.execute("select id from jobs")}
-        strays = [path for name in ("requests", "results") for path in (self.folder / name).iterdir()]
-        strays = [path for path in strays if path.name not in known]
+        """Throw away files that no row speaks of, and requests that are done with: a crash leaves such. Return how many."""
+        known = {job: state in FINAL for job, state in self.connection.execute("select id, state from jobs")}
+        strays = [path for path in (self.folder / "results").iterdir() if path.name not in known]
+        strays += [path for path in (self.folder / "requests").iterdir() if known.get(path.name, True)]
         for path in strays:
             path.unlink()
         return len(strays)

@@ -1,0 +1,113 @@
+"""The server is killed at every point of a job's life: whoever waits for the job gets it all the same, once, and what was
+finished before is still there."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import served_models
+import torch
+from cutting import proxy_to
+from dying import POINTS, Dying, dying_servers
+from serving import SECONDS
+
+from nnsight import CONFIG
+from nnsight_remote import JobError
+
+#: Large enough that a request and a result come in parts.
+X = torch.linspace(-1, 1, 80_000).reshape(-1, 4)
+#: Where it is killed while the store says that the job runs: there it is run again, once.
+_NAMES = list(POINTS)
+RUNS_TWICE = _NAMES[
+    _NAMES.index("when the job is said to run and no host has it") : _NAMES.index(
+        "when the end is written and nobody was told"
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
+    with dying_servers(tmp_path_factory.mktemp("dying") / "log") as servers:
+        yield servers
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
+
+
+class Replaced:
+    """A server that is followed by others on the same store when it dies, in a thread beside the client."""
+
+    def __init__(self, servers: Dying, store: Any, proxy: Any, *points: str) -> None:
+        self.deaths = 0
+
+        def replace() -> None:
+            for point in points:
+                servers.wait()
+                self.deaths += 1
+                proxy.lead_to(servers.start(store, point, store.with_name("flag")))
+
+        self._thread = threading.Thread(target=replace)
+        self._thread.start()
+
+    def done(self) -> None:
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive()
+
+
+def right(x: torch.Tensor) -> torch.Tensor:
+    """What the model gives, worked out here."""
+    with torch.no_grad():
+        return served_models.mlp()._module(x)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_job_outlives_a_server_that_is_killed(model, servers, tmp_path, capsys, point):
+    store, flag = tmp_path / "store", tmp_path / "flag"
+    with proxy_to(servers.start(store, point, flag)) as proxy:
+        with model.trace(X, remote=proxy.url, blocking=False) as earlier:
+            out = model.output.save()
+        earlier.wait(SECONDS)
+        flag.touch()
+        replaced = Replaced(servers, store, proxy, "")
+        with model.trace(X * 2, remote=proxy.url):
+            print("it runs")
+            doubled = model.output.save()
+        replaced.done()
+        assert replaced.deaths == 1
+        assert torch.equal(doubled, right(X * 2)) and torch.equal(earlier.result(SECONDS)["out"], right(X))
+
+        job, finished_before = httpx.get(f"{proxy.url}/jobs").json()
+        assert (finished_before["id"], finished_before["attempts"]) == (earlier.id, 1)
+        assert (job["state"], job["attempts"]) == ("completed", 2 if point in RUNS_TWICE else 1)
+        logged = [event["text"] for event in events(proxy.url, job["id"]) if event["kind"] == "log"]
+        assert 1 <= logged.count("it runs\n") <= job["attempts"]
+        assert capsys.readouterr().out == "".join(logged), "what is printed is heard of once"
+        assert not list((store / "requests").iterdir()) and len(list((store / "results").iterdir())) == 2
+
+
+def test_a_job_that_was_running_when_the_server_died_twice_is_not_run_a_third_time(model, servers, tmp_path):
+    store, flag, point = tmp_path / "store", tmp_path / "flag", "when the job was handed to its host"
+    flag.touch()
+    with proxy_to(servers.start(store, point, flag)) as proxy:
+        replaced = Replaced(servers, store, proxy, point, "")
+        with pytest.raises(JobError, match="stopped 2 times") as raised, model.trace(X, remote=proxy.url):
+            model.output.save()
+        replaced.done()
+        assert replaced.deaths == 2 and raised.value.reason == "restart"
+        flag.unlink()
+        with model.trace(X, remote=proxy.url):
+            out = model.output.save()
+        assert torch.equal(out, right(X))
+
+
+def events(url: str, job: str) -> list[dict[str, Any]]:
+    """What happened to a job that is finished."""
+    lines = httpx.get(f"{url}/jobs/{job}/events").text.splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
