@@ -33,18 +33,46 @@ def proxy(server: Server) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.mark.parametrize("line", ["GET /env", "GET /models", "POST /request", "GET /jobs/", "GET /jobs/"])
-@pytest.mark.parametrize("answered", [-1, 0, 50])
+@pytest.mark.parametrize("line", ["GET /env", "GET /models", "POST /request"])
+@pytest.mark.parametrize("answered", [-1, 0, 50, 250])
 def test_a_connection_that_is_cut_costs_nothing(model, proxy, line, answered):
-    proxy.cut(line, answered, answered)
+    proxy.cut(line, answered, *[answered] * (answered < 250))
     with model.trace(X, remote=proxy.url):
         out = model.output.save()
     assert torch.equal(out, model(X))
-    assert proxy.is_done and proxy.cuts >= 2
+    assert proxy.is_done and proxy.cuts >= 1
     assert len(ndif.jobs(proxy.url)) == 1
 
 
+@pytest.mark.parametrize("answered", [350, 500, 900])
+@pytest.mark.parametrize("further", [-1, 50, 300])
+def test_an_answer_that_is_cut_while_the_job_runs_is_gone_on_with(model, proxy, answered, further):
+    proxy.cut("POST /request", answered)
+    proxy.cut("GET /jobs/", further, further)
+    with model.trace(X, remote=proxy.url):
+        out = model.output.save()
+    assert torch.equal(out, model(X))
+    assert proxy.is_done and proxy.cuts == 3
+    (job,) = ndif.jobs(proxy.url)
+    assert job.status == "completed" and len([line for line in proxy.seen if line.startswith("POST")]) == 1
+
+
+def test_a_block_that_is_waited_for_is_one_request(model, proxy):
+    for _ in range(2):
+        with model.trace(X, remote=proxy.url):
+            out = model.output.save()
+    assert [line.split("?")[0] for line in proxy.seen[-2:]] == ["POST /request", "POST /request"]
+    assert torch.equal(out, model(X))
+
+
+def test_a_result_that_is_too_large_for_the_events_is_fetched_by_itself(model, proxy):
+    with model.trace(X, remote=proxy.url):
+        numbers = torch.arange(100_000).save()
+    assert "/result " in proxy.seen[-1] and torch.equal(numbers, torch.arange(100_000))
+
+
 def test_what_is_printed_comes_once_though_the_events_are_cut(model, proxy, capsys):
+    proxy.cut("POST /request", 400)
     for cut in (150, 300, 500, 800, 1200):
         proxy.cut("GET /jobs/", cut)
     with model.trace(X, remote=proxy.url):

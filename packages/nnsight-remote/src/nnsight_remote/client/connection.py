@@ -11,7 +11,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NoReturn
 
 import httpx
@@ -63,6 +63,7 @@ class Connection:
         seconds: float | None = None,
         remark: Callable[[str], None] | None = None,
         accepted: tuple[int, ...] = (),
+        unread: str = "",
         **options: Any,
     ) -> httpx.Response:
         """Send a request, again if need be, and return the answer, which is no refusal.
@@ -71,11 +72,15 @@ class Connection:
             seconds: how long the server may be silent.
             remark: told in words why we wait.
             accepted: further statuses to return.
+            unread: a media type; an answer of this type is returned when it begins, and whoever asked reads and closes it.
             options: what httpx takes.
         """
 
         def once() -> httpx.Response:
-            answer = self._client.request(method, path, **options)
+            answer = self._client.send(self._client.build_request(method, path, **options), stream=bool(unread))
+            if unread and not (answer.is_success and answer.headers.get("content-type", "").startswith(unread)):
+                with closing(answer):
+                    answer.read()
             if worth_another_try(answer):
                 raise Busy(answer)
             return answer

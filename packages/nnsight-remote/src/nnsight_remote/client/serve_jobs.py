@@ -1,6 +1,6 @@
 """`Jobs` on a server that was started with `nnsight serve`: our wire, over plain HTTP.
 
-POST /request                 hand a block in
+POST /request                 hand a block in; who waits for it hears in the same answer what happens to it
 GET /jobs/ID/events?after=N   what happens to it, as server-sent events
 GET /jobs/ID/result           what it saved, or what it raised
 GET, DELETE /jobs/ID          look at it, end it
@@ -8,10 +8,10 @@ GET, DELETE /jobs/ID          look at it, end it
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ from .download import Download
 from .errors import JobCancelledError, JobError, JobGoneError, ProtocolError, RefusedError
 from .protocol import Event, Progress, Sight
 from .serve_facts import ServeFacts, sight
+from .told import MEDIA_TYPE, WITH_EVENTS, Result, Told
 
 _ERROR, _RESULTS = "application/vnd.nnsight.error", "application/vnd.nnsight.results"
 #: Seconds for which a running server may not answer a request that is sent to it; a large one takes its time.
@@ -38,6 +39,7 @@ class ServeJobs:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._posted: dict[str, _Posted] = {}
 
     def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
         """Hand in a block and return the id of its job."""
@@ -49,9 +51,18 @@ class ServeJobs:
         }
         if model:
             headers["nnsight-model"] = model
-        answer = self._connection.ask(
-            "POST", "/request", content=data, headers=headers, seconds=_POSTING, remark=remark
-        )
+        options: dict[str, Any] = {"content": data, "headers": headers, "seconds": _POSTING, "remark": remark}
+        if followed:
+            headers["accept"] = f"{MEDIA_TYPE}, application/json;q=0.5"
+            options |= {"params": {"result": WITH_EVENTS}, "unread": MEDIA_TYPE}
+        answer = self._connection.ask("POST", "/request", **options)
+        if not answer.is_closed:
+            job = answer.headers.get("location", "").rpartition("/")[2]
+            if not job:
+                answer.close()
+                raise ProtocolError(f"{self._url} took the block in, and does not say as what")
+            self._posted[job] = _Posted(Told(answer, self._url))
+            return job
         said = as_json(answer)
         with understood(self._url):
             return str(said["id"])
@@ -68,24 +79,33 @@ class ServeJobs:
 
     def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
         """Give what happens to a job after an event."""
-        timeout = httpx.Timeout(CONNECT_SECONDS, read=seconds)
-        with (
-            self._gone(job),
-            self._connection.stream(
-                f"/jobs/{quote(job, safe='')}/events", params={"after": after}, timeout=timeout
-            ) as answer,
-        ):
-            for line in answer.iter_lines():
-                if line.startswith("data:"):
-                    with understood(self._url):
-                        said = json.loads(line[5:])
-                        event = Event(int(said["number"]), str(said["kind"]), str(said["text"]))
-                    yield event
-                elif line.startswith(":"):
-                    yield Event(0, "alive")
+        posted = self._posted.get(job)
+        told, asked = posted.take() if posted else None, {"after": after}
+        if told is None:
+            if posted:
+                asked["result"] = WITH_EVENTS
+            timeout, path = httpx.Timeout(CONNECT_SECONDS, read=seconds), f"/jobs/{quote(job, safe='')}/events"
+            with self._gone(job), self._connection.stream(path, params=asked, timeout=timeout) as answer:
+                told = Told(answer, self._url)
+                yield from told
+        else:
+            yield from told
+        if posted:
+            posted.result = told.result
 
     def fetch(self, job: str, progress: Progress, patience: float, trusted: bool) -> dict[str, Any]:
         """Return what a finished job saved, or raise what it raised."""
+        posted = self._posted.pop(job, None)
+        result = posted.result if posted else None
+        if result is None:
+            result = self._download(job, progress, patience)
+        if result.media_type == _ERROR:
+            raise decode_error(result.data)
+        if result.media_type != _RESULTS:
+            raise ProtocolError(f"the result of job {job} is of a kind that is not known here: {result.media_type!r}")
+        return decode_results(result.data, trusted=trusted)
+
+    def _download(self, job: str, progress: Progress, patience: float) -> Result:
         try:
             with self._gone(job):
                 download = Download(self._connection, f"/jobs/{quote(job, safe='')}/result", progress, patience, job)
@@ -94,14 +114,12 @@ class ServeJobs:
             if refused.status != 409:
                 raise
             raise self._failure(job) from None
-        if download.media_type == _ERROR:
-            raise decode_error(data)
-        if download.media_type != _RESULTS:
-            raise ProtocolError(f"the result of job {job} is of a kind that is not known here: {download.media_type!r}")
-        return decode_results(data, trusted=trusted)
+        return Result(download.media_type, data)
 
     def cancel(self, job: str, seconds: float | None = None) -> None:
         """End a job."""
+        if posted := self._posted.pop(job, None):
+            posted.close()
         if not self._look(job, seconds).is_final:  # a finished one would be thrown away
             with self._gone(job):
                 self._connection.ask("DELETE", f"/jobs/{quote(job, safe='')}", seconds=seconds)
@@ -142,3 +160,21 @@ class ServeJobs:
         if seen.traceback:
             vars(error)["__notes__"] = ["The traceback at the other end:\n\n" + seen.traceback.rstrip()]
         return error
+
+
+@dataclass
+class _Posted:
+    """A job that is told of in the answer to its request, until that is read or lost."""
+
+    told: Told | None
+    result: Result | None = None
+
+    def take(self) -> Told | None:
+        """Give the answer to whoever reads it, once."""
+        told, self.told = self.told, None
+        return told
+
+    def close(self) -> None:
+        """Hear no more of it."""
+        if told := self.take():
+            told.close()

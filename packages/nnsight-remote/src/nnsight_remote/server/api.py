@@ -20,7 +20,6 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from nnsight_remote._version import __version__
@@ -32,14 +31,14 @@ from .intake import Intake
 from .jobs import Job
 from .keys import User
 from .limits import Limits
-from .live import server_sent
+from .outgoing import EVENTS, MOST_WITH_EVENTS, Outgoing
 from .pages import add_pages
 from .schemas import Environment, JobView, ModelView, NewModel, Problem, Status, WhoAmI
 from .versions import PROTOCOL, packages
 
 log = logging.getLogger(__name__)
-RESULTS, ERROR = "application/vnd.nnsight.results", "application/vnd.nnsight.error"
 _LONGEST_WAIT = 60.0
+WithEvents = Annotated[int, Query(ge=0, le=MOST_WITH_EVENTS, description="bytes of a result that may come with them")]
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,24 @@ def make_api(parts: Parts) -> FastAPI:
 
 def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> None:
     dispatcher, intake = parts.dispatcher, Intake(parts.admission, parts.dispatcher)
+    outgoing = Outgoing(dispatcher)
 
-    @api.post("/request", status_code=202, tags=["jobs"])
-    async def submit(request: Request, response: Response, who: User = Depends(user)) -> JobView:
+    @api.post("/request", status_code=202, tags=["jobs"], response_model=JobView)
+    async def submit(
+        request: Request, response: Response, result: WithEvents = 0, who: User = Depends(user)
+    ) -> JobView | Response:
         """Hand in a block: the body is what `nnsight.plugin.encode_request` gives.
 
         Headers: `nnsight-model` names the model, and may be left out where there is only one; `nnsight-request-id`, any text
-        of the client's, makes a request that is sent again the same job (200 instead of 202).
+        of the client's, makes a request that is sent again the same job (200 instead of 202). With `accept:
+        text/event-stream` the answer is what `/jobs/ID/events` gives, from the beginning; `location` says where the job is.
         """
         job, new = await intake.take(who, request.headers, request.stream())
-        response.status_code = 202 if new else 200
-        response.headers["location"] = f"/jobs/{job.id}"
+        status, where = (202 if new else 200), {"location": f"/jobs/{job.id}"}
+        if EVENTS in request.headers.get("accept", ""):
+            return outgoing.events(job.id, 0, result, status, where)
+        response.status_code = status
+        response.headers.update(where)
         return parts.view(job)
 
     @api.get("/jobs", tags=["jobs"])
@@ -149,20 +155,25 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         if not found.has_file:
             reason, message = (found.failure.reason, found.failure.message) if found.failure else (found.state, "")
             raise Refused(409, reason, message or f"the job was {found.state}, and has no result")
-        kind = RESULTS if found.state == "completed" else ERROR
-        done = BackgroundTask(dispatcher.fetched, found, time.monotonic())
-        return FileResponse(dispatcher.store.result_path(id), media_type=kind, background=done)
+        return outgoing.result(found)
 
     @api.get("/jobs/{id}/events", tags=["jobs"], response_class=StreamingResponse)
     async def events(
-        id: str, request: Request, after: Annotated[int, Query(ge=0)] = 0, who: User = Depends(user)
+        id: str,
+        request: Request,
+        after: Annotated[int, Query(ge=0)] = 0,
+        result: WithEvents = 0,
+        who: User = Depends(user),
     ) -> Response:
-        """What happens to a job (`state`) and what it prints (`log`), as server-sent events, until it is finished."""
+        """What happens to a job (`state`) and what it prints (`log`), as server-sent events, until it is finished.
+
+        With `result`, the last of them is `result`, unless it has more bytes than that: its media type as `type`, the bytes
+        as `data` in base64.
+        """
         parts.find(who, id)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 18 else after
-        stream = server_sent(dispatcher.events, id, after)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return outgoing.events(id, after, result)
 
     @api.delete("/jobs/{id}", tags=["jobs"])
     async def delete(id: str, who: User = Depends(user)) -> JobView:

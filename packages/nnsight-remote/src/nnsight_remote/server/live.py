@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import socketio
@@ -28,7 +28,7 @@ def as_json(job: str, event: Event) -> dict[str, Any]:
     return {"job": job, "number": event.number, "at": event.at, "kind": event.kind, "text": event.text}
 
 
-async def server_sent(events: Events, job: str, after: int) -> AsyncIterator[bytes]:
+async def server_sent(events: Events, job: str, after: int) -> AsyncGenerator[bytes, None]:
     """The events of a job as `text/event-stream`, with a comment now and then, by which a dead connection is noticed."""
     following = events.follow(job, after)
     ahead = asyncio.ensure_future(anext(following))

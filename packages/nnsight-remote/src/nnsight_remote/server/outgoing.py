@@ -1,0 +1,72 @@
+"""What became of a job on its way out: its events as they happen, and its result.
+
+The one idea: a small result comes at the end of the events, so that whoever hands a block in and waits needs one request
+and one answer; a large one is fetched by itself, in parts if need be. Either way it is the same file, and the client that
+lost an answer asks for what it lacks.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+
+from .dispatch import Dispatcher
+from .jobs import Job
+from .live import server_sent
+
+RESULTS, ERROR = "application/vnd.nnsight.results", "application/vnd.nnsight.error"
+EVENTS = "text/event-stream"
+#: The most bytes of a result that come with the events.
+MOST_WITH_EVENTS = 1 << 20
+
+
+class Outgoing:
+    """Answers with what became of jobs."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._store = dispatcher.store
+
+    def result(self, job: Job) -> Response:
+        """The result of a finished job, or the exception that it raised; ranges of it can be asked for."""
+        done = BackgroundTask(self._dispatcher.fetched, job, time.monotonic())
+        return FileResponse(self._store.result_path(job.id), media_type=_kind(job), background=done)
+
+    def events(self, job: str, after: int, most: int, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
+        """The events of a job until it is finished, and then its result if that has no more than `most` bytes."""
+        # A proxy that collects an answer before it passes it on would hold up what a block prints.
+        headers = {**headers, "cache-control": "no-store", "x-accel-buffering": "no"}
+        sent: list[tuple[Job, float]] = []
+        stream = self._stream(job, after, most, sent)
+        return StreamingResponse(stream, status, headers, EVENTS, BackgroundTask(self._note, sent))
+
+    async def _note(self, sent: list[tuple[Job, float]]) -> None:
+        for job, began in sent:
+            await self._dispatcher.fetched(job, began)
+
+    async def _stream(self, name: str, after: int, most: int, sent: list[tuple[Job, float]]) -> AsyncIterator[bytes]:
+        async with aclosing(server_sent(self._dispatcher.events, name, after)) as events:
+            async for part in events:
+                yield part
+        job = self._store.get(name)
+        if job is None or not job.has_file or job.result_bytes > most:
+            return
+        began = time.monotonic()
+        try:
+            data = self._store.result_path(name).read_bytes()
+        except FileNotFoundError:  # it was thrown away this moment
+            return
+        said = {"job": name, "kind": "result", "type": _kind(job), "data": base64.b64encode(data).decode()}
+        yield f"event: result\ndata: {json.dumps(said)}\n\n".encode()
+        sent.append((job, began))
+
+
+def _kind(job: Job) -> str:
+    return RESULTS if job.state == "completed" else ERROR
