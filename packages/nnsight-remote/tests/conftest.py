@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import served_models
 import torch
+from dying import Dying, dying_servers
 from serving import Client, Encoded, Server
 
 from nnsight.plugin import encode_results
@@ -26,6 +27,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         # Whatever comes first waits until the model is there.
         admin.wait(admin.submit(encode_results({}))["id"])
         yield server
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
+    """Servers that start within a moment, let everybody in, and die where a test wants it."""
+    with dying_servers(tmp_path_factory.mktemp("dying") / "log") as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ is forked too, where the server would start an interpreter, which takes seconds.
 
     $ python -m dying
     start {"point": "...", "flag": PATH, "line": [...]}     a server; it dies at the point once the file PATH is there
+    stop                                                    kill it now
     wait                                                    until it is dead
 """
 
@@ -103,6 +104,10 @@ def _is(state: str) -> Callable[..., bool]:
     return lambda owner, job, *_: job.state == state
 
 
+def _is_result(path: Path) -> bool:
+    return path.parent.name == "results"
+
+
 #: Where a server can die, in the order of a job's life.
 POINTS: dict[str, Callable[[], None]] = {
     "before the request is read": lambda: _at(Intake, "_read"),
@@ -117,6 +122,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "when the result is written and the end is not": lambda: _at(Dispatcher, "_write_end"),
     "when half of the end is written": lambda: _at(Store, "save", _is("completed"), after=True),
     "when the end is written and nobody was told": lambda: _at(Dispatcher, "_write", _is("completed"), after=True),
+    "when the result is about to come with the events": lambda: _at(Path, "read_bytes", _is_result),
     "when half of the result is sent": _while_the_result_is_sent,
     "when the result is sent and that is not noted": lambda: _at(Dispatcher, "fetched"),
 }
@@ -133,6 +139,8 @@ def main() -> None:
             child = os.fork()
             if not child:
                 _serve(**json.loads(line[6:]))
+        elif line == "stop\n":
+            os.kill(child, signal.SIGKILL)
         else:
             os.waitpid(child, 0)
             print("dead", flush=True)
@@ -194,8 +202,8 @@ async def _fork_host(python: str, m: str, module: str, end: str, parent: str, **
 class Dying:
     """Starts servers; one lives at a time."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process, self._log = process, log
 
     def start(self, store: Path, point: str = "", flag: Path = Path("/nonexistent")) -> str:
         """Start a server on a store that lets everybody in, and return its address."""
@@ -209,6 +217,15 @@ class Dying:
         """Wait until the server is dead."""
         self._say("wait")
         assert self._process.stdout.readline() == "dead\n"
+
+    def stop(self) -> None:
+        """End the server that lives, as a loss of power would."""
+        self._say("stop")
+        self.wait()
+
+    def logged(self) -> str:
+        """What all of them wrote down."""
+        return self._log.read_text()
 
     def _say(self, line: str) -> None:
         print(line, file=self._process.stdin, flush=True)
@@ -229,7 +246,7 @@ def dying_servers(log: Path) -> Iterator[Dying]:
             start_new_session=True,
         )
     try:
-        yield Dying(process)
+        yield Dying(process, log)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

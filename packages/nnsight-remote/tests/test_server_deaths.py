@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 import served_models
 import torch
 from cutting import proxy_to
-from dying import POINTS, Dying, dying_servers
+from dying import POINTS, Dying
 from serving import SECONDS
 
 from nnsight import CONFIG
@@ -21,6 +20,8 @@ from nnsight_remote import JobError
 
 #: Large enough that a request and a result come in parts.
 X = torch.linspace(-1, 1, 80_000).reshape(-1, 4)
+#: The result of this comes with the events.
+SMALL = {"when the result is about to come with the events": X[:100]}
 #: Where it is killed while the store says that the job runs: there it is run again, once.
 _NAMES = list(POINTS)
 RUNS_TWICE = _NAMES[
@@ -28,12 +29,6 @@ RUNS_TWICE = _NAMES[
         "when the end is written and nobody was told"
     )
 ]
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
-    with dying_servers(tmp_path_factory.mktemp("dying") / "log") as servers:
-        yield servers
 
 
 @pytest.fixture(autouse=True)
@@ -69,19 +64,19 @@ def right(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_job_outlives_a_server_that_is_killed(model, servers, tmp_path, capsys, point):
-    store, flag = tmp_path / "store", tmp_path / "flag"
+    store, flag, x = tmp_path / "store", tmp_path / "flag", SMALL.get(point, X)
     with proxy_to(servers.start(store, point, flag)) as proxy:
-        with model.trace(X, remote=proxy.url, blocking=False) as earlier:
+        with model.trace(x, remote=proxy.url, blocking=False) as earlier:
             out = model.output.save()
         earlier.wait(SECONDS)
         flag.touch()
         replaced = Replaced(servers, store, proxy, "")
-        with model.trace(X * 2, remote=proxy.url):
+        with model.trace(x * 2, remote=proxy.url):
             print("it runs")
             doubled = model.output.save()
         replaced.done()
         assert replaced.deaths == 1
-        assert torch.equal(doubled, right(X * 2)) and torch.equal(earlier.result(SECONDS)["out"], right(X))
+        assert torch.equal(doubled, right(x * 2)) and torch.equal(earlier.result(SECONDS)["out"], right(x))
 
         job, finished_before = httpx.get(f"{proxy.url}/jobs").json()
         assert (finished_before["id"], finished_before["attempts"]) == (earlier.id, 1)

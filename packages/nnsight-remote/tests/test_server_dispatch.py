@@ -235,3 +235,39 @@ def test_the_end_of_a_job_is_written_as_soon_as_it_can_be(store, monkeypatch):
             assert game.events.since(job.id, 0)[-1].text == "completed"
 
     played(play())
+
+
+def test_a_job_that_waits_and_cannot_be_cancelled_on_a_full_disk_still_waits(store, monkeypatch):
+    async def play():
+        async with Play(store) as game:
+            game.engine.gate.clear()
+            game.submit("a", "first")
+            await game.said("run first")
+            waiting = store.get(game.submit("a", "second"))
+            with monkeypatch.context() as patch, pytest.raises(sqlite3.OperationalError):
+                patch.setattr(store, "save", full)
+                game.dispatcher.cancel(waiting)
+            game.engine.gate.set()
+            assert (await game.end(waiting.id)).state == "completed"
+
+    def full(job):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    played(play())
+
+
+def test_a_fetch_that_cannot_be_noted_on_a_full_disk_is_a_fetch_all_the_same(store, monkeypatch):
+    async def play():
+        async with Play(store) as game:
+            job = await game.end(game.submit("a", "x"))
+            with monkeypatch.context() as patch:
+                patch.setattr(store, "save", full)
+                await game.dispatcher.fetched(job, time.monotonic())
+            assert store.get(job.id) == job
+            await game.dispatcher.fetched(job, time.monotonic())
+            assert store.get(job.id).expires < job.expires
+
+    def full(job):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    played(play())

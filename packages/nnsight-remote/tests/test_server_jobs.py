@@ -104,17 +104,6 @@ def test_a_block_that_never_ends_is_ended_at_its_limit(model, server, encoded, r
     assert job["finished"] - job["started"] < 10
 
 
-def test_a_block_that_refuses_to_die_is_ended_too(model, server, encoded, request):
-    user = server.user(request.node.name, run_seconds=1)
-    with model.trace(X, backend=encoded):
-        while True:
-            try:
-                threading.Event().wait()
-            except BaseException:
-                pass
-    assert ended(server, user, encoded)["failure"]["reason"] == "time"
-
-
 def test_a_process_that_ends_itself_is_one_job_that_failed(model, server, user, encoded):
     with model.trace(X, backend=encoded):
         model.output

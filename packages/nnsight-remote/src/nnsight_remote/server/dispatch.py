@@ -115,8 +115,9 @@ class Dispatcher:
     def cancel(self, job: Job) -> None:
         """End a job that is not finished: one that waits at once, one that runs as soon as its process is dead."""
         model = self.models.get(job.model)
-        if model and model.queue.remove(job.id):
-            self._write_end(job, "cancelled", None)
+        if model and model.queue.position(job.id) is not None:
+            self._write_end(job, "cancelled", None)  # first: what cannot be written has not happened
+            model.queue.remove(job.id)
         elif job.id in self._stops:
             self._stops[job.id].set()
 
@@ -135,8 +136,11 @@ class Dispatcher:
         found, took = self.store.get(job.id), time.monotonic() - began
         if found and found.expires:
             expires = min(found.expires, time.time() + self._fetched_seconds)
-            self.store.save(found.but(expires=expires, stages={**found.stages, "send": took}))
             self.metrics.passed(job.model, {"send": took})
+            try:
+                self.store.save(found.but(expires=expires, stages={**found.stages, "send": took}))
+            except sqlite3.OperationalError as error:  # then it is kept as long as if nobody had fetched it
+                log.warning("that a result was fetched is not noted", extra={"job": job.id, "problem": str(error)})
 
     async def _serve(self, model: Model, preload: bool) -> None:
         while True:
@@ -243,9 +247,10 @@ class Dispatcher:
         job = job.but(state=state, failure=failure, finished=now, expires=now + self._kept_seconds, stages=stages)
         if job.has_file:
             job = job.but(result_bytes=result.stat().st_size)
-        self._write(job)
-        if not job.has_file:
+        else:
+            # Before the end is written: what there is of a result may be what fills the disk.
             result.unlink(missing_ok=True)
+        self._write(job)
         self.store.request_path(job.id).unlink(missing_ok=True)
         self._unfinished[job.user] -= 1
         self.metrics.finished(job)
