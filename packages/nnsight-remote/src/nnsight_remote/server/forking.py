@@ -23,16 +23,25 @@ from nnsight.plugin import NNsight
 
 from .channel import Channel
 from .confine import Confinement, Walls, limit_sizes
+from .large_pages import gather
+from .rehearsal import Rehearsal
 from .worker import Files, die_with, forget_secrets, print_to, run_job
+
+#: How often code has to run until the interpreter has specialised it.
+_REHEARSALS = 8
 
 
 def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: int, ready: dict[str, Any]) -> None:
     """Run jobs until the server hangs up."""
     heard, told = _hear_children()
+    rehearsal = Rehearsal()
+    for _ in range(_REHEARSALS):
+        rehearsal.play()
     gc.collect()
     gc.freeze()  # a child's collector would touch, and so copy, every object of the model
+    gather()
     walls = Walls(confinement, devices=False)
-    make = functools.partial(_Child, channel, (heard, told), model, walls, threads)
+    make = functools.partial(_Child, channel, (heard, told), model, walls, threads, rehearsal)
     standby = make()
     ended: list[_Child] = []
     channel.send(ready)
@@ -64,7 +73,15 @@ def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: i
 class _Child:
     """A process that stands by for one job."""
 
-    def __init__(self, channel: Channel, pipe: tuple[int, int], model: NNsight, walls: Walls, threads: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        pipe: tuple[int, int],
+        model: NNsight,
+        walls: Walls,
+        threads: int,
+        rehearsal: Rehearsal,
+    ) -> None:
         ours, theirs = socket.socketpair()
         parent = os.getpid()
 
@@ -81,13 +98,15 @@ class _Child:
                 os.close(end)
             torch.set_num_threads(threads)
             forget_secrets()
+            torch.seed()  # or every job would draw the same numbers
             guard = walls.close_in(limits_are_final=True)
+            if not select.select([theirs], [], [], 0)[0]:  # nobody waits for it yet
+                rehearsal.play()
             received = Channel(theirs).receive()
             if received is None:
                 return
             files = Files(*received[1])
             print_to(files.log)
-            torch.seed()  # or every job would draw the same numbers
             run_job(model, files, guard)
             theirs.send(b".")
 
