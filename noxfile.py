@@ -146,6 +146,16 @@ def oldest(session: nox.Session, package: str) -> None:
     run_tests(session, package, constraints)
 
 
+@nox.session
+@nox.parametrize("package", [nox.param(package, id=package) for package in ("nnsight-core", "nnsight-remote")])
+def fuzz(session: nox.Session, package: str) -> None:
+    """Try thousands of bad inputs, others each time, where the tests try a few; `-- 10000` says how many for each property."""
+    session.install(*pinned(), *with_siblings(package), *group("test", PROJECTS[package]))
+    files = sorted(map(str, (ROOT / "packages" / package / "tests").glob("test_*_fuzz.py")))
+    cases = session.posargs[0] if session.posargs else "2000"
+    session.run("pytest", "--timeout=0", *files, env={**TESTING, "NNSIGHT_FUZZ": cases})
+
+
 @nox.session(name="tests-integration")
 def tests_integration(session: nox.Session) -> None:
     """Test all packages together, with the example distributions beside these tests installed from their wheels."""

@@ -231,6 +231,23 @@ def test_edits_of_the_model_are_made_there(model, wire):
     assert torch.equal(remote, here) and torch.equal(plain, model(X)) and not torch.equal(plain, here)
 
 
+@pytest.mark.parametrize("edited_first", [False, True])
+def test_a_model_and_an_edited_one_are_two_in_one_block(model, wire, edited_first):
+    with model.edit() as edited:
+        model.layers[0].output = model.layers[0].output * 0.5
+    first, second = (edited, model) if edited_first else (model, edited)
+    with model.session(backend=wire):
+        with first.trace(X):
+            one = first.output.save()
+        with second.trace(X):
+            two = second.output.save()
+    with first.trace(X):
+        here = first.output
+    with second.trace(X):
+        here_too = second.output
+    assert torch.equal(one, here) and torch.equal(two, here_too) and not torch.equal(one, two)
+
+
 def test_other_names_for_modules_hold_there(wire):
     model = NNsight(seeded(MLP), rename={"layers": "blocks"})
     with model.trace(X, backend=wire):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from . import active as scopes
 from . import plugins
-from .blocks import Body, Names, capture, fold, skip, skipped, write_back
+from .blocks import Body, Names, capture, fold, skip, skipped
 from .cache import Cache
 from .config import CONFIG
 from .errors import NNsightError
@@ -134,9 +134,9 @@ class Elsewhere:
             fold(failure, _hidden_with(self._backend), debugging=bool(CONFIG.APP.DEBUG))
             raise
         if isinstance(saved, dict):
-            write_back(frame, saved)
+            self._request.body.bring_back(frame, saved)
         else:
-            saved.deliver_to(functools.partial(write_back, frame))
+            saved.deliver_to(functools.partial(self._request.body.bring_back, frame))
             self._request.body.bind(frame, saved)
         return True
 

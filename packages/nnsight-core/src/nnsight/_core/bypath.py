@@ -150,18 +150,29 @@ def _make_root(decoder: Decoder, step: list[Any]) -> Node:
     model: Any = decoder.kept["model"]
     rename, classes = decoder.value(step[1]) or {}, decoder.value(step[2])
     if rename == model._naming()._given[0] and classes == model.__dict__["_classes"]:
-        made = model._derive() if model.__dict__["_edits"] else model
-        return made  # type: ignore[no-any-return]
+        # The model itself, whose envoys are there already; edits that come along are not for it, nor for other roots.
+        return model._derive() if len(decoder.made) in _edited(decoder) else model  # type: ignore[no-any-return]
     made = model._derive()
     made.__dict__["_names"] = Naming(rename, model._naming()._given[1])
     made.__dict__["_classes"] = classes
     return made  # type: ignore[no-any-return]
 
 
+def _edited(decoder: Decoder) -> set[int]:
+    """Return the numbers of the roots that edits come along for."""
+    known = decoder.kept.get("edited")
+    if known is None:
+        steps = (step for step in decoder.document["nodes"] if isinstance(step, list) and step[:1] == ["edit"])
+        known = decoder.kept["edited"] = {step[1] for step in steps if len(step) > 1 and type(step[1]) is int}
+    return known
+
+
 @makes("edit")
 def _make_edit(decoder: Decoder, step: list[Any]) -> None:
     _, root, body, path, name = step
     edited: Any = decoder.value([root])
+    if edited is decoder.kept["model"]:
+        raise WireError("an edit is not for a root that came along")
     edits: Edits = edited.__dict__["_edits"]
     edits.append(Edit(decoder.value(body), edited._walk(path) if path else edited, name))
 

@@ -36,13 +36,20 @@ def _said(entry: Entry) -> tuple[Any, Any, list[str]]:
 
 @makes("cache", safe=True)
 def _make_cache(decoder: Decoder, step: list[Any]) -> ReceivedCache:
-    _, root, said = step
-    entries = {}
-    for path, visits in decoder.value(said).items():
-        entries[path] = Visits(Entry.told(path, *visit) for visit in visits)
-    if not isinstance(root, str) or not all(isinstance(path, str) for path in entries):
+    _, root, paths = step
+    said, entries = decoder.value(paths), {}
+    if not isinstance(root, str) or type(said) is not dict:
         raise WireError("a cache is not stated as it should be")
+    for path, visits in said.items():
+        # Of these very types: others may be endless, or run something when they are gone through.
+        if not isinstance(path, str) or type(visits) is not list or not all(map(_is_visit, visits)):
+            raise WireError("a visit in a cache is not stated as it should be")
+        entries[path] = Visits(Entry.told(path, *visit) for visit in visits)
     return ReceivedCache(root, entries)
+
+
+def _is_visit(said: Any) -> bool:
+    return type(said) is tuple and len(said) == 3 and type(said[2]) is list
 
 
 class ReceivedCache(Cache):

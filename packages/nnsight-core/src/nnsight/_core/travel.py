@@ -103,8 +103,8 @@ def decode_request(data: Buffer, model: Any) -> Request:
     """
     decoder = Decoder(data, "request", trusted=True)
     decoder.kept.update(model=model._root, model_device=model._root.device, weight=lambda path: tensor_at(model, path))
-    decoder.files.show()
     try:
+        decoder.files.show()
         request = decoder.read()
         if not isinstance(request, Request):
             raise WireError("these bytes hold something else than a request")
@@ -174,7 +174,7 @@ def decode_results(data: Buffer, *, trusted: bool = False) -> dict[str, Any]:
         WireError: the bytes are no results, or hold code and are not trusted.
     """
     found = Decoder(data, "results", trusted=trusted).read()
-    if not isinstance(found, dict):
+    if type(found) is not dict or not all(type(name) is str for name in found):
         raise WireError("these bytes hold no results by name")
     return found
 
@@ -203,4 +203,7 @@ def encode_message(kind: str, value: Any) -> bytes:
 def decode_message(data: Buffer) -> tuple[str, Any]:
     """Read a message: its kind, and what it says."""
     decoder = Decoder(data, "message")
-    return str(decoder.about.get("message")), decoder.read()
+    kind = decoder.about.get("message")
+    if not isinstance(kind, str):
+        raise WireError("a message does not say of what kind it is")
+    return kind, decoder.read()

@@ -10,9 +10,12 @@ from __future__ import annotations
 import __future__
 
 import ast
+import warnings
+from collections.abc import Mapping
 from types import CodeType, FrameType
 from typing import Any
 
+from ..errors import NNsightWarning
 from ..parsing import reading
 from .bindings import declared_global
 from .escapes import refuse_escapes
@@ -59,6 +62,11 @@ class Block:
         #: Where the code around goes on once the context is entered; for `skip`.
         self.entered = None if at is None else after_enter(around, at)
         self.source = _source(found)
+
+    def mentioned(self) -> frozenset[str]:
+        """Return every name that the block has, the one after `as` among them."""
+        codes = [code for code in (self.code, self.store) if code is not None]
+        return self.binds.union(*(_plain(_names(code)) for code in codes))
 
     def _compile(self, statements: list[ast.stmt], around: CodeType) -> CodeType:
         module = ast.Module(statements, [])
@@ -173,6 +181,18 @@ class Body:
         names = self.names()
         self.assign(names, value)
         write_back(frame, names)
+
+    def bring_back(self, frame: FrameType, saved: Mapping[str, Any]) -> None:
+        """Bind in the caller's frame what came back from elsewhere: names that the block has, and no others."""
+        strange = [] if self.reads_anything else sorted(saved.keys() - self.block.mentioned())
+        if strange:
+            warnings.warn(
+                f"what came back also holds {', '.join(map(repr, strange))[:200]}, which the block does not name; that is "
+                "left alone",
+                NNsightWarning,
+                stacklevel=4,
+            )
+        write_back(frame, {name: value for name, value in saved.items() if name not in strange})
 
     def _globals(self, names: Names) -> BodyGlobals:
         block, held = self.block, self.physical

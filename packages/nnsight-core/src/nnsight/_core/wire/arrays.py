@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 from ..errors import WireError
@@ -11,6 +12,8 @@ from .encoder import Encoder, plain
 from .kinds import FAMILIES, makes, writes
 
 _KINDS = frozenset("biufcSUMm")
+#: What numpy may be asked to read as a type. Even an array of nothing takes the memory of one element.
+_DTYPE = re.compile(r"[<>|=]?[biufcSUMm]\d{0,7}(\[\d{0,9}[A-Za-z]+\])?")
 
 
 def register() -> None:
@@ -53,7 +56,7 @@ def _read(said: str, data: bytes | bytearray) -> Any:
         numpy = importlib.import_module("numpy")
     except ImportError:
         raise WireError("an array of numpy arrived, and numpy is not installed here: pip install numpy") from None
+    if not isinstance(said, str) or _DTYPE.fullmatch(said) is None:
+        raise WireError("an array is not of a type that is carried")
     dtype = numpy.dtype(said)
-    if dtype.kind not in _KINDS:
-        raise WireError(f"an array of {said!r} is not carried")
     return numpy.frombuffer(data, dtype=dtype) if data and dtype.itemsize else numpy.zeros(0, dtype=dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import WireError
 from . import kinds
+from .bounds import Allowance
 from .format import Buffer, unpack
 from .texts import Received
 
@@ -28,6 +29,7 @@ class Decoder:
     def __init__(self, data: Buffer, *expected: str, trusted: bool = False) -> None:
         self.document, self.buffers = unpack(data, expected)
         self.trusted = trusted
+        self.allowance = Allowance(memoryview(data).nbytes)
         self.made: list[Any] = []
         about = self.document.get("about", {})
         self.about: dict[str, Any] = about if isinstance(about, dict) else {}
@@ -35,6 +37,7 @@ class Decoder:
         self.kept: dict[str, Any] = {}
         #: What fills the things that were made empty, by the numbers of their steps.
         self.open: dict[int, Callable[[Any], None]] = {}
+        self._taken: set[int] = set()
         self.files = Received(self.document.get("files", []) if trusted else [])
 
     def read(self) -> Any:
@@ -54,7 +57,7 @@ class Decoder:
             return said
         if len(said) == 1 and type(said[0]) is int and 0 <= said[0] < len(self.made):
             return self.made[said[0]]
-        raise WireError(f"a step refers to {str(said)[:40]}, which no earlier step has made")
+        raise WireError(f"a step refers to {_shown(said)}, which no earlier step has made")
 
     def values(self, said: Any) -> list[Any]:
         """Return what a list of values stands for."""
@@ -69,6 +72,16 @@ class Decoder:
             raise WireError("a key has no value")
         return list(zip(flat[::2], flat[1::2]))
 
+    def keys(self, said: Any) -> list[Any]:
+        """Return values that are to be hashed."""
+        return self.allowance.keys(self.values(said))
+
+    def items(self, said: Any) -> list[tuple[Any, Any]]:
+        """Return pairs whose keys are to be hashed."""
+        pairs = self.pairs(said)
+        self.allowance.keys([key for key, _ in pairs])
+        return pairs
+
     def fillable(self, thing: Any, step: list[Any], at: int, fill: Callable[[Any], None]) -> Any:
         """Return a thing that is filled with what its step has at `at`, or by a later step."""
         if len(step) > at:
@@ -78,16 +91,17 @@ class Decoder:
         return thing
 
     def buffer(self, number: Any) -> memoryview:
-        """Return a buffer."""
-        if type(number) is not int or not 0 <= number < len(self.buffers):
-            raise WireError("a step names a buffer that is not there")
+        """Return a buffer, which is one step's: taken again and again, its bytes would be copied as often."""
+        if type(number) is not int or not 0 <= number < len(self.buffers) or number in self._taken:
+            raise WireError("a step names a buffer that is not there, or is another step's")
+        self._taken.add(number)
         return self.buffers[number]
 
     def _make(self, number: int, step: Any) -> Any:
         kind = step[0] if isinstance(step, list) and step else None
         make = kinds.MAKERS.get(kind) if isinstance(kind, str) else None
         if make is None:
-            raise WireError(f"step {number} is of the kind {str(kind)[:40]!r}, which this nnsight does not know")
+            raise WireError(f"step {number} is of the kind {_shown(kind)}, which this nnsight does not know")
         if not self.trusted and kind not in kinds.SAFE:
             raise WireError(
                 f"what arrived holds code (step {number}, {kind!r}), and data only is read from a sender that is not "
@@ -105,7 +119,16 @@ class Decoder:
         except RecursionError as error:
             raise WireError(f"step {number} ({kind}) goes too deep") from error
         except Exception as error:  # whatever hostile bytes, or code that does not fit here, lead to
-            raise WireError(f"step {number} ({kind}) cannot be made: {type(error).__name__}: {error}") from error
+            said = f"{type(error).__name__}: {error}"[:_LONGEST]
+            raise WireError(f"step {number} ({kind}) cannot be made: {said}") from error
+
+
+_LONGEST = 2000  # an error may quote what it was given
+
+
+def _shown(said: Any) -> str:
+    # Not what is inside of it: that may be too deep to be shown.
+    return repr(said)[:40] if isinstance(said, (str, int, float)) else f"a {type(said).__name__}"
 
 
 @kinds.makes("fill", safe=True)

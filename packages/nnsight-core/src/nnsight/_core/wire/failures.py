@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import RemoteError, WireError
+from .bounds import is_short
 from .decoder import Decoder
 from .encoder import Encoder
 from .kinds import makes
@@ -70,22 +71,28 @@ def _lenient(encoder: Encoder, value: Any) -> Any:
 @makes("error", safe=True)
 def _make_error(decoder: Decoder, step: list[Any]) -> BaseException:
     _, types, said, args, attributes, notes, text, cause = step
-    error = _made(_known(types), decoder.values(args))
+    given, told = decoder.values(args), decoder.pairs(attributes)
+    # Whoever prints an error prints these.
+    short = is_short([*given, *(value for _, value in told)], _LONGEST)
+    error = _made(_known(types), given) if short else None
     if error is None:
         error = RemoteError(f"{str(types[0]).replace(':', '.')}: {said}")
     else:
-        for name, value in decoder.pairs(attributes):
+        for name, value in told:
             if isinstance(name, str) and not (name.startswith("__") and name.endswith("__")):
                 vars(error)[name] = value
-    told = [str(note) for note in notes]
-    told.append("The traceback at the other end:\n\n" + str(text).rstrip())
-    vars(error)["__notes__"] = told
+    remarks = [str(note) for note in notes]
+    remarks.append("The traceback at the other end:\n\n" + str(text).rstrip())
+    vars(error)["__notes__"] = remarks
     if cause is not None:
         known = decoder.value([cause])
         error.__cause__ = known if isinstance(known, BaseException) else None
     elif sys.version_info < (3, 11):
-        error.__cause__ = RemoteError(told[-1])  # notes are not shown before
+        error.__cause__ = RemoteError(remarks[-1])  # notes are not shown before
     return error
+
+
+_LONGEST = 200_000
 
 
 def _made(cls: type[BaseException] | None, args: list[Any]) -> BaseException | None:

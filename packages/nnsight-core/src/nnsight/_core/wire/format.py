@@ -60,7 +60,11 @@ def unpack(data: Buffer, kinds: Iterable[str]) -> tuple[dict[str, Any], list[mem
         raise WireError(f"these bytes hold {_shown(kind)}, where {' or '.join(allowed)} was expected")
     start = _HEADER.size + len(text)
     rest = view[start + -start % _ALIGN :]
-    return document, [_cut(rest, place) for place in document["buffers"]]
+    buffers, free = [], 0
+    for place in document["buffers"]:
+        buffers.append(_cut(rest, place, free))
+        free = sum(place)
+    return document, buffers
 
 
 def about(data: Buffer) -> dict[str, Any]:
@@ -101,10 +105,12 @@ def _text(view: memoryview) -> memoryview:
     return rest[:length]
 
 
-def _cut(view: memoryview, place: Any) -> memoryview:
+def _cut(view: memoryview, place: Any, free: int) -> memoryview:
     if not (isinstance(place, list) and len(place) == 2 and all(type(n) is int and n >= 0 for n in place)):
         raise WireError("the place of a buffer is not stated as it should be")
     offset, size = place
+    if offset < free:
+        raise WireError("the buffers in these bytes are no sequence: one lies in another")
     if offset + size > len(view):
         raise WireError(f"a buffer of {size} bytes was to lie at {offset}, and there are {len(view)} bytes")
     return view[offset : offset + size]
@@ -123,4 +129,4 @@ def _brief(error: Exception) -> str:
 
 
 def _shown(kind: object) -> str:
-    return repr(kind)[:40]
+    return repr(kind)[:40] if isinstance(kind, str) else "no kind of message"

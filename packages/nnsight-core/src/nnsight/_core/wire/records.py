@@ -6,9 +6,10 @@ registered, and its objects are filled without asking the class; of any other cl
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections import OrderedDict
-from enum import Enum
+from enum import Enum, Flag
 from types import MemberDescriptorType
 from typing import Any
 
@@ -35,6 +36,7 @@ class Record:
 
     _class = "?"
 
+    @reprlib.recursive_repr("Record[...]")
     def __repr__(self) -> str:
         shown = [f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_")]
         return f"Record[{self._class}]({', '.join([*self._held(), *shown])})"
@@ -167,7 +169,7 @@ def _fill(decoder: Decoder, made: Any, content: Any) -> None:
     said, items = content
     if isinstance(made, dict):
         base: Any = OrderedDict if isinstance(made, OrderedDict) else dict
-        for key, value in decoder.pairs(items):
+        for key, value in decoder.items(items):
             base.__setitem__(made, key, value)
     elif isinstance(made, list):
         list.extend(made, decoder.values(items))
@@ -191,7 +193,12 @@ def _make_named(decoder: Decoder, step: list[Any]) -> Any:
     cls = _class(decoder, named, Enum)
     if cls is not None:
         members: dict[str, Any] = cls.__dict__["_member_map_"]
-        return members[name] if name in members else cls(decoder.value(value))
+        if isinstance(name, str) and name in members:
+            return members[name]
+        found = decoder.value(value)
+        if type(found) is not int or not issubclass(cls, Flag):  # several flags at once have no name
+            raise WireError(f"{_shown(named)} has no such member")
+        return cls(found)
     made = Record()
     vars(made).update(_class=_shown(named), name=name, value=decoder.value(value))
     return made

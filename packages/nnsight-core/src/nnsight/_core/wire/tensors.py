@@ -69,7 +69,7 @@ def _write_sparse(encoder: Encoder, tensor: torch.Tensor) -> int:
     if tensor.layout is not torch.sparse_coo:
         raise encoder.refusal(f"a tensor of the layout {tensor.layout} is not carried", "send `.to_sparse_coo()` of it")
     tensor = tensor.detach()
-    parts = [encoder.value(part) for part in (tensor._indices(), tensor._values())]
+    parts = [encoder.value(part.contiguous()) for part in (tensor._indices(), tensor._values())]
     return encoder.emit("sparse", parts, list(tensor.shape), tensor.is_coalesced())
 
 
@@ -229,6 +229,9 @@ def _make_tensor(decoder: Decoder, step: list[Any]) -> torch.Tensor:
 def _make_sparse(decoder: Decoder, step: list[Any]) -> torch.Tensor:
     _, parts, shape, coalesced = step
     indices, values = decoder.values(parts)
+    if not all(type(one) is torch.Tensor and one.is_contiguous() for one in (indices, values)):
+        raise WireError("the parts of a sparse tensor are not stated as they should be")
+    decoder.allowance.spend(indices.numel() + values.numel())  # each is looked at
     made = torch.sparse_coo_tensor(indices, values, tuple(shape), check_invariants=True)
     return made._coalesced_(coalesced is True)
 

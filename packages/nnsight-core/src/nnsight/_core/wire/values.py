@@ -80,7 +80,10 @@ def _make_slice(decoder: Decoder, step: list[Any]) -> slice:
 
 @makes("range", safe=True)
 def _make_range(decoder: Decoder, step: list[Any]) -> range:
-    return range(*decoder.values(step[1]))
+    ends = decoder.values(step[1])
+    if any(type(end) is not int for end in ends):  # it would ask others for a number
+        raise WireError("the ends of a range are no whole numbers")
+    return range(*ends)
 
 
 _SINGLE = {"...": ..., "NotImplemented": NotImplemented}
@@ -113,7 +116,7 @@ def _make_tuple(decoder: Decoder, step: list[Any]) -> tuple[Any, ...]:
 
 @makes("frozenset", safe=True)
 def _make_frozenset(decoder: Decoder, step: list[Any]) -> frozenset[Any]:
-    return frozenset(decoder.values(step[1]))
+    return frozenset(decoder.keys(step[1]))
 
 
 @writes(list, set, collections.deque)
@@ -134,7 +137,7 @@ def _make_list(decoder: Decoder, step: list[Any]) -> list[Any]:
 @makes("set", safe=True)
 def _make_set(decoder: Decoder, step: list[Any]) -> set[Any]:
     made: set[Any] = set()
-    return decoder.fillable(made, step, 1, lambda said: made.update(decoder.values(said)))  # type: ignore[no-any-return]
+    return decoder.fillable(made, step, 1, lambda said: made.update(decoder.keys(said)))  # type: ignore[no-any-return]
 
 
 @makes("deque", safe=True)
@@ -159,14 +162,14 @@ def _write_dict(encoder: Encoder, items: dict[Any, Any]) -> int:
 
 def _make_dict(decoder: Decoder, step: list[Any]) -> Any:
     made = _DICTS[step[0]]()
-    return decoder.fillable(made, step, 1, lambda said: dict.update(made, decoder.pairs(said)))
+    return decoder.fillable(made, step, 1, lambda said: dict.update(made, decoder.items(said)))
 
 
 def _make_ordered(decoder: Decoder, step: list[Any]) -> Any:
     made: Any = collections.OrderedDict()
 
     def fill(said: Any) -> None:
-        for key, value in decoder.pairs(said):
+        for key, value in decoder.items(said):
             made[key] = value
 
     return decoder.fillable(made, step, 1, fill)
@@ -187,10 +190,10 @@ def _write_default(encoder: Encoder, items: collections.defaultdict[Any, Any]) -
 @makes("defaultdict", safe=True)
 def _make_default(decoder: Decoder, step: list[Any]) -> Any:
     factory = decoder.value(step[1])
-    if factory is not None and not decoder.trusted and factory not in BUILTIN_TYPES.values():
+    if factory is not None and not decoder.trusted and all(factory is not one for one in BUILTIN_TYPES.values()):
         raise WireError("the default of a defaultdict is no builtin type")
     made: Any = collections.defaultdict(factory)
-    return decoder.fillable(made, step, 2, lambda said: made.update(decoder.pairs(said)))
+    return decoder.fillable(made, step, 2, lambda said: made.update(decoder.items(said)))
 
 
 #: Types that may stand for themselves anywhere: to name them runs nothing.
