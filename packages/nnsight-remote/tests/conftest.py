@@ -30,10 +30,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
-    """Servers that start within a moment, let everybody in, and die where a test wants it."""
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dying]:
+    """What `servers` are forked from."""
     with dying_servers(tmp_path_factory.mktemp("dying") / "log") as servers:
         yield servers
+
+
+@pytest.fixture
+def servers(forking: Dying) -> Iterator[Dying]:
+    """Servers that start within a moment, let everybody in, and die where a test wants it."""
+    yield forking
+    forking.stop()
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ is forked too, where the server would start an interpreter, which takes seconds.
 
     $ python -m dying
     start {"point": "...", "flag": PATH, "line": [...]}     a server; it dies at the point once the file PATH is there
-    stop                                                    kill it now
     wait                                                    until it is dead
+    stop                                                    kill it, if there is one
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import inspect
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,11 +138,13 @@ def main() -> None:
             child = os.fork()
             if not child:
                 _serve(**json.loads(line[6:]))
-        elif line == "stop\n":
-            os.kill(child, signal.SIGKILL)
-        else:
+            continue
+        if child:
+            if line == "stop\n":
+                os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            print("dead", flush=True)
+            child = 0
+        print("dead", flush=True)
 
 
 def _serve(point: str, flag: str, line: list[str]) -> None:
@@ -187,10 +188,9 @@ async def _fork_host(python: str, m: str, module: str, end: str, parent: str, **
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
-        mine = socket.socket(fileno=os.dup(int(end)))
-        os.closerange(3, mine.fileno())
-        os.closerange(mine.fileno() + 1, 1 << 10)
-        sys.argv = [module, str(mine.detach()), parent]
+        os.closerange(3, int(end))
+        os.closerange(int(end) + 1, 1 << 16)
+        sys.argv = [module, end, parent]
         host.main()
     finally:
         os._exit(0)
@@ -205,9 +205,15 @@ class Dying:
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self._process, self._log = process, log
 
-    def start(self, store: Path, point: str = "", flag: Path = Path("/nonexistent")) -> str:
+    def start(
+        self,
+        store: Path,
+        point: str = "",
+        flag: Path = Path("/nonexistent"),
+        models: Sequence[str] = ("served_models:mlp",),
+    ) -> str:
         """Start a server on a store that lets everybody in, and return its address."""
-        line = ["served_models:mlp", "--open", "--port", "0", "--store", str(store), "--threads", "1"]
+        line = [*models, "--open", "--port", "0", "--store", str(store), "--threads", "1"]
         self._say("start " + json.dumps({"point": point, "flag": str(flag), "line": line}))
         said = self._process.stdout.readline()
         assert " at http://" in said, said
@@ -219,9 +225,14 @@ class Dying:
         assert self._process.stdout.readline() == "dead\n"
 
     def stop(self) -> None:
-        """End the server that lives, as a loss of power would."""
+        """End the server, if there is one, as a loss of power would."""
         self._say("stop")
-        self.wait()
+        assert self._process.stdout.readline() == "dead\n"
+
+    @property
+    def pid(self) -> int:
+        """The process that servers are forked from."""
+        return self._process.pid
 
     def logged(self) -> str:
         """What all of them wrote down."""

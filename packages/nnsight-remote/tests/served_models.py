@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 from nnsight import NNsight
 from nnsight.testing.models import MLP, Generating, seeded
 
@@ -16,3 +19,8 @@ def generating() -> NNsight:
 
 def unloadable() -> NNsight:
     raise FileNotFoundError("there are no such weights")
+
+
+def dying() -> NNsight:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it is dead")

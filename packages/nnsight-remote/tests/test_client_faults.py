@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cutting import Proxy, proxy_to
-from serving import SECONDS, Server
+from serving import SECONDS, Client, Server
 
 import nnsight_remote
 from nnsight import CONFIG, ndif
@@ -151,6 +152,41 @@ def test_a_request_that_is_too_large_is_not_sent(model, server, proxy, request, 
     monkeypatch.setattr(CONFIG.API, "APIKEY", server.key(request.node.name, request_bytes=500))
     with pytest.raises(RefusedError, match="500 bytes"), model.trace(X, remote=proxy.url):
         model.output.save()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_client_that_is_killed_loses_no_job(model, server, endless):
+    other = Client(server.url, server.admin)
+    before = other.begin(endless)  # until it is cancelled, whoever comes waits
+    told, tells = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with model.trace(X, remote=server.url, blocking=False) as job:
+                print("it runs")
+                out = model.output.save()
+            os.write(tells, job.id.encode())
+            job.result()
+        finally:
+            os._exit(1)
+    os.close(tells)
+    id = os.read(told, 100).decode()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(told)
+    other.http.delete(f"/jobs/{before}")
+    found = nnsight_remote.job(id, server.url)
+    assert torch.equal(found.result(SECONDS)["out"], model(X)) and found.log == "it runs\n"
+    assert found.look().details["attempts"] == 1
+
+
+def test_a_client_that_is_gone_while_it_fetches_leaves_the_result_to_others(model, server):
+    with model.trace(X, remote=server.url, blocking=False) as job:
+        numbers = torch.arange(1_000_000).save()
+    job.wait(SECONDS)
+    with Client(server.url, server.admin).http.stream("GET", f"/jobs/{job.id}/result") as answer:
+        assert len(next(answer.iter_raw(100_000))) == 100_000
+    assert torch.equal(job.result(SECONDS)["numbers"], torch.arange(1_000_000))
 
 
 def test_an_interrupt_is_not_held_up_by_a_server_that_is_gone(model, server, proxy, monkeypatch, capsys):

@@ -4,8 +4,15 @@ finished before is still there."""
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
+import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -13,10 +20,10 @@ import served_models
 import torch
 from cutting import proxy_to
 from dying import POINTS, Dying
-from serving import SECONDS
+from serving import SECONDS, Client
 
 from nnsight import CONFIG
-from nnsight_remote import JobError
+from nnsight_remote import JobError, RemoteBackend
 
 #: Large enough that a request and a result come in parts.
 X = torch.linspace(-1, 1, 80_000).reshape(-1, 4)
@@ -100,6 +107,65 @@ def test_a_job_that_was_running_when_the_server_died_twice_is_not_run_a_third_ti
         with model.trace(X, remote=proxy.url):
             out = model.output.save()
         assert torch.equal(out, right(X))
+
+
+def test_a_process_of_a_model_that_dies_while_it_loads_fails_its_own_jobs_only(model, servers, tmp_path):
+    url = servers.start(tmp_path / "store", models=["mlp=served_models:mlp", "dying=served_models:dying"])
+    with pytest.raises(JobError, match="SIGKILL.* while it loaded") as raised:
+        with model.trace(X, backend=RemoteBackend(url, model="dying")):
+            model.output.save()
+    assert raised.value.reason == "model"
+    with model.trace(X, backend=RemoteBackend(url, model="mlp")):
+        out = model.output.save()
+    assert torch.equal(out, right(X))
+
+
+@pytest.fixture
+def many_files(servers: Dying) -> Iterator[None]:
+    """Let this process have many files open, and the server as few, at first, as a process usually may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < 3000:
+        pytest.skip(f"a process may have {before[1]} files open here at most")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    theirs = resource.prlimit(servers.pid, resource.RLIMIT_NOFILE, (256, before[1]))
+    yield
+    resource.prlimit(servers.pid, resource.RLIMIT_NOFILE, theirs)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_model_is_loaded_again_beside_a_thousand_connections(model, servers, tmp_path, many_files):
+    url = servers.start(tmp_path / "store")
+    with model.trace(X, remote=url):
+        model.output.save()
+    crowd = [socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) for _ in range(1200)]
+    (server,) = children(servers.pid)
+    (host,) = children(server)
+    os.kill(host, signal.SIGKILL)
+    with model.trace(X, remote=url):
+        out = model.output.save()
+    assert torch.equal(out, right(X)) and children(server) != [host]
+    for one in crowd:
+        one.close()
+
+
+def test_a_server_that_may_open_no_more_files_says_when_to_come_again(model, servers, tmp_path, encoded):
+    user = Client(servers.start(tmp_path / "store"))
+    with model.trace(X[:2], backend=encoded):
+        out = model.output.save()
+    user.wait(user.submit(encoded.data)["id"])
+    (server,) = children(servers.pid)
+    before = resource.prlimit(server, resource.RLIMIT_NOFILE)
+    resource.prlimit(server, resource.RLIMIT_NOFILE, (3, before[1]))
+    answer = user.http.post("/request", content=encoded.data)
+    assert (answer.status_code, answer.json()["reason"], answer.headers["retry-after"]) == (503, "full", "1")
+    resource.prlimit(server, resource.RLIMIT_NOFILE, before)
+    job = user.wait(user.submit(encoded.data)["id"])
+    assert torch.equal(user.result(job["id"])["out"], right(X[:2]))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, from its main thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def events(url: str, job: str) -> list[dict[str, Any]]:

@@ -41,11 +41,10 @@ def fill(folder: Path, *, leaving: int) -> Path:
 
 
 def test_a_disk_that_is_full_loses_nothing_and_stops_nobody_for_good(
-    model, servers: Dying, small_disk, endless, monkeypatch, request
+    model, servers: Dying, small_disk, endless, monkeypatch
 ):
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     url = servers.start(small_disk)
-    request.addfinalizer(servers.stop)
     user, logged = Client(url), len(servers.logged())
 
     with model.trace(X, remote=url, blocking=False) as done:

@@ -274,6 +274,9 @@ def _add_refusals(api: FastAPI, parts: Parts) -> None:
         return answer(error.status_code, "http", str(error.detail))
 
     async def failed(request: Request, error: Any) -> Response:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            log.error("the server has too many files open", extra={"problem": str(error)})
+            return answer(503, "full", "the server has too many connections now", 1)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or isinstance(error, sqlite3.OperationalError):
             log.error("the store cannot be written", extra={"problem": str(error)})

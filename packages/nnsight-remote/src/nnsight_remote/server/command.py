@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 EXTRA = 'the server needs packages that are not installed: pip install "nnsight-remote[server]"'
+_MOST_FILES = 1 << 16
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -76,6 +77,7 @@ def _serve(line: Sequence[str]) -> int:
     from .store import Store, StoreInUse
 
     set_up(options.log_level)
+    _allow_connections()
     settings = Settings(
         folder=options.store,
         specs=specs,
@@ -134,6 +136,16 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _allow_connections() -> None:
+    """Let this process have as many files open as it may: whoever waits for a job holds a connection."""
+    import resource
+
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    if few != resource.RLIM_INFINITY and few < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
 
 
 def _first_key(keyring: Any) -> None:

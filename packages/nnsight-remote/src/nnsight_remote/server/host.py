@@ -30,7 +30,10 @@ from .worker import die_with
 
 def main() -> None:
     """Serve the channel whose number is the argument, until the server hangs up."""
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    # The server may have thousands of files open, and what waits for several of them here (`select`) knows low numbers only.
+    number = os.dup(int(sys.argv[1]))
+    os.close(int(sys.argv[1]))
+    channel = Channel(socket.socket(fileno=number))
     die_with(int(sys.argv[2]))
     os.dup2(2, 1)  # what loading prints belongs to the server's own output
     torch.set_num_threads(1)  # a child of a process that computed with threads would wait for them forever
