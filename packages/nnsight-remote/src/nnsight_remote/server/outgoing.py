@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from .admission import Refused
 from .dispatch import Dispatcher
 from .jobs import Job
 from .live import server_sent
@@ -35,9 +36,14 @@ class Outgoing:
         self._store = dispatcher.store
 
     def result(self, job: Job) -> Response:
-        """The result of a finished job, or the exception that it raised; ranges of it can be asked for."""
+        """The result of a finished job, or the exception that it raised; ranges of it can be asked for. Raises Refused."""
         done = BackgroundTask(self._dispatcher.fetched, job, time.monotonic())
-        return FileResponse(self._store.result_path(job.id), media_type=_kind(job), background=done)
+        path = self._store.result_path(job.id)
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise Refused(404, "job", f"the result of job {job.id} is not here any more") from None
+        return FileResponse(path, media_type=_kind(job), background=done, stat_result=found)
 
     def events(self, job: str, after: int, most: int, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
         """The events of a job until it is finished, and then its result if that has no more than `most` bytes."""
