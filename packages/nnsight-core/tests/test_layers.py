@@ -44,7 +44,7 @@ LAYERS = [
     ["backward", "trace"],
     ["scan", "patches"],
     ["validate"],
-    ["backend", "received", "bypath"],
+    ["backend", "received", "bypath", "foreign"],
     ["envoy", "travel"],
     ["rehearsal"],
     ["model", "provided", "notes"],

@@ -11,18 +11,22 @@ import pytest
 import torch
 
 import nnsight
-from nnsight import NNsight, SourceError
+from nnsight import NNsight, SourceError, WireError
 from nnsight.plugin import (
     Request,
     aliases_of,
+    become,
+    block_of_text,
     installed_as,
     is_own,
     names_of_block,
     names_of_function,
     registered_class,
+    store_edit,
     text_of_block,
     text_of_function,
 )
+from nnsight.testing.models import Generating, seeded
 
 GLOBAL = 5
 
@@ -146,3 +150,79 @@ class Registered:
 
 class Heir(Registered):
     pass
+
+
+def test_a_block_made_of_its_text_runs_at_its_own_lines(model: NNsight) -> None:
+    text = "\n\n\nhidden = model.first.output.save()\ntotal = [hidden.sum() * scale + base, fails][0]\n"
+    inner = {"model": model, "scale": 2, "fails": None}
+    body = block_of_text(text, filename="/there/users.py", name="run", outer={"base": 1}, inner=inner)
+    assert text_of_block(body).text == text.lstrip() and text_of_block(body).first == 4
+    outer, captured = names_of_block(body)
+    assert outer == {"base": 1} and captured == inner
+    given = torch.ones(1, 2)
+    request = Request(model, (given,), {}, None, False)
+    request.body, request.names = body, body.names()
+    [(name, hidden)] = request.replay().items()
+    assert name == "hidden" and torch.equal(hidden, model._module(given))
+    assert request.names["total"] == hidden.sum() * 2 + 1
+    del inner["fails"]
+    request.names = body.names()
+    with pytest.raises(NameError, match="'fails' is not defined") as caught:
+        request.replay()
+    at = caught.tb
+    while at.tb_next is not None:
+        at = at.tb_next
+    code = at.tb_frame.f_code
+    assert (code.co_filename, code.co_name, at.tb_lineno) == ("/there/users.py", "run", 5)
+
+
+def test_blocks_inside_a_block_made_of_its_text_are_captured_from_it(model: NNsight) -> None:
+    text = "with tracer.invoke({}given):\n    {} = model[0].output.save()\n"
+    text = text.format("", "first") + text.format("-", "other")
+    given = torch.ones(1, 2)
+    inner = {"model": model, "given": given, "tracer": model.trace()}
+    body = block_of_text(text, filename="<there>", name="<module>", outer={}, inner=inner)
+    names = body.names()
+    with inner["tracer"]:
+        body.run(names)
+    expected = model._module(torch.cat([given, -given]))
+    assert torch.equal(torch.cat([names["first"], names["other"]]), expected)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "def", "return 1", "\0"])
+def test_what_is_no_block_is_refused(text: str) -> None:
+    with pytest.raises((WireError, SourceError, SyntaxError)):
+        block_of_text(text, filename="<there>", name="<module>", outer={}, inner={})
+
+
+class Empty:
+    """Made before it is known what it is."""
+
+
+def test_an_empty_object_becomes_an_envoy_which_others_refer_to_already(model: NNsight) -> None:
+    root, part = Empty(), Empty()
+    held = [root, part]
+    become(root, model, rename={"0": "head"})
+    become(part, model.get("0"))
+    assert held[0].root is held[0] and held[0].head.path == "model.0" and held[1].path == "model.0"
+    assert not hasattr(held[0], "first") and model.first.path == "model.0"
+    given = torch.ones(1, 2)
+    with held[0].trace(given):
+        held[1].output *= 2
+        doubled = held[0].output
+    assert torch.equal(doubled, model._module(given) * 2)
+
+
+def test_an_edit_is_stored_on_one_reference_and_may_be_for_the_first_step_only() -> None:
+    model = NNsight(seeded(Generating))
+    given = torch.ones(1, 4)
+    for every_step in (False, True):
+        edited, seen = Empty(), []
+        become(edited, model)
+        text = "seen.append(model.second.output)\n"
+        inner = {"model": edited, "seen": seen}
+        store_edit(edited, block_of_text(text, filename="<e>", name="e", outer={}, inner=inner), every_step=every_step)
+        with edited.trace(given, fn="generate", steps=3) as tracer:
+            made = tracer.result
+        assert len(seen) == (3 if every_step else 1) and not model.edits
+        assert torch.equal(made, model._module.generate(given))

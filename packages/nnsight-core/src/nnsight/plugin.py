@@ -34,6 +34,7 @@ from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Row
 from nnsight._core.blocks import is_with_head
 from nnsight._core.envoy import Envoy
 from nnsight._core.errors import RemoteError, WireError
+from nnsight._core.foreign import become, store_edit
 from nnsight._core.hookspecs import hookimpl
 from nnsight._core.interleaver import Interleaver
 from nnsight._core.loading import LazyModel, Loadable
@@ -62,6 +63,7 @@ from nnsight._core.travel import (
 from nnsight._core.wire.abroad import (
     Text,
     aliases_of,
+    block_of_text,
     installed_as,
     is_own,
     names_of_block,
@@ -95,6 +97,8 @@ __all__ = [
     "Tracer",
     "WireError",
     "aliases_of",
+    "become",
+    "block_of_text",
     "check_bytes",
     "decode_error",
     "decode_message",
@@ -122,6 +126,7 @@ __all__ = [
     "provide",
     "put_together",
     "registered_class",
+    "store_edit",
     "text_of_block",
     "text_of_function",
     "tree_map",

@@ -27,10 +27,12 @@ class Edit:
     Attributes:
         name: how it is called in listings and messages.
         source: its text.
+        every_step: whether it is replayed in each step of a generation, or in the first one only.
     """
 
-    def __init__(self, body: Body, edited: Node, name: str | None) -> None:
+    def __init__(self, body: Body, edited: Node, name: str | None, every_step: bool = True) -> None:
         self.body = body
+        self.every_step = every_step
         self.edited = edited
         self.name = name or f"edit {next(_numbers)} (line {body.lineno})"
         self.source = body.source
@@ -46,7 +48,8 @@ class Edit:
         mediator = BodyMediator(run, replay, None, self.name, order)
         mediator.tree = self.edited._root._rig()
         mediator.step = run.step
-        mediator.again = lambda run: self._replay(run, order)
+        if self.every_step:
+            mediator.again = lambda run: self._replay(run, order)
         run.bodies.append(mediator)
         return mediator
 
@@ -61,7 +64,8 @@ class Edit:
             name: copy.deepcopy(value, memo) if hasattr(value, "_place") else value
             for name, value in self.body.outer.items()
         }
-        return Edit(Body(self.body.block, mine, self.body.real), copy.deepcopy(self.edited, memo), self.name)
+        body = Body(self.body.block, mine, self.body.real)
+        return Edit(body, copy.deepcopy(self.edited, memo), self.name, self.every_step)
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.body.filename}:{self.body.lineno}>"

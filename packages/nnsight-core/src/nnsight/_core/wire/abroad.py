@@ -1,7 +1,7 @@
-"""What a plugin needs that writes requests for somebody else's server, in that server's own format.
+"""What a plugin needs that writes or reads requests in somebody else's format.
 
 The one idea: our wire and theirs ask the same questions of a block or a function (where is its text, which names does it
-need, whose are those), and here they are answered in plain Python: texts and dictionaries.
+need, whose are those), and here they are answered in plain Python: texts and dictionaries. From the same a block is made.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from ..blocks import Body
+from ..blocks import Block, Body, Found
 from ..blocks.lines import dedented
 from ..blocks.names import BodyGlobals
-from .bodies import bound_first
+from ..errors import WireError
+from .bodies import bound_first, code_like, with_around
 from .compiled import first_line
 from .located import find_function
 from .origin import find as installed_as
@@ -24,6 +25,7 @@ from .uses import uses
 __all__ = [
     "Text",
     "aliases_of",
+    "block_of_text",
     "installed_as",
     "is_own",
     "names_of_block",
@@ -71,6 +73,30 @@ def names_of_block(body: Body) -> tuple[dict[str, Any], dict[str, Any]]:
     wanted = {name for name in body.reads | uses(body.block.code).names.keys() if not name.startswith(".")}
     outer = {name: around[name] for name in sorted(wanted - bound - inner.keys()) if name in around}
     return outer, inner
+
+
+def block_of_text(text: str, *, filename: str, name: str, outer: dict[str, Any], inner: dict[str, Any]) -> Body:
+    """Return a block that is made of its text.
+
+    Args:
+        text: the statements at the left margin; blank lines before them give them the numbers that they have in their file.
+        filename: that file, as tracebacks are to show it.
+        name: what the code around the block is called in tracebacks.
+        outer: the globals of the block, by name; the block writes to them what it declares `global`.
+        inner: the values of the function around it, by name.
+
+    Raises:
+        WireError: the text is no block.
+    """
+    try:
+        statements = ast.parse(text, filename).body
+    except (SyntaxError, ValueError) as error:
+        raise WireError(f"the text of a block is no Python that is understood here: {error}") from error
+    if not statements:
+        raise WireError("a block without statements")
+    node = with_around(None, [], statements, max(1, first_line(statements[0]) - 1))
+    found = Found(node, 0, (), text.splitlines(keepends=True), filename)
+    return Body(Block(found, code_like(filename, name, name, 0), None), inner, outer)
 
 
 def text_of_function(function: FunctionType) -> Text:

@@ -109,16 +109,17 @@ def _make_body(decoder: Decoder, step: list[Any]) -> Body:
     statements, text = parse_block(decoder.files.cut(file, first, last), first)
     lines = dict(enumerate(text, start=first - 1))
     lines.pop(0, None)
-    node = _with(target, items, statements, line)
+    node = with_around(target, items, statements, line)
     found = Found(node, 0, _synthetic(*owners), Sparse(lines), filename)
     module = decoder.value([space])
     if not isinstance(module, ModuleType):
         raise WireError("the globals of a block are those of no module")
-    block = Block(found, _code(filename, name, qualname, flags), None)
+    block = Block(found, code_like(filename, name, qualname, flags), None)
     return Body(block, dict(decoder.pairs(names)), vars(module))
 
 
-def _with(target: str | None, items: Iterable[str], body: list[ast.stmt], line: int) -> ast.With:
+def with_around(target: str | None, items: Iterable[str], body: list[ast.stmt], line: int) -> ast.With:
+    """Return the `with` that a block stood under, whose head stayed at home: `line` is where it began."""
     heads = [ast.withitem(ast.Name("_", ast.Load()), _target(target)), *(_item(item) for item in items)]
     node = ast.With(heads, body)
     for one in heads:
@@ -154,7 +155,7 @@ def _synthetic(owner: str | None, first: str | None | bool, names: list[str]) ->
     return tuple(owners)
 
 
-def _code(filename: str, name: str, qualname: str, flags: int) -> Any:
+def code_like(filename: str, name: str, qualname: str, flags: int) -> Any:
     """Return code of the names and the flags that the code around the block had."""
     code = compile("", filename, "exec", flags=flags & FUTURES, dont_inherit=True)
     named = {"co_name": name, "co_qualname": qualname} if hasattr(code, "co_qualname") else {"co_name": name}
