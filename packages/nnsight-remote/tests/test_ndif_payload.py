@@ -161,6 +161,21 @@ def test_names_of_ours_on_an_envoy_are_refused(model: Any) -> None:
     refused(model, standard, r"no `nns_output` at `model\.0`")
 
 
+def test_an_operation_that_is_counted_otherwise_there_is_refused(model: Any) -> None:
+    class Assigning(torch.nn.Linear):
+        def forward(self, x: Any) -> Any:
+            double = torch.add
+            return super().forward(double(x, x))
+
+    model._module[1].__class__ = Assigning
+
+    def counted(backend: Any) -> None:
+        with model.trace(torch.ones(1, 4), backend=backend):
+            model[1].source.double_0.output.save()
+
+    refused(model, counted, r"`double_0` is counted differently.*test_ndif_payload\.py:\d+.*the output of a module")
+
+
 def test_code_after_an_endless_loop_is_refused(model: Any) -> None:
     def after(backend: Any) -> None:
         with model.generate(torch.ones(1, 4), backend=backend) as tracer:

@@ -14,6 +14,8 @@ from typing import Any
 
 from nnsight.plugin import Envoy, Request, WireError, aliases_of, is_own, names_of_block, text_of_block
 
+from .operations import Operations
+
 #: What a tracer has over there.
 _TRACER = frozenset(("all", "barrier", "invoke", "iter", "result", "stop"))
 _INSTEAD_OF = {
@@ -41,11 +43,13 @@ def check(request: Request) -> None:
     text = text_of_block(request.body)
     outer, inner = names_of_block(request.body)
     tracers = {request.body.target} if request.body.target and not request.session else set()
-    check = _Check({**outer, **inner}, tracers, text.filename)
+    operations = Operations(request.node.root)
+    check = _Check({**outer, **inner}, tracers, text.filename, operations)
     check.statements([one for one in text.nodes if isinstance(one, ast.stmt)])
     generates = request.method is not None
     for edit in request.node.root.edits:
-        check = _Check({name: value for names in names_of_block(edit.body) for name, value in names.items()}, set(), "")
+        outer, inner = names_of_block(edit.body)
+        check = _Check({**outer, **inner}, set(), "", operations)
         body = [one for one in text_of_block(edit.body).nodes if isinstance(one, ast.stmt)]
         check.filename = text_of_block(edit.body).filename
         check.statements(body)
@@ -57,8 +61,9 @@ def check(request: Request) -> None:
 
 
 class _Check:
-    def __init__(self, names: dict[str, Any], tracers: set[str], filename: str) -> None:
+    def __init__(self, names: dict[str, Any], tracers: set[str], filename: str, operations: Operations) -> None:
         self.names = names
+        self.operations = operations
         self.tracers = set(tracers)
         self.filename = filename
 
@@ -90,6 +95,8 @@ class _Check:
             if name not in _TRACER:
                 raise self._refusal(node, f"nnsight 0.8 has no `{node.value.id}.{name}`", _INSTEAD_OF.get(name, ""))
             return
+        if why := self.operations.mismatch(node):
+            raise self._refusal(node, why, "read the input or the output of a module")
         value = self._value(node.value)
         if isinstance(value, ModuleType) and value.__name__ == "nnsight" and name not in _LIBRARY:
             raise self._refusal(node, f"nnsight 0.8 has no `nnsight.{name}`, or another", "do this outside the block")

@@ -16,7 +16,7 @@ from . import stand_ins
 from .stand_ins import Known, Paths, Thing
 
 #: What is served at every envoy over there: a submodule of such a name has another attribute.
-_SERVED = frozenset(("input", "inputs", "output", "source", "device", "devices", "iter", "parent", "root"))
+SERVED = frozenset(("input", "inputs", "output", "source", "device", "devices", "iter", "parent", "root"))
 
 
 class Trees:
@@ -104,7 +104,7 @@ class Trees:
             if child is None:
                 continue
             first = self.paths[id(child)]
-            attribute = f"E_{name}" if name in _SERVED else name
+            attribute = f"E_{name}" if name in SERVED else name
             if first in things:  # it is held twice; its first place is the one that it is known by
                 children[name] = mounted[attribute] = things[first]
                 aliases[attribute] = first
