@@ -184,8 +184,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time ours, raw hooks and the peer in one run; `nox -s bench -- --others` adds pyvene and TransformerLens."""
-    *siblings, package = with_siblings("nnsight-remote")
-    session.install(*pinned(), *siblings, *with_siblings("nnsight-hf"), f"{package}[server]", *group("bench"))
+    session.install(*pinned(), *with_siblings("nnsight-hf"), *group("bench"))
     arguments = [argument for argument in session.posargs if argument != "--others"]
     others = OTHERS if "--others" in session.posargs else []
     # The peer is imported as `nnsight` too, so it lives apart.

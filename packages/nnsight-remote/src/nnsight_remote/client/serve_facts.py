@@ -29,14 +29,14 @@ class ServeFacts:
         with self._read("/env") as found:
             said = found["models"].get(model) or {}
             packages = {**found["packages"], **said.get("packages", {})}
-            if "nnsight" in packages:
+            if "nnsight" in packages:  # the model's own process says the name that it is imported by
                 packages["nnsight-core"] = packages.pop("nnsight")
             return Environment(str(said.get("python") or found["python"]), packages)
 
     def whoami(self) -> Mapping[str, Any]:
         """Name, role, and limits."""
         with self._read("/whoami") as found:
-            return {**found, "name": str(found["name"])}
+            return {"name": str(found["name"]), "role": found["role"], "limits": found["limits"]}
 
     def jobs(self, count: int) -> list[Sight]:
         """The user's newest jobs."""

@@ -12,6 +12,7 @@ import errno
 import logging
 import platform
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from nnsight_remote._version import __version__
 from .admission import Admission, Refused
 from .auth import Door
 from .dispatch import Dispatcher
+from .eight import named
+from .eight.routes import EightRoutes, add_routes
 from .intake import Intake
 from .jobs import Job
 from .keys import User
@@ -50,6 +53,8 @@ class Parts:
     dispatcher: Dispatcher
     general: Limits
     trusted: bool
+    eight: bool = True
+    public_status: bool = False
     began: float = field(default_factory=time.monotonic)
 
     def find(self, user: User, name: str) -> Job:
@@ -110,6 +115,10 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
     dispatcher, intake = parts.dispatcher, Intake(parts.admission, parts.dispatcher)
     outgoing = Outgoing(dispatcher)
 
+    eight = EightRoutes(parts, intake) if parts.eight else None
+    if eight:
+        add_routes(api, eight, user)
+
     @api.post("/request", status_code=202, tags=["jobs"], response_model=JobView)
     async def submit(
         request: Request, response: Response, result: WithEvents = 0, who: User = Depends(user)
@@ -119,7 +128,11 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         Headers: `nnsight-model` names the model, and may be left out where there is only one; `nnsight-request-id`, any text
         of the client's, makes a request that is sent again the same job (200 instead of 202). With `accept:
         text/event-stream` the answer is what `/jobs/ID/events` gives, from the beginning; `location` says where the job is.
+
+        A multipart form is what nnsight 0.8 sends, and is answered in its words.
         """
+        if eight and eight.speaks(request):
+            return await eight.submit(who, request)
         job, new = await intake.take(who, request.headers, request.stream())
         status, where = (202 if new else 200), {"location": f"/jobs/{job.id}"}
         if EVENTS in request.headers.get("accept", ""):
@@ -194,9 +207,23 @@ def _add_status_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> 
         """Whether the server is there."""
         return "pong"
 
-    @api.get("/status", tags=["server"])
-    async def status(who: User = Depends(user)) -> Status:
-        """Which models there are, and how long the queues are."""
+    async def user_or_anybody(request: Request) -> User | None:
+        try:
+            return parts.door.enter(request.headers)
+        except Refused:
+            if not parts.public_status:
+                raise
+            return None
+
+    @api.get("/status", tags=["server"], response_model=Status)
+    async def status(who: User | None = Depends(user_or_anybody)) -> Any:
+        """Which models there are, and how long the queues are.
+
+        To whoever has no key it says the first only, if the server was told to (`--public-status`): nnsight 0.8 sends none.
+        """
+        there = named.deployments(models) if parts.eight else {}
+        if who is None:
+            return JSONResponse({"deployments": there})
         shown = [ModelView.of(model) for model in models]
         return Status(
             version=__version__,
@@ -205,13 +232,17 @@ def _add_status_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> 
             models=shown,
             queued=sum(view.queued for view in shown),
             running=sum(bool(model.job) for model in models),
+            deployments=there,
         )
 
     @api.get("/env", tags=["server"])
-    async def env(who: User = Depends(user)) -> Environment:
+    async def env(who: User | None = Depends(user_or_anybody)) -> Environment:
         """Versions, for a client to compare with its own before it sends something."""
-        said = {model.spec.name: dict(model.about.get("env") or {}) for model in models}
-        return Environment(protocol=PROTOCOL, python=platform.python_version(), packages=packages(), models=said)
+        said = {} if who is None else {model.spec.name: dict(model.about.get("env") or {}) for model in models}
+        python = platform.python_version()
+        return Environment(
+            protocol=PROTOCOL, python=python, packages=packages(), models=said, python_version=sys.version
+        )
 
     @api.get("/whoami", tags=["server"])
     async def whoami(who: User = Depends(user)) -> WhoAmI:
@@ -256,15 +287,18 @@ def _add_model_routes(api: FastAPI, parts: Parts, user: Callable[..., Any], admi
 
 
 def _add_refusals(api: FastAPI, parts: Parts) -> None:
-    def answer(status: int, reason: str, message: str, retry_after: float | None = None) -> JSONResponse:
+    def answer(
+        status: int, reason: str, message: str, retry_after: float | None = None, to_eight: bool = False
+    ) -> JSONResponse:
         headers = {"retry-after": str(max(1, round(retry_after)))} if retry_after is not None else {}
         if status == 401:
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse({"reason": reason, "message": message}, status, headers)
+        said = {"reason": reason, "message": message, **({"detail": message} if to_eight else {})}
+        return JSONResponse(said, status, headers)
 
     async def refused(request: Request, error: Any) -> Response:
         parts.dispatcher.metrics.refused(error.reason)
-        return answer(error.status, error.reason, error.message, error.retry_after)
+        return answer(error.status, error.reason, error.message, error.retry_after, EightRoutes.speaks(request))
 
     async def invalid(request: Request, error: Any) -> Response:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())

@@ -51,6 +51,8 @@ class Settings:
         open: let everybody in, without a key.
         trusted: whether the engine runs blocks unconfined; shown to users.
         preload: load models when the server starts, as far as there is room.
+        eight: take jobs of clients of nnsight 0.8 in.
+        public_status: tell whoever has no key which models and which versions there are.
     """
 
     folder: Path
@@ -63,6 +65,8 @@ class Settings:
     open: bool = False
     trusted: bool = False
     preload: bool = True
+    eight: bool = True
+    public_status: bool = False
 
 
 def make_app(settings: Settings, store: Store, engine: Engine) -> Any:
@@ -79,7 +83,9 @@ def make_app(settings: Settings, store: Store, engine: Engine) -> Any:
     dispatcher = Dispatcher(store, events, models, metrics, limits_of, settings.kept_seconds, settings.fetched_seconds)
     door = Door(keyring, open=settings.open)
     admission = Admission(store, models, settings.limits, dispatcher.unfinished)
-    parts = Parts(door, admission, dispatcher, settings.limits, settings.trusted)
+    parts = Parts(
+        door, admission, dispatcher, settings.limits, settings.trusted, settings.eight, settings.public_status
+    )
     api = make_api(parts)
 
     @asynccontextmanager

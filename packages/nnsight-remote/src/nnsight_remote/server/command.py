@@ -87,6 +87,8 @@ def _serve(line: Sequence[str]) -> int:
         kept_seconds=options.keep_hours * 3600,
         open=options.open,
         trusted=options.trusted,
+        eight=not options.refuse_eight,
+        public_status=options.public_status,
     )
     confinement = Confinement(options.trusted, tuple(options.allow_import), tuple(options.allow_read))
     engine = ProcessEngine(confinement, options.isolation, options.threads)
@@ -211,6 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-import", action="append", default=[], metavar="PACKAGE", help="let blocks import this, too")
     add("--allow-read", action="append", default=[], metavar="PATH", help="let blocks read this file or folder")
     add("--open", action="store_true", help="want no keys: whoever is on this machine may use it")
+    add("--refuse-0.8", action="store_true", dest="refuse_eight", help="take no jobs of clients of nnsight 0.8 in")
+    add("--public-status", action="store_true", help="tell whoever has no key which models and versions there are")
     add("--trusted", action="store_true", help="run blocks with all the power of whoever starts the server")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.requests import ClientDisconnect
@@ -32,22 +32,36 @@ class Intake:
         self._dispatcher = dispatcher
         self._store = dispatcher.store
 
-    async def take(self, user: User, headers: Mapping[str, str], body: AsyncIterator[bytes]) -> tuple[Job, bool]:
-        """Return the job that a request became, and whether it is new; raise Refused."""
+    async def take(
+        self,
+        user: User,
+        headers: Mapping[str, str],
+        body: AsyncIterator[bytes],
+        unwrap: Callable[[Path], Awaitable[str]] | None = None,
+    ) -> tuple[Job, bool]:
+        """Return the job that a request became, and whether it is new; raise Refused.
+
+        `unwrap` is for a request in another format: given the file that the body was read into, it leaves there what is to
+        be stored, and returns the name of the model.
+        """
         began = time.monotonic()
         request_id = headers.get("nnsight-request-id", "")
         if len(request_id) > _LONGEST_ID:
             raise Refused(400, "request", f"a request's id has {_LONGEST_ID} characters at most")
         if request_id and (known := self._store.find(user.name, request_id)):
             return known, False
-        model = self._admission.model(headers.get("nnsight-model", ""))
+        model = None if unwrap else self._admission.model(headers.get("nnsight-model", ""))
         self._admission.size(user, _announced(headers))
         self._admission.admit(user)
         name = self._dispatcher.new_id()
         path = self._store.request_path(name)
         try:
             size = await self._read(user, body, path)
-            await asyncio.to_thread(_check, path)
+            if unwrap:
+                model = self._admission.model(await unwrap(path))
+            else:
+                await asyncio.to_thread(_check, path)
+            assert model is not None
             if request_id and (known := self._store.find(user.name, request_id)):  # it was sent twice at once
                 path.unlink()
                 return known, False

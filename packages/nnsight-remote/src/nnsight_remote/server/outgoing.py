@@ -17,12 +17,14 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from .admission import Refused
 from .dispatch import Dispatcher
+from .eight.envelope import holds_results
 from .jobs import Job
 from .live import server_sent
 
 RESULTS, ERROR = "application/vnd.nnsight.results", "application/vnd.nnsight.error"
+#: What a block of nnsight 0.8 saved, which its own client reads.
+OTHERS = "application/octet-stream"
 EVENTS = "text/event-stream"
 #: The most bytes of a result that come with the events.
 MOST_WITH_EVENTS = 1 << 20
@@ -36,14 +38,9 @@ class Outgoing:
         self._store = dispatcher.store
 
     def result(self, job: Job) -> Response:
-        """The result of a finished job, or the exception that it raised; ranges of it can be asked for. Raises Refused."""
+        """The result of a finished job, or the exception that it raised; ranges of it can be asked for."""
         done = BackgroundTask(self._dispatcher.fetched, job, time.monotonic())
-        path = self._store.result_path(job.id)
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            raise Refused(404, "job", f"the result of job {job.id} is not here any more") from None
-        return FileResponse(path, media_type=_kind(job), background=done, stat_result=found)
+        return FileResponse(self._store.result_path(job.id), media_type=self._kind(job), background=done)
 
     def events(self, job: str, after: int, most: int, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
         """The events of a job until it is finished, and then its result if that has no more than `most` bytes."""
@@ -69,10 +66,11 @@ class Outgoing:
             data = self._store.result_path(name).read_bytes()
         except FileNotFoundError:  # it was thrown away this moment
             return
-        said = {"job": name, "kind": "result", "type": _kind(job), "data": base64.b64encode(data).decode()}
+        said = {"job": name, "kind": "result", "type": self._kind(job), "data": base64.b64encode(data).decode()}
         yield f"event: result\ndata: {json.dumps(said)}\n\n".encode()
         sent.append((job, began))
 
-
-def _kind(job: Job) -> str:
-    return RESULTS if job.state == "completed" else ERROR
+    def _kind(self, job: Job) -> str:
+        if job.state != "completed":
+            return ERROR
+        return OTHERS if holds_results(self._store.result_path(job.id)) else RESULTS

@@ -114,6 +114,7 @@ class Status(BaseModel):
     models: list[ModelView]
     queued: int
     running: int
+    deployments: dict[str, dict[str, Any]] = Field(description="the models as nnsight 0.8 reads of them")
 
 
 class Environment(BaseModel):
@@ -123,6 +124,7 @@ class Environment(BaseModel):
     python: str
     packages: dict[str, str]
     models: dict[str, dict[str, Any]] = Field(description="by model: what its own process said, once it was loaded")
+    python_version: str = Field(description="the same as nnsight 0.8 reads it")
 
 
 class WhoAmI(BaseModel):
@@ -131,8 +133,10 @@ class WhoAmI(BaseModel):
     name: str
     role: str
     limits: dict[str, float]
+    email: str = Field(description="the name, as nnsight 0.8 reads it")
+    tags: list[str] = Field(description="the role, as nnsight 0.8 reads it")
 
     @classmethod
     def of(cls, user: User, limits: Mapping[str, float]) -> WhoAmI:
         """Show a user."""
-        return cls(name=user.name, role=user.role, limits=dict(limits))
+        return cls(name=user.name, role=user.role, limits=dict(limits), email=user.name, tags=[user.role])

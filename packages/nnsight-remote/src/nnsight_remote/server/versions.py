@@ -17,4 +17,6 @@ def packages() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    if "nnsight-core" in found:
+        found["nnsight"] = found["nnsight-core"]  # the name by which it is imported, which nnsight 0.8 compares
     return found

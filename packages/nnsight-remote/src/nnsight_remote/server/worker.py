@@ -20,11 +20,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from nnsight.plugin import NNsight, WireError, decode_request, encode_error, encode_results
+from nnsight.plugin import NNsight, Request, WireError, decode_request, encode_error, encode_results
 
 from .confine.imports import ImportGuard
+from .eight import reader as eight
+from .eight.envelope import is_enveloped
 
 _PDEATHSIG = 1
+_HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _LONGEST_MESSAGE, _LONGEST_TRACEBACK = 4_000, 16_000
 
 
@@ -85,29 +88,38 @@ def run_job(model: NNsight, files: Files, guard: ImportGuard | None) -> None:
 
 
 def _outcome(model: NNsight, files: Files, guard: ImportGuard | None, seconds: dict[str, float]) -> dict[str, Any]:
+    sent = _read(files.request)
+    # Clients of nnsight 0.8 read of an error what is said of it, and not the error itself.
+    place = None if is_enveloped(sent) else files
     with guard.on() if guard else nullcontext():
         try:
             with _timed(seconds, "decode"):
-                request = decode_request(_read(files.request), model)
+                request = _decoded(sent, model, guard)
         except (WireError, ImportError) as error:
-            return _failed("refused", error, files)
+            return _failed("refused", error, place)
         except MemoryError:
             raise
         except Exception as error:  # what a user's module raises while it is made anew is the user's
-            return _failed("error", error, files)
+            return _failed("error", error, place)
         try:
             with _timed(seconds, "run"):
                 saved = request.replay()
             with _timed(seconds, "encode"):
-                data = encode_results(saved)
+                data = request.encode(saved) if isinstance(request, eight.Received) else encode_results(saved)
         except BaseException as error:  # of a user's code, whatever it is
-            return _failed("memory" if _out_of_memory(error) else "error", error, files)
+            return _failed("memory" if _out_of_memory(error) else "error", error, place)
     try:
         with _timed(seconds, "encode"):
             _write(files.result, data)
     except OSError as error:
         return _failed("result", error) | {"bytes": len(data)}
     return {"ok": True}
+
+
+def _decoded(sent: bytes, model: NNsight, guard: ImportGuard | None) -> Request:
+    if not is_enveloped(sent):
+        return decode_request(sent, model)
+    return eight.read(sent, model, guard.check) if guard else eight.read(sent, model)
 
 
 @contextmanager
@@ -122,8 +134,9 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 def _failed(reason: str, error: BaseException, files: Files | None = None) -> dict[str, Any]:
     """Describe a failure; with files, put the exception itself where the result would be."""
     encoded = False
-    # Without this file's own frame, which is no news to the user.
-    error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
+    # Without our own frames at its head, which are no news to the user.
+    while error.__traceback__ and error.__traceback__.tb_frame.f_code.co_filename.startswith(_HERE):
+        error.__traceback__ = error.__traceback__.tb_next
     if files is not None:
         try:
             _write(files.result, encode_error(error))
