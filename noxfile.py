@@ -149,7 +149,7 @@ def oldest(session: nox.Session, package: str) -> None:
 @nox.session
 @nox.parametrize("package", [nox.param(package, id=package) for package in ("nnsight-core", "nnsight-remote")])
 def fuzz(session: nox.Session, package: str) -> None:
-    """Try thousands of bad inputs, others each time, where the tests try a few; `-- 10000` says how many for each property."""
+    """Try thousands of bad inputs, others each time, where the tests try a few; `-- 10000` says how many for each."""
     session.install(*pinned(), *with_siblings(package), *group("test", PROJECTS[package]))
     files = sorted(map(str, (ROOT / "packages" / package / "tests").glob("test_*_fuzz.py")))
     cases = session.posargs[0] if session.posargs else "2000"
@@ -184,7 +184,8 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time ours, raw hooks and the peer in one run; `nox -s bench -- --others` adds pyvene and TransformerLens."""
-    session.install(*pinned(), *with_siblings("nnsight-hf"), *group("bench"))
+    *siblings, package = with_siblings("nnsight-remote")
+    session.install(*pinned(), *siblings, *with_siblings("nnsight-hf"), f"{package}[server]", *group("bench"))
     arguments = [argument for argument in session.posargs if argument != "--others"]
     others = OTHERS if "--others" in session.posargs else []
     # The peer is imported as `nnsight` too, so it lives apart.

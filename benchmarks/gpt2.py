@@ -47,3 +47,11 @@ def prompts(count: int, vocabulary: int) -> list[str]:
         " ".join(f"w{number}" for number in torch.randint(1, vocabulary, (length,), generator=generator).tolist())
         for length in lengths
     ]
+
+
+def wrapped() -> Any:
+    """Make the narrow one and wrap it with the nnsight that is installed here: the same weights in every process."""
+    from nnsight import LanguageModel
+
+    torch.manual_seed(0)
+    return LanguageModel(make(64, 1000).eval(), tokenizer=tokenizer())

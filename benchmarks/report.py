@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fresh
+import remote
 import wire
 from rows import Row, Timed
 
@@ -30,6 +31,7 @@ class Report:
         self.imports: dict[str, float] = {}
         self.fresh: dict[str, tuple[float, float]] = {}
         self.wire: dict[str, dict[str, float]] = {}
+        self.remote: list[remote.RoundTrip] = []
 
     def add(self, row: Row, timed: Timed) -> None:
         """Take in one row."""
@@ -78,6 +80,23 @@ class Report:
             ]
             mark = _mark(all(figures[unit] < limit for unit, limit in wire.LIMITS.items())) if name == "ours" else ""
             console.print(f"a block of one line on 32 layers, encoded, {name}: {', '.join(said)}.", mark)
+        if {"ours", "peer"} <= self.wire.keys():
+            ratios = [f"{self.wire['ours'][unit] / self.wire['peer'][unit]:.3f} of the {unit}" for unit in wire.LIMITS]
+            console.print(f"a block of one line on 32 layers, encoded, ours / peer: {', '.join(ratios)}.")
+        for trip in self.remote:
+            self._show_round_trip(console, trip)
+
+    def _show_round_trip(self, console: Console, trip: remote.RoundTrip) -> None:
+        said = [f"{name} {_ms(trip.remote[name])} (local {_ms(trip.local[name])})" for name in trip.remote]
+        console.print(f"round trip on loopback of {remote.WORKS[trip.work][0]}: {', '.join(said)}.")
+        ratio = trip.ratio()
+        if ratio is not None:
+            reached = None if abs(ratio[0] - remote.BOUND) < ratio[1] else ratio[0] < remote.BOUND
+            console.print(f"  ours / peer: {ratio[0]:.2f} (must be below {remote.BOUND:g}).", _mark(reached))
+        there = sum(trip.stages.values())
+        parts = [f"{stage} {_ms(seconds)}" for stage, seconds in trip.stages.items()]
+        rest = f"the client and what lies between {_ms(max(0.0, trip.remote['ours'] - there))}"
+        console.print(f"  of ours: {', '.join(parts)}, {rest}.")
 
     def _table(self, shown: list[str]) -> Table:
         table = Table(title="Overhead over the bare forward, in microseconds (medians)", title_justify="left")
@@ -120,6 +139,7 @@ class Report:
             "import milliseconds": self.imports,
             "fresh processes": self.fresh,
             "wire": self.wire,
+            "round trips": [{**dataclasses.asdict(trip), "ratio": trip.ratio()} for trip in self.remote],
         }
         Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
@@ -127,6 +147,10 @@ class Report:
 def _spelled(timed: Timed, other: str) -> str:
     ratio = timed.ratio(other)
     return "" if ratio is None else _number(ratio[0], 2)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms"
 
 
 def _finite(figure: tuple[float, float, float] | None) -> float | None:

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 import fresh
+import remote
 import wire
 from contender import Contender, ContenderError
 from imports import time_imports
@@ -22,6 +23,7 @@ from rows import ROWS
 _IMPORT = "import"
 _FRESH = "load memory"
 _WIRE = "wire"
+_REMOTE = "remote"
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,6 +68,9 @@ def main() -> int:
         report.fresh = fresh.measure(options.python, 3 if options.quick else 9)
     if _wanted(_WIRE, options.only):
         report.wire = wire.measure(pythons)
+    if _wanted(_REMOTE, options.only):
+        print("round trips ...", file=sys.stderr)
+        report.remote = remote.measure(pythons, options.quick)
     report.show()
     if options.json:
         report.write(options.json)

@@ -87,3 +87,11 @@ def test_a_job_without_a_result_ends_with_its_last_state(user, endless):
 def test_a_refused_request_is_refused_as_ever(user):
     answer = user.http.post("/request", content=b"nonsense", headers=EVENTS)
     assert (answer.status_code, answer.json()["reason"]) == (400, "wire")
+
+
+def test_a_result_that_is_gone_from_the_disk_is_said_to_be(server, user, block):
+    job = user.wait(user.submit(block)["id"])["id"]
+    (server.store / "results" / job).unlink()
+    answer = user.http.get(f"/jobs/{job}/result")
+    assert (answer.status_code, answer.json()["reason"]) == (404, "job")
+    assert told(user.http.get(f"/jobs/{job}/events", params={"result": 10_000}))[-1]["text"] == "completed"

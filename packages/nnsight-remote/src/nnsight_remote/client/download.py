@@ -11,10 +11,11 @@ import errno
 import mmap
 import re
 import tempfile
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import httpx
 
+from .. import packed
 from .connection import Connection
 from .errors import DownloadError, ProtocolError
 from .patience import Patience
@@ -39,6 +40,7 @@ class Download:
     """
 
     media_type = ""
+    _encoding = "identity"
 
     def __init__(self, connection: Connection, path: str, progress: Progress, patience: float, job: str) -> None:
         self._connection = connection
@@ -70,8 +72,8 @@ class Download:
 
     def _fetch(self) -> None:
         """Fetch what is missing; an error of httpx's leaves what came so far."""
-        # Compressed, it would have no places to go on from.
-        headers = {"accept-encoding": "identity"}
+        # Packed, it is a file of the server's like another, and has places to go on from. On this machine it only takes time.
+        headers = {"accept-encoding": "identity" if self._connection.address.is_this_machine else packed.ENCODING}
         if self._have and self._tag:
             headers |= {"range": f"bytes={self._have}-", "if-range": self._tag}
         with self._connection.stream(self._path, headers=headers) as answer:
@@ -93,6 +95,9 @@ class Download:
         if self._file is not None:
             self._file.close()
         self.media_type = answer.headers.get("content-type", "").partition(";")[0]
+        self._encoding = answer.headers.get("content-encoding", "identity")
+        if self._encoding not in ("identity", packed.ENCODING):
+            raise ProtocolError(f"{self._path} came packed with {self._encoding}, which is not known here")
         self._size = int(answer.headers.get("content-length", 0))
         self._tag = answer.headers.get("etag", "")
         self._have = 0
@@ -106,6 +111,8 @@ class Download:
 
     def _bytes(self) -> bytes | memoryview:
         file: Any = self._file
+        if self._encoding == packed.ENCODING:
+            file = self._unpacked(file)
         if self._have <= IN_MEMORY:
             file.seek(0)
             found: bytes = file.read()
@@ -113,3 +120,13 @@ class Download:
         file.flush()
         # Mapped, so that a large result does not lie in memory twice; the map outlives the file.
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def _unpacked(self, file: IO[bytes]) -> IO[bytes]:
+        target = self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)
+        file.seek(0)
+        try:
+            with file:
+                self._have = packed.unpack(cast(BinaryIO, file), cast(BinaryIO, target))
+        except packed.PackedWrongly as error:
+            raise ProtocolError(f"the result of job {self._job} cannot be unpacked: {error}") from None
+        return target

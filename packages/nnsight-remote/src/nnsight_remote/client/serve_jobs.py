@@ -8,6 +8,7 @@ GET, DELETE /jobs/ID          look at it, end it
 
 from __future__ import annotations
 
+import io
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import httpx
 
 from nnsight.plugin import Request, decode_error, decode_results, encode_request
 
+from .. import packed
 from .connection import CONNECT_SECONDS, Connection, as_json, understood
 from .display import in_bytes
 from .download import Download
@@ -51,6 +53,8 @@ class ServeJobs:
         }
         if model:
             headers["nnsight-model"] = model
+        if not self._connection.address.is_this_machine:
+            data, headers["content-encoding"] = _packed(data)
         options: dict[str, Any] = {"content": data, "headers": headers, "seconds": _POSTING, "remark": remark}
         if followed:
             headers["accept"] = f"{MEDIA_TYPE}, application/json;q=0.5"
@@ -160,6 +164,15 @@ class ServeJobs:
         if seen.traceback:
             vars(error)["__notes__"] = ["The traceback at the other end:\n\n" + seen.traceback.rstrip()]
         return error
+
+
+def _packed(data: bytes) -> tuple[bytes, str]:
+    """Return a request as it is sent to another machine, and the encoding."""
+    source, target = io.BytesIO(data), io.BytesIO()
+    if not packed.pays(source, len(data)):
+        return data, "identity"
+    packed.pack(source, len(data), target)
+    return target.getvalue(), packed.ENCODING
 
 
 @dataclass

@@ -27,6 +27,11 @@ class Refused(Exception):
         self.status, self.reason, self.message, self.retry_after = status, reason, message, retry_after
 
 
+def too_large(most: int) -> Refused:
+    """Make the refusal of a request that has more bytes than it may."""
+    return Refused(413, "size", f"the request has more than the {most} bytes that are allowed")
+
+
 class Admission:
     """Keeps users to their rate, their share of the queue, and their share of the disk."""
 
@@ -59,9 +64,13 @@ class Admission:
 
     def size(self, user: User, size: int) -> None:
         """Raise Refused for a request that is too large."""
-        most = user.limits_under(self._general).request_bytes
+        most = self.most(user)
         if size > most:
-            raise Refused(413, "size", f"the request has more than the {most} bytes that are allowed")
+            raise too_large(most)
+
+    def most(self, user: User) -> int:
+        """How many bytes a request of a user's may have."""
+        return user.limits_under(self._general).request_bytes
 
     def admit(self, user: User) -> None:
         """Raise Refused unless the user may hand in a job now; counts it as handed in."""

@@ -84,7 +84,7 @@ class Parts:
 def make_api(parts: Parts) -> FastAPI:
     """Make the application; `parts` do the work."""
     problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 507)
+        status: {"model": Problem} for status in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 507)
     }
     api = FastAPI(
         title="nnsight server",
@@ -156,11 +156,12 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
 
     @api.get("/jobs/{id}/result", tags=["jobs"], response_class=FileResponse)
     async def result(
-        id: str, wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0, who: User = Depends(user)
+        id: str, request: Request, wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0, who: User = Depends(user)
     ) -> Response:
         """What a job saved, or the exception that it raised, encoded: the media type says which.
 
-        Ranges can be asked for. With `wait`, the answer comes when the job is finished, or after so many seconds.
+        Ranges can be asked for; with `accept-encoding: zstd` it is packed, if that pays. With `wait`, the answer comes when
+        the job is finished, or after so many seconds.
         """
         found = await parts.finished(who, id, wait)
         if not found.is_final:
@@ -168,7 +169,7 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         if not found.has_file:
             reason, message = (found.failure.reason, found.failure.message) if found.failure else (found.state, "")
             raise Refused(409, reason, message or f"the job was {found.state}, and has no result")
-        return outgoing.result(found)
+        return await outgoing.result(found, request.headers.get("accept-encoding", ""))
 
     @api.get("/jobs/{id}/events", tags=["jobs"], response_class=StreamingResponse)
     async def events(

@@ -8,13 +8,15 @@ version that is understood; what they say is the business of the process that ru
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.requests import ClientDisconnect
 
-from .admission import Admission, Refused
+from .. import packed
+from .admission import Admission, Refused, too_large
 from .dispatch import Dispatcher
 from .jobs import Job
 from .keys import User
@@ -50,6 +52,9 @@ class Intake:
             raise Refused(400, "request", f"a request's id has {_LONGEST_ID} characters at most")
         if request_id and (known := self._store.find(user.name, request_id)):
             return known, False
+        encoding = headers.get("content-encoding", "identity").strip().lower().replace("identity", "")
+        if encoding not in ("", packed.ENCODING):
+            raise Refused(415, "encoding", f"a request is sent as it is or packed with {packed.ENCODING}")
         model = None if unwrap else self._admission.model(headers.get("nnsight-model", ""))
         self._admission.size(user, _announced(headers))
         self._admission.admit(user)
@@ -57,6 +62,8 @@ class Intake:
         path = self._store.request_path(name)
         try:
             size = await self._read(user, body, path)
+            if encoding:
+                size = await asyncio.to_thread(_unpack, path, self._admission.most(user))
             if unwrap:
                 model = self._admission.model(await unwrap(path))
             else:
@@ -94,6 +101,22 @@ class Intake:
         if not size:
             raise Refused(400, "request", "the request is empty; its body is a block, as nnsight encodes it")
         return size
+
+
+def _unpack(path: Path, most: int) -> int:
+    """Put what is in a packed request in its place, and return its size."""
+    unpacked = path.with_name(f"{path.name}.unpacked")
+    try:
+        with open(path, "rb") as source, open(unpacked, "xb") as target:
+            size = packed.unpack(source, target, most)
+        os.replace(unpacked, path)
+    except packed.TooLarge:
+        raise too_large(most) from None
+    except packed.PackedWrongly as error:
+        raise Refused(400, "encoding", str(error)) from None
+    finally:
+        unpacked.unlink(missing_ok=True)
+    return size
 
 
 def _check(path: Path) -> None:

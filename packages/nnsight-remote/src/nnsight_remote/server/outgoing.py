@@ -7,21 +7,29 @@ lost an answer asks for what it lacks.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import logging
+import os
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from typing import BinaryIO, cast
 
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from .. import packed
+from .admission import Refused
 from .dispatch import Dispatcher
 from .eight.envelope import holds_results
 from .jobs import Job
 from .live import server_sent
 
+log = logging.getLogger(__name__)
 RESULTS, ERROR = "application/vnd.nnsight.results", "application/vnd.nnsight.error"
 #: What a block of nnsight 0.8 saved, which its own client reads.
 OTHERS = "application/octet-stream"
@@ -37,10 +45,47 @@ class Outgoing:
         self._dispatcher = dispatcher
         self._store = dispatcher.store
 
-    def result(self, job: Job) -> Response:
-        """The result of a finished job, or the exception that it raised; ranges of it can be asked for."""
+    async def result(self, job: Job, accepted: str = "") -> Response:
+        """The result of a finished job, or the exception that it raised; ranges of it can be asked for. Raises Refused.
+
+        Args:
+            job: a job that has one.
+            accepted: the encodings that whoever asks takes, as HTTP writes them.
+        """
         done = BackgroundTask(self._dispatcher.fetched, job, time.monotonic())
-        return FileResponse(self._store.result_path(job.id), media_type=self._kind(job), background=done)
+        headers, path = {"vary": "accept-encoding"}, self._store.result_path(job.id)
+        if _accepts(accepted) and await asyncio.to_thread(self._pack, job):
+            # A file of its own, with a tag of its own: parts of it are asked for like parts of any other.
+            headers["content-encoding"], path = packed.ENCODING, self._store.packed_path(job.id)
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise Refused(404, "job", f"the result of job {job.id} is not here any more") from None
+        return FileResponse(path, headers=headers, media_type=self._kind(job), background=done, stat_result=found)
+
+    def _pack(self, job: Job) -> bool:
+        """Pack a result if that pays and was not done yet; return whether it is packed."""
+        target = self._store.packed_path(job.id)
+        if target.exists():
+            return True
+        try:
+            with open(self._store.result_path(job.id), "rb") as source:
+                if not packed.pays(source, job.result_bytes):
+                    return False
+                with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+                    try:
+                        packed.pack(source, job.result_bytes, cast(BinaryIO, file))
+                        # The first of several who pack it at once is the one whose file is sent.
+                        os.link(file.name, target)
+                    except FileExistsError:
+                        pass
+                    finally:
+                        os.unlink(file.name)
+        except OSError as error:
+            # The disk is full, or the job was thrown away meanwhile: it is sent as it is, or not there.
+            log.warning("a result could not be packed", extra={"job": job.id, "problem": str(error)})
+            return False
+        return True
 
     def events(self, job: str, after: int, most: int, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
         """The events of a job until it is finished, and then its result if that has no more than `most` bytes."""
@@ -74,3 +119,11 @@ class Outgoing:
         if job.state != "completed":
             return ERROR
         return OTHERS if holds_results(self._store.result_path(job.id)) else RESULTS
+
+
+def _accepts(accepted: str) -> bool:
+    for word in accepted.lower().split(","):
+        name, _, weight = word.partition(";")
+        if name.strip() == packed.ENCODING:
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False

@@ -106,6 +106,10 @@ class Store:
         """Where the bytes of a result, or of an exception, lie."""
         return self.folder / "results" / job
 
+    def packed_path(self, job: str) -> Path:
+        """Where a result lies as it is sent to other machines, once one has asked for it."""
+        return self.folder / "results" / f"{job}.packed"
+
     def save(self, job: Job) -> None:
         """Write a job as it is now."""
         failure = json.dumps(asdict(job.failure)) if job.failure else None
@@ -146,6 +150,7 @@ class Store:
             self.connection.execute("delete from events where job = ?", (job,))
         self.request_path(job).unlink(missing_ok=True)
         self.result_path(job).unlink(missing_ok=True)
+        self.packed_path(job).unlink(missing_ok=True)
 
     def expire(self, now: float) -> list[str]:
         """Forget the jobs whose time has come; return their ids."""
