@@ -27,6 +27,8 @@ WORKSPACE = nox.project.load_toml(ROOT / "pyproject.toml")
 PROJECTS = {path.parent.name: nox.project.load_toml(path) for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 FOLDERS = {package: str(ROOT / "packages" / package) for package in PROJECTS}
 PEER = "nnsight==0.8.1"
+# What servers of NDIF ran before, and spoke another protocol with.
+OLDER_PEER = "nnsight==0.7.0"
 OTHERS = ["pyvene==0.1.8", "transformer-lens==4.3.0"]
 
 # Nothing is fetched from a model hub: what the tests and the demo load lies in the repository.
@@ -169,8 +171,12 @@ def tests_integration(session: nox.Session) -> None:
     examples = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
     session.install(*pinned(), *group("integration"), *FOLDERS.values(), *examples)
     # What we send to NDIF is run by what runs there, which is imported as `nnsight` too, and so lives apart.
-    peer = environment(session, session.cache_dir.resolve() / "peer", PEER, "transformers")
-    session.run("pytest", *spread(session), str(here), *session.posargs, env={**TESTING, "NNSIGHT_PEER_PYTHON": peer})
+    peers = {"NNSIGHT_PEER_PYTHON": ("peer", PEER), "NNSIGHT_OLDER_PEER_PYTHON": ("older-peer", OLDER_PEER)}
+    pythons = {
+        name: environment(session, session.cache_dir.resolve() / place, version, "transformers")
+        for name, (place, version) in peers.items()
+    }
+    session.run("pytest", *spread(session), str(here), *session.posargs, env={**TESTING, **pythons})
 
 
 @nox.session

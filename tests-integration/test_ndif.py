@@ -1,7 +1,7 @@
-"""Blocks for NDIF, run under nnsight 0.8.1's own classes: what comes back is what the block gives here.
+"""Blocks for NDIF, run under nnsight's own classes: what comes back is what the block gives here.
 
-The server is that of nnsight-remote's tests; what runs the blocks is nnsight 0.8.1 in a Python of its own, whose path is in
-the variable NNSIGHT_PEER_PYTHON (`nox -s tests-integration` makes it).
+The servers are those of nnsight-remote's tests; what runs the blocks is nnsight 0.8.1, and nnsight 0.7 for the protocol
+before, each in a Python of its own, whose paths are in the variables of `PEERS` (`nox -s tests-integration` makes them).
 """
 
 from __future__ import annotations
@@ -27,25 +27,33 @@ import nnsight_remote
 from nnsight import LanguageModel, WireError
 from nnsight_remote import RemoteBackend
 from nnsight_remote.client.address import Address
-from nnsight_remote.client.connection import Connection
 from nnsight_remote.client.errors import JobError
-from nnsight_remote.fabric.jobs import NdifJobs
+from nnsight_remote.client.handshake import speak
 
 pytest.importorskip("starlette", reason="the extra [server] of nnsight-remote is not installed")
-PEER = os.environ.get("NNSIGHT_PEER_PYTHON", "")
-pytestmark = pytest.mark.skipif(not PEER, reason="NNSIGHT_PEER_PYTHON names no Python with nnsight 0.8.1")
+#: Variables that name a Python, by the version of nnsight that it has.
+PEERS = {"0.8": "NNSIGHT_PEER_PYTHON", "0.7": "NNSIGHT_OLDER_PEER_PYTHON"}
 TESTS = Path(__file__).parents[1] / "packages" / "nnsight-remote" / "tests"
 
 #: Runs a block somewhere, and gives what it saved in an order that the test chose.
 Block = Callable[[Any], Any]
 
 
+@pytest.fixture(scope="module", params=PEERS)
+def spoken(request: Any) -> str:
+    """The version of nnsight that runs the blocks."""
+    version: str = request.param
+    if not os.environ.get(PEERS[version]):
+        pytest.skip(f"{PEERS[version]} names no Python with nnsight {version}")
+    return version
+
+
 @pytest.fixture(scope="module")
-def ndif() -> Iterator[Any]:
+def ndif(spoken: str) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TESTS))
-        from ndif_serving import serving
-    with serving(PEER) as server:
+        from ndif_serving import OLDER_SERVER, SERVER, serving
+    with serving(os.environ[PEERS[spoken]], SERVER if spoken == "0.8" else OLDER_SERVER) as server:
         yield server
 
 
@@ -53,7 +61,7 @@ class There:
     """Runs blocks on the server; keeps what was told of the last."""
 
     def __init__(self, url: str, followed: bool = True) -> None:
-        self.jobs = NdifJobs(Connection(Address(url)))
+        self.jobs = speak(Address(url)).jobs
         self.followed = followed
         self.events: list[tuple[str, str]] = []
 
@@ -254,18 +262,32 @@ def repeated(value: Any, times: int) -> Any:
     return value if times == 0 else repeated(value + 1, times - 1)
 
 
-def test_data_classes_choices_and_functions_that_call_themselves_travel(model: Any, there: There) -> None:
+def test_choices_and_functions_that_call_themselves_travel(model: Any, there: There) -> None:
     def block(backend: Any) -> Any:
-        settings, way = Settings(0.5), Way.DOWN
+        by, way = 0.5, Way.DOWN
 
         def inner(value: Any) -> Any:
-            return value * settings.by if way is Way.DOWN else value
+            return value * by if way is Way.DOWN else value
 
         with model.generate("w1 w2", max_new_tokens=1, do_sample=False, progress=False, backend=backend):
-            hidden = repeated(inner(model.transformer.h[0].output), settings.deep).save()
+            hidden = repeated(inner(model.transformer.h[0].output), 3).save()
         return hidden
 
     same(block, there)
+
+
+def test_data_classes_travel_where_they_are_admitted(model: Any, there: There, spoken: str) -> None:
+    def block(backend: Any) -> Any:
+        settings = Settings(0.5)
+        with model.trace("w1 w2", backend=backend):
+            hidden = (model.transformer.h[0].output * settings.by + settings.deep).save()
+        return hidden
+
+    if spoken == "0.8":
+        same(block, there)
+        return
+    with pytest.raises(WireError, match="`settings` cannot be sent to NDIF: `Settings` is a data class.*a plain class"):
+        block(there)
 
 
 def test_tensors_arrays_weights_and_modules_travel(model: Any, there: There) -> None:

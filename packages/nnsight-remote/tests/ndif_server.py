@@ -11,6 +11,7 @@ import email
 import email.policy
 import io
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ KEY = "nnsight.modeling.transformers.TransformersModel:" + json.dumps(
 class Ndif:
     """What the server knows."""
 
-    def __init__(self, peer: str | None) -> None:
+    def __init__(self, peer: str | None, runs: str = "ndif_peer.py") -> None:
         self.sockets: dict[str, WebSocket] = {}
         self.responses: dict[str, str] = {}
         self.results: dict[str, bytes] = {}
@@ -46,7 +47,7 @@ class Ndif:
         self.peer = None
         if peer is not None:
             self.peer = subprocess.Popen(
-                [peer, "-I", str(Path(__file__).with_name("ndif_peer.py"))],
+                [peer, "-I", str(Path(__file__).with_name(runs))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -54,14 +55,14 @@ class Ndif:
 
     # -- routes ------------------------------------------------------------------------------------------------------
 
-    async def subscribe(self, socket: WebSocket) -> None:
-        await socket.accept()
+    async def subscribe(self, ws: WebSocket) -> None:
+        await ws.accept()
         session = uuid.uuid4().hex
-        self.sockets[session] = socket
-        await socket.send_text(json.dumps({"session_id": session}))
+        self.sockets[session] = ws
+        await ws.send_text(json.dumps({"session_id": session}))
         try:
             while True:
-                await socket.receive_text()
+                await ws.receive_text()
         except WebSocketDisconnect:
             self.sockets.pop(session, None)
 
@@ -115,12 +116,12 @@ class Ndif:
         text = json.dumps({"id": job, "description": "", **said})
         if (not session or self.behaviour.get("keeps")) and said["status"] != "LOG":
             self.responses[job] = text
-        socket = self.sockets.get(session)
-        if socket is not None:
-            await socket.send_text(text)
+        ws = self.sockets.get(session)
+        if ws is not None:
+            await ws.send_text(text)
             if self.behaviour.get("drop") == said["status"]:
                 del self.sockets[session]
-                await socket.close()
+                await ws.close()
 
     def run(self, blob: bytes, envelope: dict[str, Any]) -> dict[str, Any]:
         time.sleep(self.behaviour.get("seconds", 0))
@@ -199,13 +200,15 @@ def application(peer: str | None) -> Starlette:
     )
 
 
-if __name__ == "__main__":
-    import socket
-
+def serve(app: Any) -> None:
+    """Serve it at a free port, which is told on the standard output."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    app = application(sys.argv[1] if len(sys.argv) > 1 else None)
     config = uvicorn.Config(app, log_level="warning", ws="wsproto")
     asyncio.run(uvicorn.Server(config).serve([listener]))
+
+
+if __name__ == "__main__":
+    serve(application(sys.argv[1] if len(sys.argv) > 1 else None))

@@ -1,4 +1,4 @@
-"""What the tests of NDIF's protocol share: the server of `ndif_server.py` in a process of its own."""
+"""What the tests of NDIF's protocols share: the servers of `ndif_server.py` and its older kind, each in a process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 
 SERVER = Path(__file__).with_name("ndif_server.py")
+#: One that speaks the protocol of clients up to 0.7.
+OLDER_SERVER = Path(__file__).with_name("ndif_older_server.py")
 
 
 class Ndif:
@@ -29,9 +31,9 @@ class Ndif:
 
 
 @contextmanager
-def serving(peer: str | None = None) -> Iterator[Ndif]:
+def serving(peer: str | None = None, server: Path = SERVER) -> Iterator[Ndif]:
     """Run a server, whose blocks the Python `peer` runs if it is given."""
-    line = [sys.executable, str(SERVER), *([peer] if peer else [])]
+    line = [sys.executable, str(server), *([peer] if peer else [])]
     path = os.pathsep.join(filter(None, sys.path))
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as process:
         assert process.stdout is not None

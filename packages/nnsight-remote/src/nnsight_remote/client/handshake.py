@@ -12,6 +12,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from nnsight import NNsightWarning
 from nnsight.plugin import NNsight
@@ -54,12 +55,25 @@ def _recognise(connection: Connection) -> Spoken:
             f"{url} speaks version {spoken} of its protocol, and version {PROTOCOL} is known here; upgrade {newer}"
         )
     if isinstance(said, dict) and "python_version" in said:
-        # Imported for those who use it: it needs packages that nothing else does.
-        from ..fabric.facts import NdifFacts
-        from ..fabric.jobs import NdifJobs
-
-        return Spoken(NdifJobs(connection), NdifFacts(connection))
+        return _fabric(connection, said)
     raise ProtocolError(f"{url} is no server that is known here; is the address right?")
+
+
+def _fabric(connection: Connection, said: dict[str, Any]) -> Spoken:
+    """Say which of NDIF's protocols a server speaks: what answers to the older one is served by an nnsight before 0.8."""
+    # Imported for those who use it: it needs packages that nothing else does.
+    from ..fabric.facts import NdifFacts
+    from ..fabric.jobs import NdifJobs
+    from ..fabric.older.events import is_there
+    from ..fabric.older.facts import OlderFacts
+    from ..fabric.older.jobs import OlderJobs
+
+    packages = said.get("packages")
+    release = re.match(r"(\d+)\.(\d+)", str(packages.get("nnsight", "")) if isinstance(packages, dict) else "")
+    is_older = tuple(map(int, release.groups())) < (0, 8) if release else is_there(connection)
+    if is_older:
+        return Spoken(OlderJobs(connection), OlderFacts(connection))
+    return Spoken(NdifJobs(connection), NdifFacts(connection))
 
 
 def agree(address: Address, model: NNsight, name: str = "") -> str:

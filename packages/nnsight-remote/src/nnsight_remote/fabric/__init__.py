@@ -12,4 +12,5 @@ Read in this order:
     objects, results     the values that come back, read without running anything of theirs
     subscription         the socket on which it tells what happens to a job
     jobs, facts          the conversation, as `client/protocol.py` wants it
+    older/               what servers of nnsight 0.7 speak, where it differs
 """

@@ -10,12 +10,12 @@ from ..client.connection import Connection, as_json
 from ..client.errors import ProtocolError, RefusedError
 from ..client.protocol import Environment, Offer, Sight
 
-#: Packages by the name that they are imported by, where they are installed under another.
-_INSTALLED_AS = {"nnsight": "nnsight (0.8)"}
-
 
 class NdifFacts:
     """Asks NDIF what it is and has."""
+
+    #: What its nnsight is called in a list of packages: it is not ours.
+    _nnsight = "nnsight (0.8)"
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -41,7 +41,7 @@ class NdifFacts:
         packages = said.get("packages")
         if not isinstance(packages, dict):
             raise ProtocolError(f"{self._connection.address.url}/env lists no packages")
-        named = {_INSTALLED_AS.get(str(name), str(name)): str(version) for name, version in packages.items()}
+        named = {self._nnsight if name == "nnsight" else str(name): str(version) for name, version in packages.items()}
         return Environment(str(said.get("python_version", "")).split()[0], named)
 
     def whoami(self) -> Mapping[str, Any]:

@@ -19,12 +19,12 @@ from .stand_ins import FILL_FUNCTION, LOAD_FUNCTION, Paths
 
 def reduce(function: FunctionType, paths: Paths) -> Any:
     """Say how a function is made over there; None if its text is not kept, as that of methods which a decorator wrote."""
-    try:
-        text = text_of_function(function)
-    except SourceError:
+    found = written(function, paths.version)
+    if found is None:
         return None
+    text, source, names = found
     arguments = (
-        _written_out(text, function),
+        source,
         text.name,
         function.__defaults__,
         function.__kwdefaults__,
@@ -32,16 +32,28 @@ def reduce(function: FunctionType, paths: Paths) -> Any:
         text.filename,
         text.first,
     )
-    names = {_mangled(name, text.owner): value for name, value in names_of_function(function).items()}
     return paths[LOAD_FUNCTION], arguments, names, None, None, paths[FILL_FUNCTION]
 
 
-def _written_out(text: Text, function: FunctionType) -> str:
+def written(function: FunctionType, version: str) -> tuple[Text, str, dict[str, Any]] | None:
+    """Return a function's text, how it is written outside of where it stands, and the values of its names there.
+
+    None if its text is not kept.
+    """
+    try:
+        text = text_of_function(function)
+    except SourceError:
+        return None
+    names = {_mangled(name, text.owner): value for name, value in names_of_function(function).items()}
+    return text, _written_out(text, function, version), names
+
+
+def _written_out(text: Text, function: FunctionType, version: str) -> str:
     node: Any = text.nodes[0]
     if any(isinstance(one, ast.Nonlocal) for one in ast.walk(node)) and _shares(node):
         raise WireError(
-            f"`{function.__qualname__}` changes a variable of the function around it (`nonlocal`), and nnsight 0.8 sends no "
-            "such variables; change an element of a list or an attribute instead"
+            f"`{function.__qualname__}` changes a variable of the function around it (`nonlocal`), and nnsight {version} "
+            "sends no such variables; change an element of a list or an attribute instead"
         )
     if text.owner is None:
         return text.text

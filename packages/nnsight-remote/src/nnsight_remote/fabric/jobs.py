@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -33,7 +33,7 @@ from .subscription import Subscription
 
 #: The version of nnsight whose language is spoken.
 SPOKEN = "0.8.1"
-_POSTING = httpx.Timeout(CONNECT_SECONDS, read=600.0)
+POSTING = httpx.Timeout(CONNECT_SECONDS, read=600.0)
 #: Seconds between two looks at a job without a socket, at first and at last.
 _OFTEN, _SELDOM = 0.2, 5.0
 #: Seconds after which somebody who listens is told that the connection is alive.
@@ -43,15 +43,36 @@ _UNKNOWN = 30.0
 _CHUNK = 128 * 1024
 
 
+class Socket(Protocol):
+    """What tells of a job, under the name `session`."""
+
+    session: str
+
+    @classmethod
+    def open(cls, url: str, headers: dict[str, str]) -> Socket:
+        """Open one."""
+
+    def receive(self, seconds: float) -> Response:
+        """Wait for the next message; httpx's errors if there is none."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 class NdifJobs:
     """Hands blocks in, and fetches what became of them."""
+
+    #: What tells of jobs.
+    _socket: type[Socket] = Subscription
+    #: Answers that mean that the server knows nothing of a job.
+    _unknown_by: tuple[int, ...] = (404,)
 
     def __init__(self, connection: Connection, *, unknown: float = _UNKNOWN) -> None:
         self._connection = connection
         self._unknown = unknown
         key = connection.address.key
         self._headers = {"ndif-api-key": key} if key else {}
-        self._told: dict[str, _Told] = {}
+        self._told: dict[str, Told] = {}
 
     def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
         """Hand in a block and return the id of its job.
@@ -62,15 +83,11 @@ class NdifJobs:
             remark: told in words why we wait.
             followed: whether this process waits for it. If not, the server keeps what it says of it, for any process.
         """
-        blob = encode(request)
-        root = request.node.root
-        key = check_key(root, model) if ":" in model else key_of(root, model)
+        hand_in = self._prepared(request, model)
         with self._connection.in_words():
-            socket = Subscription.open(self._connection.address.url, self._headers) if followed else None
+            socket = self._socket.open(self._connection.address.url, self._headers) if followed else None
         try:
-            session = socket.session if socket is not None else ""
-            envelope = {"model_key": key, "session_id": session, "compress": True, "env": env_of(root)}
-            first = self._hand_in(json.dumps(envelope), blob)
+            first = hand_in(socket.session if socket is not None else "")
         except BaseException:
             if socket is not None:
                 socket.close()
@@ -78,7 +95,7 @@ class NdifJobs:
         if first.status == "ERROR":
             raise RefusedError(f"{self._connection.address.url} refused this: {first.description}")
         if socket is not None:
-            self._told[first.id] = _Told(socket)
+            self._told[first.id] = Told(socket)
         return first.id
 
     def look(self, job: str) -> Sight:
@@ -98,7 +115,7 @@ class NdifJobs:
 
     def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
         """Give what happens to a job after an event."""
-        told = self._told.setdefault(job, _Told(None))
+        told = self._told.setdefault(job, Told(None))
         number = after
         while True:
             while number < len(told.events):
@@ -133,6 +150,18 @@ class NdifJobs:
             told.socket.close()
         raise RefusedError(f"NDIF cannot end a job: {job} goes on at {self._connection.address.url}", 0, "cancel")
 
+    def _prepared(self, request: Request, model: str) -> Callable[[str], Response]:
+        """Write a block, and return what hands it in, given the name of the socket on which it is told of."""
+        blob = encode(request)
+        root = request.node.root
+        key = check_key(root, model) if ":" in model else key_of(root, model)
+
+        def hand_in(session: str) -> Response:
+            envelope = {"model_key": key, "session_id": session, "compress": True, "env": env_of(root)}
+            return self._hand_in(json.dumps(envelope), blob)
+
+        return hand_in
+
     def _hand_in(self, envelope: str, blob: bytes) -> Response:
         headers = {
             **self._headers,
@@ -147,16 +176,17 @@ class NdifJobs:
             data={"data": envelope},
             files={"blob": ("request", blob, "application/octet-stream")},
             headers=headers,
-            timeout=_POSTING,
+            timeout=POSTING,
         )
         return read(answer.text)
 
     def _ask(self, job: str) -> Response | None:
         """Ask what was said last of a job; None if the server knows nothing."""
-        answer = self._connection.ask("GET", f"/response/{quote(job, safe='')}", headers=self._headers, accepted=(404,))
-        return None if answer.status_code == 404 else read(answer.text)
+        path = f"/response/{quote(job, safe='')}"
+        answer = self._connection.ask("GET", path, headers=self._headers, accepted=self._unknown_by)
+        return None if answer.status_code in self._unknown_by else read(answer.text)
 
-    def _look_up(self, job: str, told: _Told, seconds: float) -> bool:
+    def _look_up(self, job: str, told: Told, seconds: float) -> bool:
         """Look a job up, and return whether there is something new; wait a moment if not."""
         found = self._ask(job)
         now = time.monotonic()
@@ -179,7 +209,7 @@ class NdifJobs:
         def once() -> bytes:
             # Whoever keeps the results is not the server, so the key does not go there.
             parts, have = [], 0
-            with httpx.stream("GET", url, timeout=_POSTING) as answer:
+            with httpx.stream("GET", url, timeout=POSTING) as answer:
                 if answer.status_code >= 500:
                     raise httpx.RemoteProtocolError(f"the place of the result answered {answer.status_code}")
                 if not answer.is_success:
@@ -204,10 +234,10 @@ class NdifJobs:
         )
 
 
-class _Told:
+class Told:
     """What was heard of a job."""
 
-    def __init__(self, socket: Subscription | None) -> None:
+    def __init__(self, socket: Socket | None) -> None:
         self.socket = socket
         self.last: Response | None = None
         self.events: list[tuple[str, str]] = []
@@ -243,6 +273,8 @@ class _Told:
             return True
         if self.last is not None and response.status == self.last.status:
             return False
+        if response.status == "STREAM":
+            raise ProtocolError("the server wants a function of the block to be run here, which is not done")
         self.last = response
         state = response.state if response.is_final or response.status == "RUNNING" else response.status.lower()
         self.events.append(("state", state))

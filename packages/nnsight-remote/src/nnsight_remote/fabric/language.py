@@ -1,4 +1,4 @@
-"""What of our language nnsight 0.8 does not have, found before anything is sent.
+"""What of our language an nnsight over there does not have, found before anything is sent.
 
 The one idea: only names are followed that lead from the model, the tracer or `nnsight` itself by attributes that stand in the
 text; whatever is reached another way, the server refuses at its line. What would run there and mean something else is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +17,26 @@ from nnsight.plugin import Envoy, Request, WireError, aliases_of, is_own, names_
 
 from .operations import Operations
 
-#: What a tracer has over there.
-_TRACER = frozenset(("all", "barrier", "invoke", "iter", "result", "stop"))
+
+@dataclass(frozen=True)
+class Dialect:
+    """What one release of nnsight has.
+
+    Attributes:
+        version: the release, as messages name it.
+        envoy: what is served at an envoy, or can be done with one, besides what its module has.
+        library: names of the package that a block may use.
+        tracer: what a tracer has.
+        renames: whether a submodule whose name is taken goes by another one there.
+    """
+
+    version: str
+    envoy: frozenset[str]
+    library: frozenset[str]
+    tracer: frozenset[str] = frozenset(("all", "barrier", "invoke", "iter", "result", "stop"))
+    renames: bool = True
+
+
 _INSTEAD_OF = {
     "tokens": "keep the ids that the tokenizer gives you, outside the block",
     "log": "write `print(...)`: it arrives as a line of the job's log",
@@ -25,17 +44,24 @@ _INSTEAD_OF = {
     "cache": "save the outputs that you want one by one: its record is an object that cannot be decoded safely",
     "model": "use the model's own name",
 }
-#: What is served at an envoy, or can be done with one, over there, besides what its module has.
-_ENVOY = frozenset(
-    ("clear_edits", "cpu", "cuda", "device", "devices", "edit", "generate", "get", "input", "inputs", "modules",
-     "named_modules", "output", "parent", "path", "pipe", "root", "scan", "session", "skip", "source", "to", "trace",
-     "generator", "tokenizer", "processor", "image_processor", "feature_extractor", "task", "repo_id", "revision")
+#: What nnsight 0.8 has.
+EIGHT = Dialect(
+    "0.8",
+    frozenset(
+        ("clear_edits", "cpu", "cuda", "device", "devices", "edit", "generate", "get", "input", "inputs", "modules",
+         "named_modules", "output", "parent", "path", "pipe", "root", "scan", "session", "skip", "source", "to", "trace",
+         "generator", "tokenizer", "processor", "image_processor", "feature_extractor", "task", "repo_id", "revision")
+    ),
+    frozenset(("save", "Object", "NNsight", "Envoy", "LanguageModel", "TransformersModel", "__version__")),
 )  # fmt: skip
-_LIBRARY = frozenset(("save", "Object", "NNsight", "Envoy", "LanguageModel", "TransformersModel", "__version__"))
 
 
-def check(request: Request) -> None:
-    """Refuse a block that nnsight 0.8 cannot run, or would run as something else.
+def check(request: Request, dialect: Dialect = EIGHT) -> None:
+    """Refuse a block that the nnsight over there cannot run, or would run as something else.
+
+    Args:
+        request: the block.
+        dialect: what is there.
 
     Raises:
         WireError: says what it is, why, and what to write instead.
@@ -44,28 +70,30 @@ def check(request: Request) -> None:
     outer, inner = names_of_block(request.body)
     tracers = {request.body.target} if request.body.target and not request.session else set()
     operations = Operations(request.node.root)
-    check = _Check({**outer, **inner}, tracers, text.filename, operations)
+    check = _Check({**outer, **inner}, tracers, text.filename, dialect, operations)
     check.statements([one for one in text.nodes if isinstance(one, ast.stmt)])
     generates = request.method is not None
     for edit in request.node.root.edits:
-        outer, inner = names_of_block(edit.body)
-        check = _Check({**outer, **inner}, set(), "", operations)
+        names = {name: value for held in names_of_block(edit.body) for name, value in held.items()}
         body = [one for one in text_of_block(edit.body).nodes if isinstance(one, ast.stmt)]
-        check.filename = text_of_block(edit.body).filename
-        check.statements(body)
+        _Check(names, set(), text_of_block(edit.body).filename, dialect, operations).statements(body)
         if (generates or request.session) and not any(map(_is_loop, _walk(body))):
             raise WireError(
-                f"{edit.name!r} is replayed in every step of a generation here, and in the first one only by nnsight 0.8; "
-                "walk the steps in it, or write its changes into the block that is sent"
+                f"{edit.name!r} is replayed in every step of a generation here, and in the first one only by nnsight "
+                f"{dialect.version}; walk the steps in it, or write its changes into the block that is sent"
             )
 
 
 class _Check:
-    def __init__(self, names: dict[str, Any], tracers: set[str], filename: str, operations: Operations) -> None:
+    def __init__(
+        self, names: dict[str, Any], tracers: set[str], filename: str, dialect: Dialect, operations: Operations
+    ) -> None:
         self.names = names
         self.operations = operations
         self.tracers = set(tracers)
         self.filename = filename
+        self.dialect = dialect
+        self.theirs = f"nnsight {dialect.version}"
 
     def statements(self, body: Sequence[ast.stmt]) -> None:
         nodes = list(_walk(body))
@@ -92,20 +120,28 @@ class _Check:
     def _attribute(self, node: ast.Attribute) -> None:
         name = node.attr
         if isinstance(node.value, ast.Name) and node.value.id in self.tracers:
-            if name not in _TRACER:
-                raise self._refusal(node, f"nnsight 0.8 has no `{node.value.id}.{name}`", _INSTEAD_OF.get(name, ""))
+            if name not in self.dialect.tracer:
+                raise self._refusal(node, f"{self.theirs} has no `{node.value.id}.{name}`", _INSTEAD_OF.get(name, ""))
             return
         if why := self.operations.mismatch(node):
             raise self._refusal(node, why, "read the input or the output of a module")
         value = self._value(node.value)
-        if isinstance(value, ModuleType) and value.__name__ == "nnsight" and name not in _LIBRARY:
-            raise self._refusal(node, f"nnsight 0.8 has no `nnsight.{name}`, or another", "do this outside the block")
-        if isinstance(value, Envoy) and not _has(value, name):
+        if isinstance(value, ModuleType) and value.__name__ == "nnsight" and name not in self.dialect.library:
+            raise self._refusal(node, f"{self.theirs} has no `nnsight.{name}`, or another", "do this outside the block")
+        if isinstance(value, Envoy) and not self._has(value, name):
             raise self._refusal(
                 node,
-                f"nnsight 0.8 has no `{name}` at `{value.path}`",
+                f"{self.theirs} has no `{name}` at `{value.path}`",
                 "use the names of the model's own modules, as `print(model)` shows them",
             )
+
+    def _has(self, envoy: Envoy, name: str) -> bool:
+        """Whether an envoy over there has an attribute: its own, a submodule, an alias, or one of its module."""
+        if name in self.dialect.envoy or (self.dialect.renames and name.startswith("E_")) or name in aliases_of(envoy):
+            return True
+        module = envoy._module
+        held: tuple[Any, ...] = (module._modules, module._parameters, module._buffers, vars(module))
+        return any(name in one for one in held) or hasattr(type(module), name)
 
     def _value(self, node: ast.AST) -> Any:
         """Return the envoy or module that an expression stands for, if its text says so."""
@@ -133,7 +169,7 @@ class _Check:
                 )
 
     def _after_open_loops(self, body: Sequence[ast.stmt], follows: bool = False) -> None:
-        """Refuse what stands after a loop that has no end of its own: nnsight 0.8 drops it silently."""
+        """Refuse what stands after a loop that has no end of its own: it is dropped silently over there."""
         for place, one in enumerate(body):
             after = follows or place + 1 < len(body)
             if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -141,7 +177,7 @@ class _Check:
             if _is_loop(one) and _is_open(one) and after:
                 raise self._refusal(
                     one,
-                    "nnsight 0.8 drops what stands after a loop over all steps",
+                    f"{self.theirs} drops what stands after a loop over all steps",
                     "give the loop an end (`tracer.iter[:n]`), or put what follows after the block",
                 )
             # What follows an invoke is another body's.
@@ -157,15 +193,6 @@ class _Check:
 def _walk(body: Sequence[ast.stmt]) -> Iterator[ast.AST]:
     for one in body:
         yield from ast.walk(one)
-
-
-def _has(envoy: Envoy, name: str) -> bool:
-    """Whether an envoy over there has an attribute: its own, a submodule, an alias, or one of its module."""
-    if name in _ENVOY or name.startswith("E_") or name in aliases_of(envoy):
-        return True
-    module = envoy._module
-    held: tuple[Any, ...] = (module._modules, module._parameters, module._buffers, vars(module))
-    return any(name in one for one in held) or hasattr(type(module), name)
 
 
 def _leads(module: Any, path: str) -> bool:

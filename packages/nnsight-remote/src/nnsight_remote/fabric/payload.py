@@ -16,11 +16,11 @@ from nnsight.plugin import Envoy, Request, WireError, names_of_block
 from . import language, stand_ins
 from .model import facts_of, known_of
 from .pickler import Pickler
-from .stand_ins import Method, Paths, Thing
+from .stand_ins import Known, Method, Paths, Thing
 from .text import of_block
 from .tree import Trees
 
-_LEVEL = 6  # that of their own client
+LEVEL = 6  # that of their own client
 
 
 def encode(request: Request, *, compress: bool = True) -> bytes:
@@ -33,21 +33,23 @@ def encode(request: Request, *, compress: bool = True) -> bytes:
     Raises:
         WireError: something in it cannot travel, or is not in their language. The message says what, and what to do.
     """
-    data = _Writer(request).write()
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(data) if compress else data
+    data = Writer(request).write()
+    return zstandard.ZstdCompressor(level=LEVEL).compress(data) if compress else data
 
 
-class _Writer:
+class Writer:
+    """Writes one request; an older nnsight is told the same in its own words."""
+
+    dialect = language.EIGHT
+
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._paths = Paths()
-        root: Any = request.node.root
-        self._known = known_of(root)
-        self._trees = Trees(root, facts_of(root, self._known), self._paths)
+        self._paths, self._known, self._trees = self._model(request.node.root)
 
     def write(self) -> bytes:
+        """Write it."""
         request = self._request
-        language.check(request)
+        language.check(request, self.dialect)
         outer, inner = names_of_block(request.body)
         tracer = self._tracer()
         target = request.body.target
@@ -57,11 +59,18 @@ class _Writer:
             raise WireError("what stands after `as` has to be a plain name where the block runs on NDIF")
         names = {**outer, **inner, "the input": (request.inputs, request.kwargs)}
         self._fill_edits()
-        whole = (tracer, (of_block(request.body), outer, inner))
+        whole = self._whole(tracer, outer, inner)
         try:
             return self._dump(whole)
         except Exception as error:
             raise self._explained(names, error) from error
+
+    def _model(self, root: Any) -> tuple[Paths, dict[int, Known], Trees]:
+        paths, known = Paths(), known_of(root)
+        return paths, known, Trees(root, facts_of(root, known), paths)
+
+    def _whole(self, tracer: Thing, outer: dict[str, Any], inner: dict[str, Any]) -> Any:
+        return tracer, (of_block(self._request.body), outer, inner)
 
     def _tracer(self) -> Thing:
         request, paths = self._request, self._paths

@@ -12,7 +12,6 @@ import pkgutil
 import sys
 import threading
 import types
-from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -21,11 +20,11 @@ import torch
 from nnsight.plugin import Envoy, WireError, is_own
 
 from . import functions
-from .stand_ins import SAME, Known, Method, Path, Paths, Thing
+from .stand_ins import Known, Method, Path, Paths, Thing
 from .tree import Trees
 
 _PROTOCOL = 4
-_FIRST = operator.itemgetter(0)
+FIRST = operator.itemgetter(0)
 _OURS = frozenset(("nnsight", "nnsight_hf", "nnsight_vllm", "nnsight_diffusers", "nnsight_remote"))
 # Which modules cloudpickle takes by value is a setting of the process.
 _registering = threading.Lock()
@@ -69,18 +68,20 @@ class Pickler(cloudpickle.CloudPickler):
 
     def reducer_override(self, thing: Any) -> Any:
         """Say how something is made over there."""
-        write = _WAYS.get(type(thing))
-        if write is not None:
-            return write(self, thing)
+        way = _WAYS.get(type(thing))
+        if way is not None:
+            return getattr(self, way)(thing)
         if isinstance(thing, Envoy):
             # Two envoys here may be one there: what stands for both is written once.
-            return _FIRST, ((self._trees.thing(thing),),)
+            return FIRST, ((self._trees.thing(thing),),)
         if isinstance(thing, torch.Tensor):
             return self._tensor(thing)
         if isinstance(thing, type):
             return self._class(thing)
         if _package(type(thing)) in _OURS:
-            raise WireError(f"it is a {type(thing).__name__} of ours, which nnsight 0.8 does not have")
+            raise WireError(
+                f"it is a {type(thing).__name__} of ours, which nnsight {self._paths.version} does not have"
+            )
         return super().reducer_override(thing)
 
     def _path(self, path: Path) -> Any:
@@ -103,29 +104,36 @@ class Pickler(cloudpickle.CloudPickler):
         return NotImplemented
 
     def _function(self, function: types.FunctionType) -> Any:
-        same = SAME.get(f"{function.__module__}:{function.__qualname__}")
+        same = self._paths.same.get(f"{function.__module__}:{function.__qualname__}")
         if same is not None:
             return self._path(self._paths[same])
         if function.__module__ is not None and function.__module__.partition(".")[0] in _OURS:
-            raise WireError(f"`{function.__qualname__}` is a function of ours, which nnsight 0.8 does not have")
+            raise WireError(
+                f"`{function.__qualname__}` is a function of ours, which nnsight {self._paths.version} does not have"
+            )
         self._by_value(function.__module__)
         if not is_own(function.__module__):
             return super().reducer_override(function)
-        return functions.reduce(function, self._paths) or super().reducer_override(function)
+        return self._reduced(function) or super().reducer_override(function)
+
+    def _reduced(self, function: types.FunctionType) -> Any:
+        return functions.reduce(function, self._paths)
 
     def _class(self, cls: type) -> Any:
-        same = SAME.get(f"{cls.__module__}:{cls.__qualname__}")
+        same = self._paths.same.get(f"{cls.__module__}:{cls.__qualname__}")
         if same is not None:
             return self._path(self._paths[same])
         if _package(cls) in _OURS:
-            raise WireError(f"`{cls.__qualname__}` is a class of ours, which nnsight 0.8 does not have")
+            raise WireError(
+                f"`{cls.__qualname__}` is a class of ours, which nnsight {self._paths.version} does not have"
+            )
         self._by_value(cls.__module__)
         return super().reducer_override(cls)
 
     def _module(self, module: types.ModuleType) -> Any:
         name = module.__name__
         if name.partition(".")[0] in _OURS and name != "nnsight":
-            raise WireError(f"the module {name} is ours, and nnsight 0.8 does not have it")
+            raise WireError(f"the module {name} is ours, and nnsight {self._paths.version} does not have it")
         self._by_value(name)
         return NotImplemented
 
@@ -143,10 +151,11 @@ def _package(cls: type) -> str:
     return str(cls.__module__).partition(".")[0]
 
 
-_WAYS: dict[type, Callable[[Pickler, Any], Any]] = {
-    Path: Pickler._path,
-    Thing: Pickler._thing,
-    Method: Pickler._method,
-    types.FunctionType: Pickler._function,
-    types.ModuleType: Pickler._module,
+#: The method that writes each kind of thing.
+_WAYS: dict[type, str] = {
+    Path: "_path",
+    Thing: "_thing",
+    Method: "_method",
+    types.FunctionType: "_function",
+    types.ModuleType: "_module",
 }

@@ -18,7 +18,8 @@ from ..client.errors import ProtocolError
 
 #: In the order in which a job goes through them; LOG is no state.
 STATES = ("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED", "RUNNING", "COMPLETED", "ERROR")
-_KNOWN = frozenset((*STATES, "LOG"))
+# By STREAM a server of older clients asked them to run something.
+_KNOWN = frozenset((*STATES, "LOG", "STREAM"))
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Response:
     @property
     def state(self) -> str:
         """The state of the job, in our words."""
-        return {"COMPLETED": "completed", "ERROR": "failed", "RUNNING": "running"}.get(self.status, "queued")
+        return {"COMPLETED": "completed", "ERROR": "failed", "RUNNING": "running", "LOG": "running"}.get(
+            self.status, "queued"
+        )
 
     @property
     def is_final(self) -> bool:
@@ -63,6 +66,8 @@ def read(message: str | bytes) -> Response:
     if not isinstance(said, dict) or said.get("status") not in _KNOWN or not isinstance(said.get("id"), str):
         raise ProtocolError(f"NDIF's server said something that is not understood here: {str(said)[:200]!r}")
     data, meta = said.get("data"), said.get("meta")
+    if isinstance(data, (tuple, list)) and data:  # an address, and how much is there
+        data = data[0]
     return Response(
         id=said["id"],
         status=str(said["status"]),
@@ -84,11 +89,18 @@ def _unpack(message: bytes) -> Any:
 class _Plain(pickle.Unpickler):
     """Reads plain values, and the states of jobs as their names."""
 
-    def find_class(self, module: str, name: str) -> Callable[..., str]:
-        if (module, name) == ("nnsight.schema.response", "Status"):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if (module, name) in (
+            ("nnsight.schema.response", "Status"),
+            ("nnsight.schema.response", "ResponseModel.JobStatus"),
+        ):
             return _state
-        if (module, name) == ("builtins", "getattr"):  # how some versions of Python write a state
-            return _state_named
+        if (module, name) == ("nnsight.schema.response", "ResponseModel"):
+            return _older
+        if (module, name) == ("_codecs", "encode"):  # how bytes are written by older protocols of pickle
+            return _bytes
+        if name == "getattr" and module in ("builtins", "__builtin__"):  # how some versions of Python write a state
+            return _named
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no plain value")
 
     def persistent_load(self, name: Any) -> Any:
@@ -99,5 +111,16 @@ def _state(value: Any) -> str:
     return str(value)
 
 
-def _state_named(_: Any, name: Any) -> str:
-    return str(name)
+def _bytes(text: Any, encoding: Any) -> bytes:
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("it holds bytes that are not written as bytes are")
+    return text.encode("latin1")
+
+
+def _older(*_: Any) -> str:
+    """Stand for the class that the states were in before; it is not called."""
+    raise pickle.UnpicklingError("it holds a response of a class, which is no plain value")
+
+
+def _named(of: Any, name: Any) -> Any:
+    return _state if of is _older and name == "JobStatus" else str(name)

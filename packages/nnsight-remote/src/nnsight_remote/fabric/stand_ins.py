@@ -9,6 +9,7 @@ relies on: the import paths below, and the names of what their objects hold, nns
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from typing import Any
 
 ENVOY = "nnsight.intervention.envoy:Envoy"
@@ -65,7 +66,15 @@ class Known:
 
 
 class Paths(dict[str, Path]):
-    """The paths of one payload, each written once."""
+    """The paths of one payload, each written once.
+
+    Attributes:
+        version: the release of nnsight that they are of, as messages name it.
+        same: what both have, under our path and under theirs.
+    """
+
+    version = "0.8"
+    same: Mapping[str, str] = SAME
 
     def __missing__(self, path: str) -> Path:
         made = self[path] = Path(path)

@@ -20,11 +20,26 @@ def of_block(body: object) -> str:
 
 
 def _runnable(text: Text) -> str:
-    statements = [one for one in text.nodes if isinstance(one, ast.stmt)]
-    inside = [node for one in statements for node in ast.walk(one) if isinstance(node, ast.With)]
-    if not any(_on_one_line(node) or _begins_with_try(node.body) for node in inside):
+    statements = statements_of(text)
+    if not is_unreadable(statements):
         return text.text if text.text.endswith("\n") else text.text + "\n"
-    made = [_Spread().visit(copy.deepcopy(one)) for one in statements]
+    return rewritten(statements, Spread())
+
+
+def statements_of(text: Text) -> list[ast.stmt]:
+    """Return the statements of a block."""
+    return [one for one in text.nodes if isinstance(one, ast.stmt)]
+
+
+def is_unreadable(statements: Sequence[ast.stmt]) -> bool:
+    """Whether there is a block inside that could not be captured over there."""
+    inside = [node for one in statements for node in ast.walk(one) if isinstance(node, ast.With)]
+    return any(_on_one_line(node) or begins_with_try(node.body) for node in inside)
+
+
+def rewritten(statements: Sequence[ast.stmt], how: ast.NodeTransformer) -> str:
+    """Write statements anew."""
+    made = [how.visit(copy.deepcopy(one)) for one in statements]
     return ast.unparse(ast.Module([ast.fix_missing_locations(one) for one in made], []))
 
 
@@ -32,15 +47,16 @@ def _on_one_line(node: ast.With) -> bool:
     return node.body[0].lineno == node.lineno
 
 
-def _begins_with_try(body: Sequence[ast.stmt]) -> bool:
+def begins_with_try(body: Sequence[ast.stmt]) -> bool:
+    """Whether the first statement cannot be stopped at."""
     return isinstance(body[0], (ast.Try, getattr(ast, "TryStar", ast.Try)))
 
 
-class _Spread(ast.NodeTransformer):
+class Spread(ast.NodeTransformer):
     """Gives each `with` a body whose first statement can be stopped at; unparsing gives it lines of its own."""
 
     def visit_With(self, node: ast.With) -> ast.AST:
         self.generic_visit(node)
-        if _begins_with_try(node.body):
+        if begins_with_try(node.body):
             node.body.insert(0, ast.Expr(ast.Constant(None)))
         return node

@@ -22,6 +22,9 @@ SERVED = frozenset(("input", "inputs", "output", "source", "device", "devices", 
 class Trees:
     """The trees of one payload: that of the model, and of each reference to it that was edited."""
 
+    #: What the root of a tree keeps its edits under.
+    _kept = "_edits"
+
     def __init__(self, model: Any, facts: dict[str, Any], paths: Paths) -> None:
         self._model = model.root
         self._facts = facts
@@ -51,12 +54,12 @@ class Trees:
         things = self._roots[id(root)][1]
         found = things.get(node.path) or things.get(self.paths.get(id(node._module), ""))
         if found is None:
-            raise WireError(f"`{node.path}` is a part of the model that nnsight 0.8 does not know")
+            raise WireError(f"`{node.path}` is a part of the model that nnsight {self._paths.version} does not know")
         return found
 
     def edits(self, node: Any) -> list[Any]:
         """Return the list of edits that stands for those of an envoy's root, to be filled."""
-        found: list[Any] = self._roots[id(node.root)][1][node.root.path].state["_edits"]
+        found: list[Any] = self._roots[id(node.root)][1][node.root.path].state[self._kept]
         return found
 
     @property
