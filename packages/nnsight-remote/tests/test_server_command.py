@@ -47,6 +47,7 @@ def test_keys_are_made_listed_and_removed(store_folder, capsys):
         (["m", "m"], "one name"),
         (["modèle=m"], "so it is ASCII"),
         (["m", "--option", "bfloat16"], "NAME=VALUE"),
+        (["m", "--ray-resource", "num_gpus=1"], "for --engine ray"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_refused(line, complaint, store_folder, capsys):

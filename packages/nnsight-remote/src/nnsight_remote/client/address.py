@@ -74,7 +74,7 @@ def _colab_secret() -> str:
     """Return the secret NDIF_API_KEY of a notebook on Google Colab, if this is one that may read it."""
     if "google.colab" not in sys.modules:
         return ""
-    from google.colab import userdata  # type: ignore[import-not-found]  # is on Colab only
+    from google.colab import userdata  # is on Colab only
 
     try:
         return userdata.get("NDIF_API_KEY") or ""

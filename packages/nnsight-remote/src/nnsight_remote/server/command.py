@@ -48,7 +48,6 @@ def _serve(line: Sequence[str]) -> int:
     options = _parser().parse_args(line)
     if sys.platform == "win32":
         raise _Wrong("the server needs Linux or, with --trusted, macOS; on Windows it runs in WSL")
-    from .confine import Confinement
     from .confine.files import code_folders
     from .engine import ModelSpec
     from .limits import Limits, parse_limits
@@ -73,9 +72,9 @@ def _serve(line: Sequence[str]) -> int:
     from .app import Settings, make_app
     from .keys import Keyring
     from .logs import set_up
-    from .processes import ProcessEngine
     from .store import Store, StoreInUse
 
+    engine = _engine(options, [spec.name for spec in specs])
     set_up(options.log_level)
     _allow_connections()
     settings = Settings(
@@ -90,8 +89,6 @@ def _serve(line: Sequence[str]) -> int:
         eight=not options.refuse_eight,
         public_status=options.public_status,
     )
-    confinement = Confinement(options.trusted, tuple(options.allow_import), tuple(options.allow_read))
-    engine = ProcessEngine(confinement, options.isolation, options.threads)
     try:
         store = Store(options.store)
         store.lock()
@@ -120,6 +117,22 @@ def _serve(line: Sequence[str]) -> int:
     finally:
         store.close()
     return 0
+
+
+def _engine(options: argparse.Namespace, models: Sequence[str]) -> Any:
+    from .cluster.options import ray_engine
+    from .confine import Confinement
+    from .processes import ProcessEngine
+
+    confinement = Confinement(options.trusted, tuple(options.allow_import), tuple(options.allow_read))
+    if options.engine == "ray":
+        try:
+            return ray_engine(options, confinement, models)
+        except ValueError as error:
+            raise _Wrong(str(error)) from None
+    if options.ray_resource:
+        raise _Wrong("--ray-resource says what a cluster gives; it is for --engine ray")
+    return ProcessEngine(confinement, options.isolation, options.threads or max(1, (os.cpu_count() or 2) // 2))
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
@@ -186,6 +199,8 @@ def _keys(line: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .cluster.options import add_options
+
     parser = argparse.ArgumentParser(
         prog="nnsight serve",
         description="Let users run blocks on models of this machine.",
@@ -208,7 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", action="append", default=[], metavar="NAME=NUMBER", help="a limit of every user, as run_seconds=60")
     add("--queue-length", type=int, default=10_000, help="how many jobs may wait for each model (10000)")
     add("--keep-hours", type=float, default=24.0, help="how long finished jobs are kept (24)")
-    add("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="threads that a job computes with")
+    add("--threads", type=int, default=0, help="threads that a job computes with (half the cores; its num_cpus on Ray)")
+    add_options(parser)
     add("--isolation", choices=("auto", "fork", "resident"), default="auto", help="a process for each job, or not")
     add("--allow-import", action="append", default=[], metavar="PACKAGE", help="let blocks import this, too")
     add("--allow-read", action="append", default=[], metavar="PATH", help="let blocks read this file or folder")

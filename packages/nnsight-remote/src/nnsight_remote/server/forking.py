@@ -24,8 +24,9 @@ from nnsight.plugin import NNsight
 from .channel import Channel
 from .confine import Confinement, Walls, limit_sizes
 from .large_pages import gather
+from .lifeline import die_with
 from .rehearsal import Rehearsal
-from .worker import Files, die_with, forget_secrets, print_to, run_job
+from .worker import Files, forget_secrets, print_to, run_job
 
 #: How often code has to run until the interpreter has specialised it.
 _REHEARSALS = 8

@@ -25,7 +25,7 @@ from nnsight.plugin import NNsight
 from . import forking, resident
 from .channel import Channel
 from .confine import Confinement, missing
-from .worker import die_with
+from .lifeline import die_with
 
 
 def main() -> None:
@@ -55,8 +55,10 @@ def main() -> None:
     except BaseException as error:  # whatever a family raises, the server must be told
         channel.send({"is": "failed", "message": f"{type(error).__name__}: {error}"[:10_000]})
         return
+    # Only what runs in a process of its own can be stopped with the model left.
+    ready = {"is": "ready", "isolation": way, "stops": way == "fork", "env": environment()}
     serve = {"fork": forking.serve, "resident": resident.serve}[way]
-    serve(channel, model, confinement, order["threads"], {"is": "ready", "isolation": way, "env": environment()})
+    serve(channel, model, confinement, order["threads"], ready)
 
 
 def load(source: str, family: str, options: dict[str, Any]) -> NNsight:

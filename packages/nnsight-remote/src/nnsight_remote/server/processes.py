@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from .channel import Channel
 from .confine import Confinement
@@ -23,7 +23,6 @@ from .engine import HostError, ModelSpec, Outcome, Task
 from .jobs import REASONS, Failure, Reason
 from .printed import Printed
 
-_STOPPING = 5.0  # seconds that a host has to say that a job was stopped
 _LONGEST_OUTCOME = 1 << 18
 
 
@@ -51,12 +50,16 @@ class ProcessEngine:
 class ProcessHost:
     """One model in a process of its own."""
 
+    _program: ClassVar[str] = "nnsight_remote.server.host"
+    _called: ClassVar[str] = "the process that held the model"
+    _stopping_seconds: ClassVar[float] = 5.0  # that it has to say that a job was stopped
+
     def __init__(self, engine: ProcessEngine, spec: ModelSpec) -> None:
         self._engine = engine
         self._spec = spec
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
-        self._forks = True
+        self._can_stop_jobs = True
 
     @property
     def alive(self) -> bool:
@@ -74,7 +77,7 @@ class ProcessHost:
         ours.setblocking(False)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "nnsight_remote.server.host", str(theirs.fileno()), str(os.getpid())),
+                *(sys.executable, "-m", self._program, str(theirs.fileno()), str(os.getpid())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
@@ -95,8 +98,8 @@ class ProcessHost:
             code = await self._end(channel)
             raise HostError(str(said.get("message")) if said else f"the process {_end_in_words(code)} while it loaded")
         self._channel = channel
-        self._forks = said.get("isolation") == "fork"
-        return {"isolation": said.get("isolation"), "env": said.get("env")}
+        self._can_stop_jobs = said.get("stops") is True
+        return {name: said.get(name) for name in ("isolation", "env", "node")}
 
     async def run(self, task: Task) -> Outcome:
         """Run a job; see `Host.run`."""
@@ -115,20 +118,20 @@ class ProcessHost:
             reported = outcome.finish()
         if said is None or "status" not in said:
             code = await self._end(channel)
-            died = f"the process that held the model {_end_in_words(code)} while the job ran"
-            return Outcome(Failure("host", died))
+            return Outcome(Failure("host", f"{self._called} {_end_in_words(code)} while the job ran"))
         if said.get("spoilt"):
             await self.stop()
-        return _read_outcome(reported, task) or Outcome(_crash(said["status"]))
+        return self._read_outcome(reported, task) or Outcome(_crash(said["status"]))
 
     async def _hand_over(self, task: Task, pipes: list[int]) -> None:
         """Give the process a job. One that died before it began the job, which is no fault of the job, is started again."""
-        limit = {"memory_bytes": task.limits.memory_bytes, "result_bytes": task.limits.result_bytes}
         with open(task.request, "rb") as request, open(task.result, "wb") as result:
             for last in (False, True):
                 channel = self._started()
                 try:
-                    channel.send({"do": "run", "limit": limit}, [request.fileno(), result.fileno(), *pipes])
+                    channel.send(
+                        {"do": "run", "limit": asdict(task.limits)}, [request.fileno(), result.fileno(), *pipes]
+                    )
                     said = await channel.hear()
                 except ConnectionError:
                     said = None
@@ -148,11 +151,13 @@ class ProcessHost:
 
     async def _stop_job(self) -> None:
         channel = self._channel
-        if self._forks and channel is not None:
+        if self._can_stop_jobs and channel is not None:
             try:
                 channel.send({"do": "stop"})
-                while said := await asyncio.wait_for(channel.hear(), _STOPPING):
+                while said := await asyncio.wait_for(channel.hear(), self._stopping_seconds):
                     if said.get("is") == "done":
+                        if said.get("spoilt"):
+                            break
                         return
             except (OSError, asyncio.TimeoutError):
                 pass  # then all of it is ended
@@ -180,6 +185,9 @@ class ProcessHost:
             "isolation": engine.isolation,
             "threads": engine.threads,
         }
+
+    def _read_outcome(self, line: bytes, task: Task) -> Outcome | None:
+        return _read_outcome(line, task)
 
 
 def _read_outcome(line: bytes, task: Task) -> Outcome | None:

@@ -71,6 +71,7 @@ class ModelView(BaseModel):
     state: str = Field(description="cold, loading, ready, busy or failed")
     queued: int
     isolation: str | None = Field(description="fork (a process for each job) or resident; null until it was loaded")
+    node: str | None = Field(description="the node of a cluster that it is on; null for the server's own machine")
     problem: str = Field(description="why it could not be loaded, the last time")
     idle_seconds: float | None
 
@@ -87,6 +88,7 @@ class ModelView(BaseModel):
             state=model.state,
             queued=len(model.queue),
             isolation=model.about.get("isolation"),
+            node=model.about.get("node"),
             problem=model.problem,
             idle_seconds=idle,
         )

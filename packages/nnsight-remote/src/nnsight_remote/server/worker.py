@@ -7,11 +7,9 @@ process comes from, and what it may do, is `host.py`'s and `confine`'s business.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -26,7 +24,6 @@ from .confine.imports import ImportGuard
 from .eight import reader as eight
 from .eight.envelope import is_enveloped
 
-_PDEATHSIG = 1
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _LONGEST_MESSAGE, _LONGEST_TRACEBACK = 4_000, 16_000
 
@@ -61,15 +58,6 @@ def forget_secrets() -> None:
     for name in list(os.environ):
         if any(word in name.upper() for word in ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")):
             del os.environ[name]
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel end this process when its parent ends, even one that is in an endless loop."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(0)
 
 
 def run_job(model: NNsight, files: Files, guard: ImportGuard | None) -> None:
