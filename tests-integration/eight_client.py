@@ -439,7 +439,7 @@ def another_model_is_refused() -> None:
     for key, words in (
         (model.to_model_key().replace(NAME, "tests/another"), "no model 'tests/another' here"),
         (model.to_model_key().replace("text-generation", "fill-mask"), "not here for the task 'fill-mask'"),
-        ("nnsight.modeling.diffusion.DiffusionModel:{}", "DiffusionModel is not run"),
+        ("nnsight.modeling.diffusion.DiffusionModel:{}", "DiffusionModel' is not run"),
         ("nonsense", "key of the model"),
     ):
         try:

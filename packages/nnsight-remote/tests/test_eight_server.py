@@ -214,13 +214,23 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"model_key": "nonsense"}, 400, "not what nnsight 0.8 writes"),
     ({"model_key": 3}, 400, "not what nnsight 0.8 writes"),
     ({"model_key": "nnsight.modeling.transformers.TransformersModel:" + "[" * 100_000}, 400, "not what"),
-    ({"model_key": "nnsight.modeling.diffusion.DiffusionModel:{}"}, 404, "DiffusionModel is not run"),
+    ({"model_key": "nnsight.modeling.diffusion.DiffusionModel:{}"}, 404, "DiffusionModel' is not run"),
     ({"model_key": 'nnsight.modeling.transformers.TransformersModel:{"repo_id": "x"}'}, 404, "no model 'x' here"),
     ({"session_id": "nobody's"}, 400, "no socket"),
     ({"session_id": 3}, 422, "`session_id` is a text"),
     ({"compress": "yes"}, 422, "`compress`"),
     ({"env": [1]}, 422, "`env` a table"),
+    ({"model_key": "\ud800:{}"}, 404, "is not run"),
 ]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"[]", b"3", b'{"model_key": "x", "env": ' + b"[" * 900 + b"]" * 900 + b"}"]
+)
+def test_an_envelope_that_is_no_table_is_refused(server: Server, key: str, form: dict[str, Any], data: bytes) -> None:
+    files = {**form["files"], "data": (None, data)}
+    answer = httpx.post(f"{server.url}/request", files=files, headers={"ndif-api-key": key})
+    assert answer.status_code == 422 and answer.json()["detail"]
 
 
 @pytest.mark.parametrize(("change", "status", "words"), WRONG)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Envelope:
 
     def around(self, blob: bytes) -> bytes:
         """Return what is stored of a request."""
-        said = json.dumps(asdict(self)).encode()
+        said = json.dumps({"compress": self.compress, "env": self.env}).encode()
         return b"".join((_MAGIC, _LENGTH.pack(len(said)), said, blob))
 
 

@@ -80,7 +80,7 @@ def _read(key: Any) -> dict[str, Any]:
         raise Refused(
             404,
             "model",
-            f"{cls[:200]} is not run for clients of nnsight 0.8 here, only models of transformers; upgrade",
+            f"{cls[:200]!r} is not run for clients of nnsight 0.8 here, only models of transformers; upgrade",
         )
     try:
         said = json.loads(text)

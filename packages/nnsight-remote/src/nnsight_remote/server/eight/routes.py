@@ -84,7 +84,11 @@ class EightRoutes:
     def look(self, user: User, id: str, request: Request) -> Response:
         """Say how a job is now; raise Refused."""
         job = self._parts.find(user, id)
-        if job.state == "completed" and not holds_results(self._parts.dispatcher.store.result_path(id)):
+        try:
+            theirs = job.state != "completed" or holds_results(self._parts.dispatcher.store.result_path(id))
+        except FileNotFoundError:
+            raise Refused(404, "job", "there is no result here any more") from None
+        if not theirs:
             raise Refused(409, "format", "this job was handed in by another kind of client; ask with that")
         return Response(told.state(job, self._address(request, id)), media_type="application/json")
 
@@ -133,14 +137,15 @@ def _unwrap(content_type: str, path: Path) -> tuple[Any, str]:
         said = json.loads(found["data"])
         blob, key, session = found["blob"], said["model_key"], said.get("session_id") or ""
         compress, env = said.get("compress", False), said.get("env") or {}
+        if not (isinstance(session, str) and isinstance(compress, bool) and isinstance(env, dict)):
+            raise Refused(422, "form", "`session_id` is a text, `compress` true or false, `env` a table")
+        stored = Envelope(compress, env).around(blob)
     except FormError as error:
         raise Refused(400, "form", str(error)) from None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         said = "a request is a form of `data`, a table that names the `model_key`, and `blob`, the block"
         raise Refused(422, "form", said) from None
-    if not (isinstance(session, str) and isinstance(compress, bool) and isinstance(env, dict)):
-        raise Refused(422, "form", "`session_id` is a text, `compress` true or false, `env` a table")
     if not blob:
         raise Refused(400, "form", "the block is empty")
-    path.write_bytes(Envelope(compress, env).around(blob))
+    path.write_bytes(stored)
     return key, session

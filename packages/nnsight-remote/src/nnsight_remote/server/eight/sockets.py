@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from ..dispatch import Dispatcher
 from ..keys import User
 from .told import Telling, state, with_result
 
+log = logging.getLogger(__name__)
 #: Results up to this size go over the socket, larger ones have an address.
 _ON_THE_SOCKET = 8 << 20
 #: Seconds after which a socket is closed on which nothing was told, and is nothing to be told.
@@ -106,5 +108,8 @@ class Sockets:
                 await self._dispatcher.fetched(job, began)
             else:
                 await socket.send_text(state(job, result))
-        except (WebSocketDisconnect, RuntimeError, OSError):
+        except (WebSocketDisconnect, RuntimeError):
             return  # the client is gone; whoever asks by the job's id still gets all of it
+        except Exception:
+            log.exception("a job cannot be told of", extra={"job": name})
+            await socket.close(1011)  # or the client would wait for ever
