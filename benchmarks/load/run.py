@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -39,6 +40,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run all of it; return 1 if something is wrong."""
     options = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends with it, whoever ends it
     CONFIG.APP.REMOTE_LOGGING = False
     # Not within a folder that holds code: servers refuse to keep jobs where blocks may read.
     with tempfile.TemporaryDirectory(prefix="nnsight-load-") as folder, Serving(Path(folder)) as serving:
