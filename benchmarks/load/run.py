@@ -37,6 +37,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Run all of it; return 1 if something is wrong."""
     options = _arguments()
@@ -44,8 +48,11 @@ def main() -> int:
     CONFIG.APP.REMOTE_LOGGING = False
     # Not within a folder that holds code: servers refuse to keep jobs where blocks may read.
     with tempfile.TemporaryDirectory(prefix="nnsight-load-") as folder, Serving(Path(folder)) as serving:
+        _say(f"one user, {options.times} blocks ...")
         alone = run_alone(serving, options.times)
+        _say(f"{options.clients} users, {options.jobs} jobs ...")
         crowd = run_crowd(serving, options.clients, options.jobs)
+        _say(f"{options.greedy} jobs of one user, and another ...")
         turns = run_turns(serving, options.greedy, options.polite)
         load = Load(alone, crowd, turns)
     show(load)
