@@ -429,3 +429,37 @@ def test_objects_that_are_not_known_here_are_refused(model: Any, there: There) -
     with pytest.raises(WireError, match="neither a tensor nor a plain value"):
         with model.trace("w1 w2", backend=there):
             config = [model.config].save()  # noqa: F841
+
+
+def test_names_that_a_block_reads_and_binds_keep_what_they_were(model: Any, there: There) -> None:
+    def block(backend: Any) -> Any:
+        total = 2.0
+        with model.trace("w1 w2", backend=backend):
+            total = total + model.transformer.h[0].output.sum()
+            total.save()
+        return total
+
+    same(block, there)
+
+
+def test_strings_of_several_lines_stay_what_they_are(model: Any, there: There) -> None:
+    def block(backend: Any) -> Any:
+        with model.trace(backend=backend) as tracer:
+            with tracer.invoke("w1"):
+                found = [
+                    """one
+                       two
+                """,
+                    model.transformer.h[0].output,
+                ].save()
+        return found
+
+    assert same(block, there)[0].startswith("one\n   ")
+
+
+def test_their_own_client_is_served_by_the_server_of_these_tests(ndif: Any, spoken: str) -> None:
+    if spoken != "0.7":
+        pytest.skip("the server for clients of 0.8 is tried by nnsight-remote's tests")
+    line = [os.environ[PEERS[spoken]], "-I", str(TESTS / "ndif_older_client.py"), ndif.url]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert said.stdout.splitlines() == ["trace True", "generate (1, 4)", "later True", "error True"], said.stderr

@@ -60,19 +60,23 @@ def _recognise(connection: Connection) -> Spoken:
 
 
 def _fabric(connection: Connection, said: dict[str, Any]) -> Spoken:
-    """Say which of NDIF's protocols a server speaks: what answers to the older one is served by an nnsight before 0.8."""
-    # Imported for those who use it: it needs packages that nothing else does.
-    from ..fabric.facts import NdifFacts
-    from ..fabric.jobs import NdifJobs
-    from ..fabric.older.events import is_there
-    from ..fabric.older.facts import OlderFacts
-    from ..fabric.older.jobs import OlderJobs
+    """Say which of NDIF's protocols a server speaks: with an nnsight before 0.8 it is the older one.
 
+    One that does not name its nnsight is asked whether it answers on socket.io, as only the older one does.
+    """
+    # Imported for those who use them: they need packages that nothing else does.
     packages = said.get("packages")
     release = re.match(r"(\d+)\.(\d+)", str(packages.get("nnsight", "")) if isinstance(packages, dict) else "")
-    is_older = tuple(map(int, release.groups())) < (0, 8) if release else is_there(connection)
-    if is_older:
-        return Spoken(OlderJobs(connection), OlderFacts(connection))
+    if release is None or tuple(map(int, release.groups())) < (0, 8):
+        from ..fabric.older.events import is_there
+        from ..fabric.older.facts import OlderFacts
+        from ..fabric.older.jobs import OlderJobs
+
+        if release is not None or is_there(connection):
+            return Spoken(OlderJobs(connection), OlderFacts(connection))
+    from ..fabric.facts import NdifFacts
+    from ..fabric.jobs import NdifJobs
+
     return Spoken(NdifJobs(connection), NdifFacts(connection))
 
 
