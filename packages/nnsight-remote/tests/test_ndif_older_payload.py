@@ -17,8 +17,9 @@ import torch
 from nnsight import NNsight, WireError
 from nnsight.plugin import open_trace
 from nnsight_remote.fabric.older.naming import named, placeholder
+from nnsight_remote.fabric.older.padding import method_of
 from nnsight_remote.fabric.older.payload import encode
-from nnsight_remote.fabric.stand_ins import Path
+from nnsight_remote.fabric.stand_ins import Path, Thing
 
 #: The modules that those servers admitted in a payload; from their list.
 ADMITTED = ("builtins", "collections", "copyreg", "operator", "nnsight.schema.request", "nnsight.modeling",
@@ -266,3 +267,36 @@ def test_other_tasks_are_refused() -> None:
             model.output.save()
 
     refused(run, "language models.*fill-mask")
+
+
+class Counted(torch.nn.Module):
+    """A model that takes positions."""
+
+    def forward(self, input_ids: torch.Tensor, position_ids: Any = None) -> torch.Tensor:
+        return input_ids
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_rows_of_different_lengths_get_positions_or_are_refused(takes: bool) -> None:
+    made = method_of(Named(Counted() if takes else torch.nn.Linear(4, 4)), Thing(Path("a:b")))
+    assert made is not None
+    ran: list[dict[str, Any]] = []
+
+    class Model:
+        def interleave(self, method: Any, *args: Any, **kwargs: Any) -> None:
+            ran.append(kwargs)
+
+    names: dict[str, Any] = {"model": Model()}
+    exec(made.source, names)
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    names["interleave"]("__call__", attention_mask=torch.ones(2, 3))
+    names["interleave"]("__nnsight_generate__", attention_mask=mask)
+    assert [sorted(kwargs) for kwargs in ran] == [["attention_mask"], ["attention_mask"]]
+    if not takes:
+        with pytest.raises(ValueError, match="one by one"):
+            names["interleave"]("__call__", attention_mask=mask)
+        return
+    names["interleave"]("__call__", attention_mask=mask)
+    positions = ran[-1]["position_ids"]
+    # Each row counts its own tokens, as it would alone.
+    assert positions[0, 2:].tolist() == list(range(2)) and positions[1].tolist() == list(range(4))
