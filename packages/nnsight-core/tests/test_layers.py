@@ -40,7 +40,7 @@ LAYERS = [
     ["config", "mediator", "rigging", "served", "classes", "commands"],
     ["ending", "visits"],
     ["interleaver"],
-    ["sharded", "barrier", "steps", "invoke", "edit", "cache", "session", "tree", "sources"],
+    ["sharded", "barrier", "steps", "invoke", "edit", "cache", "session", "tree", "sources", "sofar"],
     ["backward", "trace"],
     ["scan", "patches"],
     ["validate"],

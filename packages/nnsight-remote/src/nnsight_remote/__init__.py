@@ -24,9 +24,11 @@ if TYPE_CHECKING:
         KeyRefusedError,
         ProtocolError,
         RefusedError,
+        StreamCutError,
         UnreachableError,
     )
     from nnsight_remote.client.job import Job, job
+    from nnsight_remote.client.stream import Piece
 
 __all__ = [
     "DownloadError",
@@ -35,15 +37,17 @@ __all__ = [
     "JobError",
     "JobGoneError",
     "KeyRefusedError",
+    "Piece",
     "ProtocolError",
     "RefusedError",
     "RemoteBackend",
+    "StreamCutError",
     "UnreachableError",
     "__version__",
     "job",
     "ndif",
 ]
-_HOMES = {"RemoteBackend": "backend", "Job": "job", "job": "job"}
+_HOMES = {"RemoteBackend": "backend", "Job": "job", "job": "job", "Piece": "stream"}
 
 
 def __getattr__(name: str) -> Any:

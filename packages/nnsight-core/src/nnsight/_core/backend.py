@@ -22,6 +22,7 @@ from .config import CONFIG
 from .errors import NNsightError
 from .saved import Collector
 from .session import Session
+from .sofar import Look, SoFar
 from .trace import Tracer, is_library
 from .validate import ValidatingTracer
 
@@ -68,14 +69,29 @@ class Request:
             return Session(self.node)
         return Tracer(self.node, self.node._family(), self.inputs, self.kwargs, self.method)
 
-    def replay(self) -> dict[str, Any]:
-        """Run the block in this process as if it had been written here, and return what it saved, by name."""
-        collector = Collector()
+    def replay(self, look: Look | None = None) -> dict[str, Any]:
+        """Run the block in this process as if it had been written here, and return what it saved, by name.
+
+        Args:
+            look: called while the block runs with what it has saved so far, by name: at each `save`, before each turn of
+                the model, and when a trace or the block ends, well or not. The values are the block's own, which it may
+                still change. What it raises is raised in the block.
+        """
+        collector = Collector() if look is None else SoFar(self.names, look)
         scopes.enter(collector)
         try:
             with self.open() as tracer:
                 self.body.assign(self.names, tracer)
                 self.body.run(self.names)
+            if isinstance(collector, SoFar):
+                collector.show()
+        except BaseException as error:
+            if isinstance(collector, SoFar):
+                try:
+                    collector.show()
+                except Exception as another:
+                    raise error from another
+            raise
         finally:
             scopes.leave(collector)
         # A cache is a result in itself; nobody has to save it.

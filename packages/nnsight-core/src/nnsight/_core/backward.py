@@ -8,7 +8,7 @@ while such a block is open, and the replacement serves its own block alone.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,6 @@ from .rigging import Rigging
 from .sites import OUTPUT, Place
 from .taps import running
 from .turns import getcurrent
-
-if TYPE_CHECKING:
-    from .sharded import Ranks
 
 # The methods as torch defines them, whatever is put over them later.
 plain_backward: Any = torch.Tensor.backward
@@ -163,11 +160,11 @@ def _order(tensor: torch.Tensor) -> int | None:
     return None if node is None else node._sequence_nr()
 
 
-def _ranks() -> Ranks | None:
-    """Return where the trace around a backward block compares with other processes."""
+def _run_around() -> Interleaver | None:
+    """Return the run of the trace around a backward block."""
     for member in reversed(scopes.active.get()):
         if isinstance(member, Mediator):
-            return member.run.ranks
+            return member.run
     return None
 
 
@@ -185,7 +182,9 @@ class Backward:
 
     def __enter__(self) -> Backward:
         run = Interleaver(self._call, _no_modules)
-        run.ranks = _ranks()
+        around = _run_around()
+        if around is not None:
+            run.ranks, run.before_turn = around.ranks, around.before_turn
         if run.ranks is not None:
             run.ranks.meet("runs backward")
         self._mediator = GradMediator(run)

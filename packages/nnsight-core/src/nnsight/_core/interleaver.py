@@ -69,6 +69,10 @@ class Interleaver(Visits):
     result: Any = None
     #: Where the processes that the model is spread over compare what they do; None for a model in one process.
     ranks: Ranks | None = None
+    #: Called before a body gives the model its turn: to compare with other processes, to show what is saved so far.
+    before_turn: Callable[[Mediator], None] | None = None
+    #: Shows what is saved so far, if somebody wants to look at it; see `sofar.py`.
+    show: Callable[[], None] | None = None
     #: The active stack that bodies of this run start with.
     stack: tuple[Any, ...] = ()
 

@@ -171,6 +171,11 @@ def join_names(invokes: Sequence[Invoke]) -> None:
                 invoke.join(binders)
 
 
+def running(invokes: Sequence[Invoke]) -> list[tuple[FrameType, Names]]:
+    """Give what each of the invokes that have not been written back yet has bound, and where it will be bound."""
+    return [(invoke.frame, invoke.names) for invoke in invokes if invoke.frame is not None and invoke.names is not None]
+
+
 def write_back_all(invokes: Sequence[Invoke]) -> None:
     """Bind in the frames of the callers what the bodies bound, the last one of them last, and let go of the frames."""
     # Binding names in a frame takes as long for one as for many, and most invokes stand in one frame.

@@ -218,8 +218,8 @@ class InlineMediator(Mediator):
     def park(self) -> None:
         """Give the model its turn. An error of the model comes out here, at the line that waited."""
         run = self.run
-        if run.ranks is not None:
-            run.ranks.agree(self)
+        if run.before_turn is not None:
+            run.before_turn(self)
         if self.greenlet is not getcurrent():
             self._move()
         turn(run.thread, run.model.switch)  # type: ignore[union-attr]  # it was asked for a site, so it is prepared
@@ -293,6 +293,8 @@ class BodyMediator(Mediator):
             except BaseException as error:
                 run.ended(self, error)
                 raise
+            if run.show is not None:
+                run.show()
             run.ended(self, None)
         except EarlyStop as stop:
             if stop.run is not run:
@@ -314,8 +316,8 @@ class BodyMediator(Mediator):
         run = self.run
         assert run.model is not None
         if not run.closing:
-            if run.ranks is not None:
-                run.ranks.agree(self)
+            if run.before_turn is not None:
+                run.before_turn(self)
             turn(run.thread, run.model.switch)
         if run.closing:
             raise Closed

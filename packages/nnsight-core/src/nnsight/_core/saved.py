@@ -20,7 +20,7 @@ class Collector:
     members: frozenset[Any] = frozenset()
 
     def __init__(self) -> None:
-        self.values: list[Any] = []
+        self._kept: dict[int, Any] = {}
 
     def mediator_for(self, place: Any) -> None:
         """Serve nothing; see `active.py`."""
@@ -28,7 +28,11 @@ class Collector:
 
     def has(self, value: Any) -> bool:
         """Say whether this very value was saved."""
-        return any(value is saved for saved in self.values)
+        return id(value) in self._kept
+
+    def add(self, value: Any) -> None:
+        """Take in a value that is saved."""
+        self._kept[id(value)] = value
 
 
 def save(value: V) -> V:
@@ -45,7 +49,7 @@ def save(value: V) -> V:
     outside = True
     for member in active.get():
         if isinstance(member, Collector):
-            member.values.append(value)
+            member.add(value)
             outside = False
         elif outside and not getattr(member, "done", False):  # as `members` leaves out what is over
             outside = False

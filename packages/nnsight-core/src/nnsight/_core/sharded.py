@@ -93,6 +93,7 @@ class ShardedRun(Interleaver):
         super().__init__(call, rigging, layout, step_place)
         self.sharding = sharding
         self.ranks = Ranks(sharding.lockstep)
+        self.before_turn = self.ranks.agree
         sharding.lockstep.begin()
         self.ranks.meet(f"opens a run of `{rigging.path}`", leaves(given))
 

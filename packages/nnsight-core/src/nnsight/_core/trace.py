@@ -11,13 +11,14 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import active as scopes
-from . import complaints
+from . import complaints, sofar
 from .barrier import Barrier
 from .batching import Batchable, Layout, Prepared, Rows
 from .blocks import captured_frame, fold
@@ -27,7 +28,7 @@ from .ending import close, forget
 from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
 from .interleaver import RESULT, Interleaver
-from .invoke import Invoke, join_names, refuse, write_back_all
+from .invoke import Invoke, join_names, refuse, running, write_back_all
 from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
 from .sharded import ShardedRun
 from .sites import OUTPUT, Place
@@ -129,6 +130,8 @@ class Tracer:
             raise
         finally:
             self._forget(run)
+        if run.show is not None:
+            run.show()
         return False
 
     def _give_up(self, run: Interleaver, error: BaseException) -> bool:
@@ -210,6 +213,8 @@ class Tracer:
             write_back_all(invokes)
             if self._run is not None:
                 self._forget(self._run)
+        if self._run is not None and self._run.show is not None:
+            self._run.show()
         return False
 
     def _run_invokes(self, invokes: list[Invoke]) -> None:
@@ -237,7 +242,8 @@ class Tracer:
         for install in self._later:
             install(run)
         run.stack = scopes.active.get()
-        run.run_here()
+        with sofar.including(functools.partial(running, invokes)) if run.show else nullcontext():
+            run.run_here()
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -259,6 +265,8 @@ class Tracer:
         else:
             run = ShardedRun(call, node._rig(), layout, step_place, sharding, (args, kwargs))
         run.method = self._method_name()
+        if scopes.active.get():
+            sofar.follow(run)
         edits = node._root.__dict__["_edits"]
         if edits:
             run.stack = scopes.active.get()

@@ -193,16 +193,20 @@ def decode_error(data: Buffer) -> BaseException:
     return found
 
 
-def encode_message(kind: str, value: Any) -> bytes:
-    """Write something that the other end tells while it runs: "log", "status" or "value"."""
+def encode_message(kind: str, value: Any, called: str = "") -> bytes:
+    """Write something that the other end tells while it runs: "log", "status" or "value".
+
+    Raises:
+        WireError: something in it cannot travel; `called` says what the user calls it.
+    """
     encoder = Encoder(results=True)
-    root = encoder.value(value)
+    root = encoder.value(value, called)
     return encoder.pack("message", root, {"message": kind})
 
 
-def decode_message(data: Buffer) -> tuple[str, Any]:
-    """Read a message: its kind, and what it says."""
-    decoder = Decoder(data, "message")
+def decode_message(data: Buffer, *, trusted: bool = False) -> tuple[str, Any]:
+    """Read a message: its kind, and what it says; see `decode_results`."""
+    decoder = Decoder(data, "message", trusted=trusted)
     kind = decoder.about.get("message")
     if not isinstance(kind, str):
         raise WireError("a message does not say of what kind it is")

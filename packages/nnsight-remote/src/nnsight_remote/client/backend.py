@@ -33,6 +33,8 @@ class RemoteBackend:
         patience: for how many seconds the server may be gone while we wait.
         trusted: results of this server may be more than data, and so may run its code here.
         quiet: show nothing; as `CONFIG.APP.REMOTE_LOGGING` says if None.
+        stream: let saved values arrive while the block runs: `Job.stream` of what stands after `as` gives them. The block is
+            not waited for then.
 
     Example::
 
@@ -51,12 +53,14 @@ class RemoteBackend:
         patience: float = PATIENCE,
         trusted: bool | None = None,
         quiet: bool | None = None,
+        stream: bool = False,
     ) -> None:
         if not isinstance(host, (str, bool, type(None))):
             raise TypeError(f"`remote=` is True or the address of a server, not a {type(host).__name__}")
         self.address = Address.find(host if isinstance(host, str) else None, key)
         self.model = model
-        self.blocking = blocking
+        self.blocking = blocking and not stream
+        self.stream = stream
         self._options: dict[str, Any] = {"patience": patience, "trusted": trusted, "quiet": quiet}
 
     def run(self, request: Request) -> dict[str, Any] | Job:
@@ -64,7 +68,8 @@ class RemoteBackend:
         if not self.blocking:
             if not request.body.has_target:
                 raise NNsightError(
-                    "with blocking=False the job stands after `as`, and this `with` has none: write `as job`"
+                    f"with {'stream=True' if self.stream else 'blocking=False'} the job stands after `as`, and this "
+                    "`with` has none: write `as job`"
                 )
             with make_display(self._label, self._options["quiet"]) as display:
                 job = self._post(request, display)
@@ -83,7 +88,8 @@ class RemoteBackend:
 
     def _post(self, request: Request, display: Any) -> Job:
         called = agree(self.address, request.model, self.model)
-        id = speak(self.address).jobs.post(request, called, display.remark, followed=self.blocking)
+        jobs = speak(self.address).jobs
+        id = jobs.post(request, called, display.remark, followed=self.blocking, stream=self.stream)
         return Job(id, self.address, **self._options)
 
     def _give_up(self, job: Job) -> None:

@@ -8,6 +8,7 @@ Errors of the block itself are raised as what they are; these are about the way 
     ├── KeyRefusedError (PermissionError)    the server wants a key, or another one
     ├── RefusedError (ValueError)            the server does not take a request
     ├── DownloadError (OSError)              a result cannot be kept here; it is still there
+    ├── StreamCutError                       no more values arrive while a job runs; the rest comes with its result
     └── JobError                             a job ended without a result that can be fetched
         ├── JobCancelledError
         └── JobGoneError (LookupError)       the server does not know the job (any more)
@@ -45,6 +46,10 @@ class RefusedError(RemoteError, ValueError):
 
 class DownloadError(RemoteError, OSError):
     """A result cannot be kept on this machine; the server still has it."""
+
+
+class StreamCutError(RemoteError):
+    """A job hands over no more values while it runs. It goes on, and its result has all of them."""
 
 
 class JobError(RemoteError):

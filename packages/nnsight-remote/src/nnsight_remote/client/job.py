@@ -6,7 +6,6 @@ lost and made again, in another process too (`nnsight_remote.job`), and waiting 
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -22,8 +21,10 @@ from .connection import connect
 from .display import Display, make_display
 from .errors import RefusedError, UnreachableError
 from .handshake import speak
+from .later import later
 from .patience import Patience
-from .protocol import FINAL, Sight
+from .protocol import FINAL, Event, Sight
+from .stream import Stream
 
 #: Seconds for which a server may be gone while we wait for a job: it may be started again, and has the job still.
 PATIENCE = 300.0
@@ -122,6 +123,32 @@ class Job:
                 bind(self._values)
             return self._values
 
+    def stream(self, after: int = 0) -> Stream:
+        """Give what it saves while it runs, piece by piece, in the order in which that happens; with `for` or `async for`.
+
+        A piece is a saved value under its name, or an item by which a saved list or dict has grown; see `Piece`. What came
+        before this call is given, too. The result is the truth: what is changed afterwards is not given again. A job that
+        is run again, because its server stopped, gives everything again from the beginning.
+
+        Args:
+            after: leave out what came until this event, by its number (`Piece.number`).
+
+        Raises:
+            RefusedError: it was not handed in with `stream=True`.
+            StreamCutError: it saved more than may arrive while it runs; it goes on, and `result` gives all.
+            JobError: after all pieces, that it ended without a result; otherwise what the block raised.
+
+        Example::
+
+            with model.generate(prompt, backend=RemoteBackend(url, stream=True)) as run:
+                hidden = [].save()
+                for step in run.iter[:]:
+                    hidden.append(model.layers[5].output)
+            for piece in run.stream():
+                print(piece.name, piece.at, piece.value.shape)
+        """
+        return Stream(self, after)
+
     def deliver_to(self, bind: Callable[[Mapping[str, Any]], None]) -> None:
         """Take what binds the saved values where the block stands; `result` calls it."""
         self._bind = bind
@@ -139,11 +166,8 @@ class Job:
             try:
                 for event in self._jobs.watch(self.id, self._heard, left):
                     patience.heard()
-                    self._heard = max(self._heard, event.number)
-                    if event.kind == "log":
-                        self.log += event.text
-                        display.print(event.text)
-                    elif event.kind == "state":
+                    self._hear(event, display)
+                    if event.kind == "state":
                         state = event.text
                         if state not in FINAL:
                             display.show(state)
@@ -162,6 +186,14 @@ class Job:
         if state != "completed":
             display.show(state)
 
+    def _hear(self, event: Event, display: Display) -> None:
+        """Note that something happened; what it printed is printed once, whoever hears of it first."""
+        if event.number > self._heard:
+            self._heard = event.number
+            if event.kind == "log":
+                self.log += event.text
+                display.print(event.text)
+
     def fetch(self, display: Display) -> dict[str, Any]:
         """Fetch what it saved, once it is finished."""
         show = display.state not in FINAL
@@ -177,27 +209,7 @@ class Job:
         return values
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
-        return self._later().__await__()
-
-    async def _later(self) -> dict[str, Any]:
-        # A thread of its own that nobody waits for: a task that is cancelled must not keep the program from ending.
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[dict[str, Any]] = loop.create_future()
-
-        def tell(set_it: Callable[[Any], None], value: Any) -> None:
-            if not done.done():
-                set_it(value)
-
-        def run() -> None:
-            try:
-                outcome: tuple[Callable[[Any], None], Any] = (done.set_result, self.result())
-            except BaseException as error:  # whatever it is, it is raised where the job is awaited
-                outcome = (done.set_exception, error)
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(tell, *outcome)
-
-        threading.Thread(target=run, name=f"nnsight job {self.id}", daemon=True).start()
-        return await done
+        return later(self.result, f"nnsight job {self.id}").__await__()
 
     # -- as earlier releases spelled it ------------------------------------------------------------------------------
 

@@ -24,12 +24,15 @@ class Event:
 
     Attributes:
         number: 1, 2, 3, ...; with it one asks for what came after. 0 says only that the connection is alive.
-        kind: "state" (`text` is the new state), "log" (`text` was printed), or "alive".
+        kind: "state" (`text` is the new state), "log" (`text` was printed), "value" (one was handed over), "cut" (no more
+            are, and `text` says why), or "alive".
+        data: a value, encoded, if it came along.
     """
 
     number: int
     kind: str
     text: str = ""
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Sight:
         position: how many jobs run before it, while it is queued.
         reason, message, traceback: why it failed, if it did: a word, a sentence, and the other end's traceback.
         has_result: whether there is something to fetch: what it saved, or the exception that it raised.
+        streams: whether it hands values over while it runs.
         details: all that the server says of it.
     """
 
@@ -52,6 +56,7 @@ class Sight:
     message: str = ""
     traceback: str = ""
     has_result: bool = False
+    streams: bool = False
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -63,20 +68,31 @@ class Sight:
 class Jobs(Protocol):
     """Blocks on a server."""
 
-    def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
+    def post(
+        self,
+        request: Request,
+        model: str,
+        remark: Callable[[str], None],
+        *,
+        followed: bool = True,
+        stream: bool = False,
+    ) -> str:
         """Hand in a block, however often the connection is cut meanwhile once, and return the id of its job.
 
-        `followed` says whether this process is going to watch it.
+        `followed` says whether this process is going to watch it; `stream`, whether values are to arrive while it runs.
         """
 
     def look(self, job: str) -> Sight:
         """Look at a job. Raises JobGoneError for one that is not there."""
 
-    def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
+    def watch(self, job: str, after: int, seconds: float, *, values: bool = False) -> Iterator[Event]:
         """Give what happens to a job after an event, until it is finished; httpx's errors where the connection ends.
 
-        It is an error of httpx, too, if nothing at all comes for `seconds`.
+        It is an error of httpx, too, if nothing at all comes for `seconds`. With `values`, small values come along.
         """
+
+    def value(self, job: str, number: int, patience: float) -> bytes | memoryview:
+        """Fetch the value that was handed over with an event."""
 
     def fetch(self, job: str, progress: Progress, patience: float, trusted: bool) -> dict[str, Any]:
         """Return what a finished job saved, or raise what it raised."""

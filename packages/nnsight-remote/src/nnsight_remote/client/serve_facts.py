@@ -72,6 +72,7 @@ def sight(view: Mapping[str, Any]) -> Sight:
         reason=str(failure.get("reason", "")),
         message=str(failure.get("message", "")),
         traceback=str(failure.get("traceback", "")),
+        streams=bool(view.get("streams")),
         has_result=view["state"] == "completed" or bool(failure.get("encoded")),
         details=view,
     )

@@ -2,6 +2,7 @@
 
 POST /request                 hand a block in; who waits for it hears in the same answer what happens to it
 GET /jobs/ID/events?after=N   what happens to it, as server-sent events
+GET /jobs/ID/values/N         a value that it handed over, if it was too large to come with its event
 GET /jobs/ID/result           what it saved, or what it raised
 GET, DELETE /jobs/ID          look at it, end it
 """
@@ -43,7 +44,15 @@ class ServeJobs:
         self._connection = connection
         self._posted: dict[str, _Posted] = {}
 
-    def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
+    def post(
+        self,
+        request: Request,
+        model: str,
+        remark: Callable[[str], None],
+        *,
+        followed: bool = True,
+        stream: bool = False,
+    ) -> str:
         """Hand in a block and return the id of its job."""
         data = encode_request(request)
         self._check_size(len(data))
@@ -55,6 +64,8 @@ class ServeJobs:
             headers["nnsight-model"] = model
         if not self._connection.address.is_this_machine:
             data, headers["content-encoding"] = _packed(data)
+        if stream:
+            headers["nnsight-stream"] = "1"
         options: dict[str, Any] = {"content": data, "headers": headers, "seconds": _POSTING, "remark": remark}
         if followed:
             headers["accept"] = f"{MEDIA_TYPE}, application/json;q=0.5"
@@ -81,13 +92,15 @@ class ServeJobs:
         with understood(self._url):
             return sight(said)
 
-    def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
+    def watch(self, job: str, after: int, seconds: float, *, values: bool = False) -> Iterator[Event]:
         """Give what happens to a job after an event."""
         posted = self._posted.get(job)
         told, asked = posted.take() if posted else None, {"after": after}
         if told is None:
             if posted:
                 asked["result"] = WITH_EVENTS
+            if values:
+                asked["values"] = WITH_EVENTS
             timeout, path = httpx.Timeout(CONNECT_SECONDS, read=seconds), f"/jobs/{quote(job, safe='')}/events"
             with self._gone(job), self._connection.stream(path, params=asked, timeout=timeout) as answer:
                 told = Told(answer, self._url)
@@ -119,6 +132,12 @@ class ServeJobs:
                 raise
             raise self._failure(job) from None
         return Result(download.media_type, data)
+
+    def value(self, job: str, number: int, patience: float) -> bytes | memoryview:
+        """Fetch the value that was handed over with an event."""
+        with self._gone(job):
+            path = f"/jobs/{quote(job, safe='')}/values/{number}"
+            return Download(self._connection, path, lambda done, size: None, patience, job).read()
 
     def cancel(self, job: str, seconds: float | None = None) -> None:
         """End a job."""

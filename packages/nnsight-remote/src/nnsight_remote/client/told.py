@@ -64,4 +64,5 @@ class Told:
         if said["kind"] == "result":
             self.result = Result(str(said["type"]), base64.b64decode(said["data"], validate=True))
             return None
-        return Event(int(said["number"]), str(said["kind"]), str(said["text"]))
+        data = base64.b64decode(said["data"], validate=True) if "data" in said else None
+        return Event(int(said["number"]), str(said["kind"]), str(said["text"]), data)

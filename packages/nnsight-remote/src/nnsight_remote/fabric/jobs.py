@@ -74,7 +74,15 @@ class NdifJobs:
         self._headers = {"ndif-api-key": key} if key else {}
         self._told: dict[str, Told] = {}
 
-    def post(self, request: Request, model: str, remark: Callable[[str], None], *, followed: bool = True) -> str:
+    def post(
+        self,
+        request: Request,
+        model: str,
+        remark: Callable[[str], None],
+        *,
+        followed: bool = True,
+        stream: bool = False,
+    ) -> str:
         """Hand in a block and return the id of its job.
 
         Args:
@@ -82,7 +90,12 @@ class NdifJobs:
             model: the key of the model, as the server lists it, or its name on the hub.
             remark: told in words why we wait.
             followed: whether this process waits for it. If not, the server keeps what it says of it, for any process.
+            stream: NDIF does not hand over values while a job runs, so this is refused.
         """
+        if stream:
+            raise RefusedError(
+                f"{self._connection.address.url} is NDIF, which sends values when a job is finished only"
+            )
         hand_in = self._prepared(request, model)
         with self._connection.in_words():
             socket = self._socket.open(self._connection.address.url, self._headers) if followed else None
@@ -113,7 +126,7 @@ class NdifJobs:
             job, last.state, message=message, has_result=last.status == "COMPLETED", details={"meta": last.meta or {}}
         )
 
-    def watch(self, job: str, after: int, seconds: float) -> Iterator[Event]:
+    def watch(self, job: str, after: int, seconds: float, *, values: bool = False) -> Iterator[Event]:
         """Give what happens to a job after an event."""
         told = self._told.setdefault(job, Told(None))
         number = after
@@ -142,6 +155,10 @@ class NdifJobs:
         found = decode(data, trusted=trusted)
         self._told.pop(job, None)
         return found
+
+    def value(self, job: str, number: int, patience: float) -> bytes | memoryview:
+        """NDIF does not hand over values while a job runs."""
+        raise self._gone(job)
 
     def cancel(self, job: str, seconds: float | None = None) -> None:
         """NDIF has no way to end a job; what can be done is to stop listening."""

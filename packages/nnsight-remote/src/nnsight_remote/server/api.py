@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -34,14 +34,15 @@ from .intake import Intake
 from .jobs import Job
 from .keys import User
 from .limits import Limits
-from .outgoing import EVENTS, MOST_WITH_EVENTS, Outgoing
+from .live import MOST_AT_ONCE
+from .outgoing import EVENTS, VALUE, Most, Outgoing
 from .pages import add_pages
 from .schemas import Environment, JobView, ModelView, NewModel, Problem, Status, WhoAmI
 from .versions import PROTOCOL, packages
 
 log = logging.getLogger(__name__)
 _LONGEST_WAIT = 60.0
-WithEvents = Annotated[int, Query(ge=0, le=MOST_WITH_EVENTS, description="bytes of a result that may come with them")]
+WithEvents = Annotated[int, Query(ge=0, le=MOST_AT_ONCE, description="bytes of a result that may come with them")]
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         Headers: `nnsight-model` names the model, and may be left out where there is only one; `nnsight-request-id`, any text
         of the client's, makes a request that is sent again the same job (200 instead of 202). With `accept:
         text/event-stream` the answer is what `/jobs/ID/events` gives, from the beginning; `location` says where the job is.
+        With `nnsight-stream: 1`, saved values arrive while the job runs.
 
         A multipart form is what nnsight 0.8 sends, and is answered in its words.
         """
@@ -136,7 +138,7 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         job, new = await intake.take(who, request.headers, request.stream())
         status, where = (202 if new else 200), {"location": f"/jobs/{job.id}"}
         if EVENTS in request.headers.get("accept", ""):
-            return outgoing.events(job.id, 0, result, status, where)
+            return outgoing.events(job.id, 0, Most(result), status, where)
         response.status_code = status
         response.headers.update(where)
         return parts.view(job)
@@ -177,17 +179,29 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         request: Request,
         after: Annotated[int, Query(ge=0)] = 0,
         result: WithEvents = 0,
+        values: WithEvents = 0,
         who: User = Depends(user),
     ) -> Response:
         """What happens to a job (`state`) and what it prints (`log`), as server-sent events, until it is finished.
 
+        For a job whose values arrive while it runs, each is a `value` with its size, `bytes`; with `values`, one that has no
+        more bytes than that comes along as `data`, in base64. `cut` says that no more come, and why.
         With `result`, the last of them is `result`, unless it has more bytes than that: its media type as `type`, the bytes
         as `data` in base64.
         """
         parts.find(who, id)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 18 else after
-        return outgoing.events(id, after, result)
+        return outgoing.events(id, after, Most(result, values))
+
+    @api.get(
+        "/jobs/{id}/values/{number}", tags=["jobs"], response_class=Response, responses={200: {"content": {VALUE: {}}}}
+    )
+    async def value(
+        id: str, number: Annotated[int, Path(ge=1, lt=1 << 62)], request: Request, who: User = Depends(user)
+    ) -> Response:
+        """A value that a job handed over while it ran, with the event of this number, as `decode_message` reads it."""
+        return outgoing.value(parts.find(who, id), number, request.headers.get("range", ""))
 
     @api.delete("/jobs/{id}", tags=["jobs"])
     async def delete(id: str, who: User = Depends(user)) -> JobView:

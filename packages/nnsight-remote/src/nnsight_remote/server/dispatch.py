@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .models import Model, Models
 from .stages import of_run
 from .store import Store
+from .streamed import Streamed
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 2
@@ -173,8 +174,13 @@ class Dispatcher:
             now = time.time()
             stages = {**job.stages, "queue": max(0.0, now - job.submitted)}
             job = job.but(state="running", started=now, attempts=job.attempts + 1, stages=stages)
-            await self._until_written(functools.partial(self._write, job))
-            state, outcome = await self._run_until(stop, model, job)
+            await self._until_written(functools.partial(self._begin, job))
+            limits = self._limits_of(job.user)
+            streamed = self._streamed(job, limits)
+            state, outcome = await self._run_until(stop, model, job, limits, streamed)
+            if streamed is not None:
+                await self._until_written(streamed.finish)
+                job = job.but(streamed_bytes=streamed.total)
             await self._until_written(functools.partial(self._write_end, job, state, outcome.failure, outcome.seconds))
         except asyncio.CancelledError:
             # The server stops in good order: this was no attempt.
@@ -183,10 +189,17 @@ class Dispatcher:
         finally:
             del self._stops[job.id]
 
-    async def _run_until(self, stop: asyncio.Event, model: Model, job: Job) -> tuple[State, Outcome]:
+    def _streamed(self, job: Job, limits: Limits) -> Streamed | None:
+        if not job.streams:
+            return None
+        return Streamed(self.events, job.id, self.store.values_path(job.id), limits.stream_bytes)
+
+    async def _run_until(
+        self, stop: asyncio.Event, model: Model, job: Job, limits: Limits, streamed: Streamed | None
+    ) -> tuple[State, Outcome]:
         """Run a job until it ends, its user wants it to, or its time is over."""
-        limits = self._limits_of(job.user)
-        task = Task(self.store.request_path(job.id), self.store.result_path(job.id), limits, self._printer(job.id))
+        files = self.store.request_path(job.id), self.store.result_path(job.id)
+        task = Task(*files, limits, self._printer(job.id), streamed)
         run = asyncio.create_task(model.host.run(task))
         stopped = asyncio.create_task(stop.wait())
         try:
@@ -257,6 +270,11 @@ class Dispatcher:
         about = {"job": job.id, "user": job.user, "model": job.model, "state": state}
         ran = round(now - job.started, 3) if job.started else None
         log.info("a job ended", extra={**about, "reason": failure.reason if failure else None, "seconds": ran})
+
+    def _begin(self, job: Job) -> None:
+        if job.streams and job.attempts > 1:
+            self.store.forget_values(job.id)
+        self._write(job)
 
     def _write(self, job: Job) -> None:
         with self.store.transaction():

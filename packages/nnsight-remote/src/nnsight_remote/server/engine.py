@@ -50,6 +50,24 @@ class HostError(Exception):
     """A host cannot be started: its model does not load, or the machine lacks something. The text says what."""
 
 
+class Stream(Protocol):
+    """Takes what a job hands over while it runs."""
+
+    @property
+    def path(self) -> Path:
+        """The file that values go into, one after the other."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more are taken."""
+
+    def hear(self, data: bytes) -> None:
+        """Take what the process of the job says of the file; see `pieces.py`."""
+
+    def cut(self, why: str) -> None:
+        """Say that no more come."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One job, as a host gets it.
@@ -59,12 +77,14 @@ class Task:
         result: the file that the result goes into, or the exception that the block raised.
         limits: what it may take. The time is the caller's to keep: it cancels `Host.run`.
         log: called with what the block prints, as it prints it.
+        stream: takes what it saves while it runs; None if nobody asked for that.
     """
 
     request: Path
     result: Path
     limits: Limits
     log: Callable[[bytes], None]
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,34 @@ from .store import Store
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Where a value lies in the file of those that a job has handed over."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Event:
     """One thing that happened to a job.
 
     Attributes:
         number: 1, 2, 3, ... within the job.
         at: seconds since the epoch.
-        kind: `state` (its new state), or `log` (what it printed).
-        text: the state or the text.
+        kind: `state` (its new state), `log` (what it printed), `value` (it handed one over), or `cut` (it hands over
+            no more).
+        text: the state, the text, where the value lies, or why.
     """
 
     number: int
     at: float
     kind: str
     text: str
+
+    @property
+    def piece(self) -> Piece | None:
+        """Where the value lies that was handed over, if one was."""
+        return Piece(*map(int, self.text.split())) if self.kind == "value" else None
 
 
 class Events:
@@ -60,6 +74,21 @@ class Events:
     def since(self, job: str, number: int) -> list[Event]:
         """What happened after an event."""
         return [Event(*row) for row in self._store.events(job, number)]
+
+    def numbered(self, job: str, number: int) -> Event | None:
+        """The event of a number."""
+        found = next((Event(*row) for row in self._store.events(job, number - 1, 1)), None)
+        return found if found and found.number == number else None
+
+    def read(self, job: str, piece: Piece) -> bytes | None:
+        """The bytes of a value that a job handed over; None if they are not there any more."""
+        try:
+            with open(self._store.values_path(job), "rb") as file:
+                file.seek(piece.start)
+                data = file.read(piece.size)
+        except FileNotFoundError:
+            return None
+        return data if len(data) == piece.size else None
 
     async def follow(self, job: str, after: int = 0) -> AsyncIterator[Event]:
         """Give what happened after an event and what happens, until the job is finished or forgotten."""

@@ -56,7 +56,7 @@ def main() -> None:
         channel.send({"is": "failed", "message": f"{type(error).__name__}: {error}"[:10_000]})
         return
     # Only what runs in a process of its own can be stopped with the model left.
-    ready = {"is": "ready", "isolation": way, "stops": way == "fork", "env": environment()}
+    ready = {"is": "ready", "isolation": way, "stops": way == "fork", "streams": True, "env": environment()}
     serve = {"fork": forking.serve, "resident": resident.serve}[way]
     serve(channel, model, confinement, order["threads"], ready)
 

@@ -55,6 +55,11 @@ class Intake:
         encoding = headers.get("content-encoding", "identity").strip().lower().replace("identity", "")
         if encoding not in ("", packed.ENCODING):
             raise Refused(415, "encoding", f"a request is sent as it is or packed with {packed.ENCODING}")
+        streams = headers.get("nnsight-stream", "0")
+        if streams not in ("0", "1"):
+            raise Refused(
+                400, "request", "the header nnsight-stream is 1 for values that arrive while a job runs, or 0"
+            )
         model = None if unwrap else self._admission.model(headers.get("nnsight-model", ""))
         self._admission.size(user, _announced(headers))
         self._admission.admit(user)
@@ -74,6 +79,7 @@ class Intake:
                 return known, False
             stages = {"receive": time.monotonic() - began}
             job = Job(name, user.name, model.spec.name, "queued", time.time(), request_id, size, stages=stages)
+            job = job.but(streams=streams == "1")
             self._dispatcher.submit(model, job)
         except QueueFull as error:
             path.unlink(missing_ok=True)

@@ -53,6 +53,8 @@ class Job:
         attempts: how often it was begun; more than once only if the server stopped meanwhile.
         result_bytes: size of what can be fetched, the result or the encoded exception.
         expires: when what is left of it is thrown away; None while it is not finished.
+        streams: whether values are handed over while it runs.
+        streamed_bytes: how many bytes of them lie here.
         stages: seconds that it spent in each stage so far; see `stages.py`.
     """
 
@@ -69,6 +71,8 @@ class Job:
     expires: float | None = None
     result_bytes: int = 0
     failure: Failure | None = None
+    streams: bool = False
+    streamed_bytes: int = 0
     stages: Mapping[str, float] = field(default_factory=dict)
 
     @property

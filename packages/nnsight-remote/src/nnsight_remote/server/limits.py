@@ -26,6 +26,7 @@ class Limits:
         result_bytes: size of one result.
         kept_bytes: results that lie on the server and wait to be fetched, all together.
         log_bytes: what one job may print; the rest is dropped, and it says so.
+        stream_bytes: values that one job may hand over while it runs; the rest comes with its result, and it says so.
     """
 
     requests_per_minute: int = 600
@@ -36,6 +37,7 @@ class Limits:
     result_bytes: int = 1 * GIB
     kept_bytes: int = 16 * GIB
     log_bytes: int = 1 * MIB
+    stream_bytes: int = 256 * MIB
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -7,6 +7,7 @@ number it has, over either. Polling `GET /jobs/ID?wait=30` needs neither.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -20,15 +21,23 @@ from .jobs import Job
 from .keys import User
 
 PATH = "/ws/socket.io"
+#: The most bytes of a value or a result that come with the events.
+MOST_AT_ONCE = 1 << 20
 _ALIVE_SECONDS = 15.0
 
 
-def as_json(job: str, event: Event) -> dict[str, Any]:
-    """An event as it is sent."""
-    return {"job": job, "number": event.number, "at": event.at, "kind": event.kind, "text": event.text}
+def as_json(events: Events, job: str, event: Event, most: int = 0) -> dict[str, Any]:
+    """An event as it is sent; a value of no more than `most` bytes comes along."""
+    said = {"job": job, "number": event.number, "at": event.at, "kind": event.kind, "text": event.text}
+    piece = event.piece
+    if piece is None:
+        return said
+    said |= {"text": "", "bytes": piece.size}
+    data = events.read(job, piece) if piece.size <= most else None
+    return said if data is None else {**said, "data": base64.b64encode(data).decode()}
 
 
-async def server_sent(events: Events, job: str, after: int) -> AsyncGenerator[bytes, None]:
+async def server_sent(events: Events, job: str, after: int, most: int = 0) -> AsyncGenerator[bytes, None]:
     """The events of a job as `text/event-stream`, with a comment now and then, by which a dead connection is noticed."""
     following = events.follow(job, after)
     ahead = asyncio.ensure_future(anext(following))
@@ -42,7 +51,8 @@ async def server_sent(events: Events, job: str, after: int) -> AsyncGenerator[by
                 event = ahead.result()
             except StopAsyncIteration:
                 return
-            yield f"id: {event.number}\nevent: {event.kind}\ndata: {json.dumps(as_json(job, event))}\n\n".encode()
+            said = json.dumps(as_json(events, job, event, most))
+            yield f"id: {event.number}\nevent: {event.kind}\ndata: {said}\n\n".encode()
             ahead = asyncio.ensure_future(anext(following))
     finally:
         ahead.cancel()
@@ -51,7 +61,7 @@ async def server_sent(events: Events, job: str, after: int) -> AsyncGenerator[by
 
 
 def make_sockets(events: Events, door: Door, find: Callable[[User, str], Job]) -> socketio.AsyncServer:
-    """Serve `follow {job, after}`, answered by `event`s and at the end of the job by `end`."""
+    """Serve `follow {job, after, values}`, answered by `event`s and at the end of the job by `end`."""
     # No page of another site may connect: it would come with no key anyway.
     sockets = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins=None, max_http_buffer_size=1 << 16)
 
@@ -71,9 +81,9 @@ def make_sockets(events: Events, door: Door, find: Callable[[User, str], Job]) -
     async def follow(sid: str, asked: Any) -> dict[str, Any]:
         user = (await sockets.get_session(sid))["user"]
         job = asked.get("job") if isinstance(asked, dict) else None
-        after = asked.get("after", 0) if isinstance(asked, dict) else None
-        if not isinstance(job, str) or not isinstance(after, int):
-            return {"reason": "request", "message": "`follow` takes {job: ID, after: NUMBER}"}
+        after, most = (asked.get(name, 0) if isinstance(asked, dict) else None for name in ("after", "values"))
+        if not (isinstance(job, str) and isinstance(after, int) and isinstance(most, int) and most <= MOST_AT_ONCE):
+            return {"reason": "request", "message": "`follow` takes {job: ID, after: NUMBER, values: BYTES}"}
         try:
             find(user, job)
         except Refused as refused:
@@ -81,7 +91,7 @@ def make_sockets(events: Events, door: Door, find: Callable[[User, str], Job]) -
 
         async def tell() -> None:
             async for event in events.follow(job, after):
-                await sockets.emit("event", as_json(job, event), to=sid)
+                await sockets.emit("event", as_json(events, job, event, most), to=sid)
             await sockets.emit("end", {"job": job}, to=sid)
 
         session = await sockets.get_session(sid)

@@ -12,10 +12,12 @@ import base64
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from fastapi.responses import FileResponse, StreamingResponse
@@ -33,9 +35,17 @@ log = logging.getLogger(__name__)
 RESULTS, ERROR = "application/vnd.nnsight.results", "application/vnd.nnsight.error"
 #: What a block of nnsight 0.8 saved, which its own client reads.
 OTHERS = "application/octet-stream"
+VALUE = "application/vnd.nnsight.message"
 EVENTS = "text/event-stream"
-#: The most bytes of a result that come with the events.
-MOST_WITH_EVENTS = 1 << 20
+_FROM = re.compile(r"bytes=(\d{1,18})-")
+
+
+@dataclass(frozen=True)
+class Most:
+    """How many bytes of a result, and of each value before it, may come with the events."""
+
+    result: int = 0
+    value: int = 0
 
 
 class Outgoing:
@@ -87,7 +97,22 @@ class Outgoing:
             return False
         return True
 
-    def events(self, job: str, after: int, most: int, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
+    def value(self, job: Job, number: int, ranges: str) -> Response:
+        """The value that a job handed over with an event, or what lies behind its first bytes; raises Refused."""
+        event = self._dispatcher.events.numbered(job.id, number)
+        piece = event.piece if event else None
+        data = self._dispatcher.events.read(job.id, piece) if piece else None
+        if data is None:
+            raise Refused(404, "value", f"the job handed no value over with event {number}, or it is gone")
+        asked = _FROM.fullmatch(ranges)
+        start = int(asked[1]) if asked else 0
+        headers = {"etag": f'"{job.id}-{number}"', "accept-ranges": "bytes"}
+        if not 0 < start < len(data):
+            return Response(data, 200, headers, VALUE)
+        headers["content-range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return Response(data[start:], 206, headers, VALUE)
+
+    def events(self, job: str, after: int, most: Most, status: int = 200, headers: Mapping[str, str] = {}) -> Response:
         """The events of a job until it is finished, and then its result if that has no more than `most` bytes."""
         # A proxy that collects an answer before it passes it on would hold up what a block prints.
         headers = {**headers, "cache-control": "no-store", "x-accel-buffering": "no"}
@@ -99,12 +124,12 @@ class Outgoing:
         for job, began in sent:
             await self._dispatcher.fetched(job, began)
 
-    async def _stream(self, name: str, after: int, most: int, sent: list[tuple[Job, float]]) -> AsyncIterator[bytes]:
-        async with aclosing(server_sent(self._dispatcher.events, name, after)) as events:
+    async def _stream(self, name: str, after: int, most: Most, sent: list[tuple[Job, float]]) -> AsyncIterator[bytes]:
+        async with aclosing(server_sent(self._dispatcher.events, name, after, most.value)) as events:
             async for part in events:
                 yield part
         job = self._store.get(name)
-        if job is None or not job.has_file or job.result_bytes > most:
+        if job is None or not job.has_file or job.result_bytes > most.result:
             return
         began = time.monotonic()
         try:

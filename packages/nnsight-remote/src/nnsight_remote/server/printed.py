@@ -20,13 +20,17 @@ class Printed:
     Args:
         most: how many bytes to keep.
         hand_over: called with what comes, and once with a remark if there was more; None to keep it for `finish`.
+        wanted: whether more is wanted; once it is not, the pipe is closed, and whoever writes into it hears that.
     """
 
-    def __init__(self, most: int, hand_over: Callable[[bytes], None] | None) -> None:
+    def __init__(
+        self, most: int, hand_over: Callable[[bytes], None] | None, wanted: Callable[[], bool] = lambda: True
+    ) -> None:
         self._reading, self.writing_end = os.pipe()
         os.set_blocking(self._reading, False)
         self._left = most
         self._hand_over = hand_over
+        self._wanted = wanted
         self._kept = bytearray()
         self._most = most
         self._remarked = False
@@ -41,17 +45,24 @@ class Printed:
 
     def finish(self) -> bytes:
         """Read what is left, without waiting for more, and return what was kept."""
-        if self._loop:
-            self._loop.remove_reader(self._reading)
         if self.writing_end >= 0:
             os.close(self.writing_end)
         for _ in range(_LEFTOVER // _AT_ONCE):
             if not self._read():
                 break
-        os.close(self._reading)
+        self._close()
         return bytes(self._kept)
 
+    def _close(self) -> None:
+        if self._reading >= 0:
+            if self._loop:
+                self._loop.remove_reader(self._reading)
+            os.close(self._reading)
+            self._reading = -1
+
     def _read(self) -> bool:
+        if self._reading < 0:
+            return False
         try:
             data = os.read(self._reading, _AT_ONCE)
         except BlockingIOError:
@@ -70,4 +81,6 @@ class Printed:
         if len(taken) < len(data) and not self._remarked:
             self._remarked = True
             self._hand_over(f"\n[the rest is dropped: a job may print {self._most} bytes]\n".encode())
+        if not self._wanted():
+            self._close()
         return True

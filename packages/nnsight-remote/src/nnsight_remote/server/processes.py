@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
@@ -24,6 +25,7 @@ from .jobs import REASONS, Failure, Reason
 from .printed import Printed
 
 _LONGEST_OUTCOME = 1 << 18
+_ANY = 1 << 62  # of what is counted elsewhere
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class ProcessHost:
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
         self._can_stop_jobs = True
+        self._streams = False
 
     @property
     def alive(self) -> bool:
@@ -99,17 +102,19 @@ class ProcessHost:
             raise HostError(str(said.get("message")) if said else f"the process {_end_in_words(code)} while it loaded")
         self._channel = channel
         self._can_stop_jobs = said.get("stops") is True
+        self._streams = said.get("streams") is True
         return {name: said.get(name) for name in ("isolation", "env", "node")}
 
     async def run(self, task: Task) -> Outcome:
         """Run a job; see `Host.run`."""
         log, outcome = Printed(task.limits.log_bytes, task.log), Printed(_LONGEST_OUTCOME, None)
         try:
-            await self._hand_over(task, [log.writing_end, outcome.writing_end])
-            log.start()
-            outcome.start()
-            channel = self._started()
-            said = await channel.hear()
+            with self._stream(task, [log, outcome]) as (pipes, files):
+                await self._hand_over(task, [pipe.writing_end for pipe in pipes], files)
+                for pipe in pipes:
+                    pipe.start()
+                channel = self._started()
+                said = await channel.hear()
         except asyncio.CancelledError:
             await self._stop_job()
             raise
@@ -123,15 +128,31 @@ class ProcessHost:
             await self.stop()
         return self._read_outcome(reported, task) or Outcome(_crash(said["status"]))
 
-    async def _hand_over(self, task: Task, pipes: list[int]) -> None:
+    @contextmanager
+    def _stream(self, task: Task, pipes: list[Printed]) -> Iterator[tuple[list[Printed], list[int]]]:
+        """Open what a job needs that hands values over while it runs, if it does: a file, and another pipe."""
+        stream = task.stream
+        if stream is None:
+            yield pipes, []
+        elif not self._streams:
+            stream.cut("the engine of this server does not hand over values while a job runs")
+            yield pipes, []
+        else:
+            told = Printed(_ANY, stream.hear, lambda: not stream.is_over)
+            try:
+                with open(stream.path, "wb") as file:
+                    yield [*pipes, told], [file.fileno()]
+            finally:
+                told.finish()
+
+    async def _hand_over(self, task: Task, pipes: list[int], files: list[int]) -> None:
         """Give the process a job. One that died before it began the job, which is no fault of the job, is started again."""
         with open(task.request, "rb") as request, open(task.result, "wb") as result:
             for last in (False, True):
                 channel = self._started()
                 try:
-                    channel.send(
-                        {"do": "run", "limit": asdict(task.limits)}, [request.fileno(), result.fileno(), *pipes]
-                    )
+                    order = {"do": "run", "limit": asdict(task.limits)}
+                    channel.send(order, [request.fileno(), result.fileno(), *pipes, *files])
                     said = await channel.hear()
                 except ConnectionError:
                     said = None

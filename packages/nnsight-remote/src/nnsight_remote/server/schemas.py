@@ -47,6 +47,8 @@ class JobView(BaseModel):
     attempts: int
     request_bytes: int
     result_bytes: int
+    streams: bool = Field(description="whether values arrive while it runs")
+    streamed_bytes: int = Field(description="how many bytes of them are kept; known when it is finished")
     stages: dict[str, float] = Field(
         description="seconds in each stage so far: " + "; ".join(f"{name}: {what}" for name, what in STAGES.items())
     )

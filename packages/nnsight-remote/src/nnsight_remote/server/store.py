@@ -20,12 +20,13 @@ from typing import IO, Any
 
 from .jobs import FINAL, Failure, Job
 
-VERSION = 2
+VERSION = 3
 _SCHEMA = """
 create table if not exists jobs (
     id text primary key, user text not null, model text not null, state text not null, submitted real not null,
     request_id text not null, request_bytes integer not null, attempts integer not null, started real, finished real,
-    expires real, result_bytes integer not null, failure text, stages text not null
+    expires real, result_bytes integer not null, failure text, streams integer not null,
+    streamed_bytes integer not null, stages text not null
 );
 create index if not exists jobs_by_user on jobs (user, submitted);
 create index if not exists jobs_by_state on jobs (state, submitted);
@@ -52,7 +53,7 @@ class Store:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(folder, 0o700)
-        for name in ("requests", "results"):
+        for name in ("requests", "results", "values"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
         self._lock: IO[str] | None = None
         self.connection = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None, timeout=10)
@@ -110,6 +111,10 @@ class Store:
         """Where a result lies as it is sent to other machines, once one has asked for it."""
         return self.folder / "results" / f"{job}.packed"
 
+    def values_path(self, job: str) -> Path:
+        """Where the values lie that a job hands over while it runs."""
+        return self.folder / "values" / job
+
     def save(self, job: Job) -> None:
         """Write a job as it is now."""
         failure = json.dumps(asdict(job.failure)) if job.failure else None
@@ -140,7 +145,8 @@ class Store:
 
     def kept_bytes(self, user: str) -> int:
         """How much lies here for a user to fetch."""
-        row = self.connection.execute("select coalesce(sum(result_bytes), 0) from jobs where user = ?", (user,))
+        lying = "coalesce(sum(result_bytes + streamed_bytes), 0)"
+        row = self.connection.execute(f"select {lying} from jobs where user = ?", (user,))
         return int(row.fetchone()[0])
 
     def delete(self, job: str) -> None:
@@ -151,6 +157,7 @@ class Store:
         self.request_path(job).unlink(missing_ok=True)
         self.result_path(job).unlink(missing_ok=True)
         self.packed_path(job).unlink(missing_ok=True)
+        self.values_path(job).unlink(missing_ok=True)
 
     def expire(self, now: float) -> list[str]:
         """Forget the jobs whose time has come; return their ids."""
@@ -162,7 +169,8 @@ class Store:
     def sweep(self) -> int:
         """Throw away files that no row speaks of, and requests that are done with: a crash leaves such. Return how many."""
         known = {job: state in FINAL for job, state in self.connection.execute("select id, state from jobs")}
-        strays = [path for path in (self.folder / "results").iterdir() if path.name not in known]
+        kept = [path for name in ("results", "values") for path in (self.folder / name).iterdir()]
+        strays = [path for path in kept if path.name not in known]
         strays += [path for path in (self.folder / "requests").iterdir() if known.get(path.name, True)]
         for path in strays:
             path.unlink()
@@ -172,10 +180,15 @@ class Store:
         """Write down that something happened to a job."""
         self.connection.execute("insert into events values (?, ?, ?, ?, ?)", (job, number, time.time(), kind, text))
 
-    def events(self, job: str, after: int) -> list[tuple[int, float, str, str]]:
-        """(number, time, kind, text) of what happened to a job, from behind a number on."""
+    def forget_values(self, job: str) -> None:
+        """Forget what a job handed over: it is run again, and begins anew."""
+        self.connection.execute("delete from events where job = ? and kind in ('value', 'cut')", (job,))
+
+    def events(self, job: str, after: int, most: int = -1) -> list[tuple[int, float, str, str]]:
+        """(number, time, kind, text) of what happened to a job, from behind a number on; `most` of them, or all."""
         found = self.connection.execute(
-            "select number, at, kind, text from events where job = ? and number > ? order by number", (job, after)
+            "select number, at, kind, text from events where job = ? and number > ? order by number limit ?",
+            (job, after, most),
         )
         return found.fetchall()
 
@@ -189,4 +202,5 @@ class Store:
         for row in rows:
             found = dict(zip(_COLUMNS, row))
             found["failure"] = Failure(**json.loads(found["failure"])) if found["failure"] else None
+            found["streams"] = bool(found["streams"])
             yield Job(**{**found, "stages": json.loads(found["stages"])})

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from nnsight.plugin import NNsight, Request, WireError, decode_request, encode_e
 from .confine.imports import ImportGuard
 from .eight import reader as eight
 from .eight.envelope import is_enveloped
+from .pieces import Pieces
 
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _LONGEST_MESSAGE, _LONGEST_TRACEBACK = 4_000, 16_000
@@ -30,17 +31,23 @@ _LONGEST_MESSAGE, _LONGEST_TRACEBACK = 4_000, 16_000
 
 @dataclass(frozen=True)
 class Files:
-    """The open files of a job: where the request is, where the result goes, and two pipes to the server."""
+    """The open files of a job: where the request is, where the result goes, and two pipes to the server.
+
+    One that hands over values while it runs has a third pipe, which tells of them, and the file that they go into.
+    """
 
     request: int
     result: int
     log: int
     outcome: int
+    told: int | None = None
+    values: int | None = None
 
     def close(self) -> None:
         """Let go of all of them."""
-        for file in (self.request, self.result, self.log, self.outcome):
-            os.close(file)
+        for file in (self.request, self.result, self.log, self.outcome, self.told, self.values):
+            if file is not None:
+                os.close(file)
 
 
 def print_to(log: int) -> None:
@@ -91,7 +98,7 @@ def _outcome(model: NNsight, files: Files, guard: ImportGuard | None, seconds: d
             return _failed("error", error, place)
         try:
             with _timed(seconds, "run"):
-                saved = request.replay()
+                saved = request.replay(_look(files))
             with _timed(seconds, "encode"):
                 data = request.encode(saved) if isinstance(request, eight.Received) else encode_results(saved)
         except BaseException as error:  # of a user's code, whatever it is
@@ -108,6 +115,11 @@ def _decoded(sent: bytes, model: NNsight, guard: ImportGuard | None) -> Request:
     if not is_enveloped(sent):
         return decode_request(sent, model)
     return eight.read(sent, model, guard.check) if guard else eight.read(sent, model)
+
+
+def _look(files: Files) -> Callable[[Mapping[str, Any]], None] | None:
+    """Return what looks at values while the block runs, if somebody wants them."""
+    return Pieces(files.values, files.told).look if files.values is not None and files.told is not None else None
 
 
 @contextmanager

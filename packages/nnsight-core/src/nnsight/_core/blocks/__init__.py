@@ -26,7 +26,7 @@ from .body import Block, Body, block_of, capture
 from .find import Found, find_with
 from .heads import is_with_head
 from .names import Names
-from .scope import snapshot, write_back
+from .scope import is_namespace, snapshot, write_back
 from .skip import Skipped, skip, skipped
 from .tracebacks import captured_frame, fold
 
@@ -41,6 +41,7 @@ __all__ = [
     "captured_frame",
     "find_with",
     "fold",
+    "is_namespace",
     "is_with_head",
     "skip",
     "skipped",

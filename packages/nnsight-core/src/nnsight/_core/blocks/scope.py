@@ -88,6 +88,11 @@ def write_back(frame: FrameType, mapping: Mapping[str, Any]) -> None:
         frame.f_globals[name] = mapping[name]
 
 
+def is_namespace(frame: FrameType, names: Names) -> bool:
+    """Say whether what the code of a frame binds at its own level are these names."""
+    return not _in_function(frame) and _namespace(frame) is names
+
+
 def _namespace(frame: FrameType) -> MutableMapping[str, Any]:
     """Give the mapping in which the names of a frame live, or the view or copy that stands for it in a function."""
     here: MutableMapping[str, Any] = frame.f_locals

@@ -14,7 +14,7 @@ import io
 import pickle
 import pkgutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,10 +100,10 @@ class Received(Request):
         """Return the tracer that came along, which the block may have under several names."""
         return self._tracer or super().open()
 
-    def replay(self) -> dict[str, Any]:
+    def replay(self, look: Callable[[Mapping[str, Any]], None] | None = None) -> dict[str, Any]:
         """Run the block, and return what it saved, by name."""
         with _set_up(self.model, self.envelope.env):
-            return super().replay()
+            return super().replay(look)
 
     def encode(self, saved: dict[str, Any]) -> bytes:
         """Write what it saved, as its client reads it."""
