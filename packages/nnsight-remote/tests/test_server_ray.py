@@ -28,7 +28,7 @@ from nnsight_remote.server.confine import Confinement
 from nnsight_remote.server.engine import HostError, ModelSpec, Task
 from nnsight_remote.server.limits import Limits
 
-pytest.importorskip("ray", reason="there is no build of Ray for this Python")
+ray = pytest.importorskip("ray", reason="there is no build of Ray for this Python")
 
 X = test_server_jobs.X
 PATH = os.pathsep.join([str(HERE), *filter(None, sys.path)])
@@ -261,6 +261,7 @@ def test_a_node_with_other_versions_is_refused_by_name(nodes, tmp_path):
     node = nodes.cluster.add_node(num_cpus=1, resources={"newer": 1}, object_store_memory=100 << 20, env_vars=other)
     said = start(RayEngine(Confinement(), resources={"": {"newer": 1.0}}, address=nodes.address))
     nodes.cluster.remove_node(node)
+    assert f"ray {ray.__version__}" in said
     assert node.node_id[:12] in said and "nnsight-remote 9.9 there" in said and "the same on all nodes" in said
 
 

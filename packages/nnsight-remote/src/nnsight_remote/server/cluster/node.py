@@ -42,7 +42,8 @@ class Place:
         """Where this is, and which versions are installed here."""
         context = ray.get_runtime_context()
         name = f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, Ray's node {context.get_node_id()[:12]})"
-        return {"node": name, "system": sys.platform, "python": platform.python_version(), "packages": packages()}
+        versions = {"python": platform.python_version(), "ray": ray.__version__, **packages()}
+        return {"node": name, "system": sys.platform, "versions": versions}
 
     async def load(self, order: dict[str, Any]) -> dict[str, Any]:
         """Start the host's process and load the model; return what a host says then."""

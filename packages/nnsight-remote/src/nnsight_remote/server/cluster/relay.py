@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import sys
 import threading
@@ -114,8 +115,8 @@ def _place(order: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             if error.actor_init_failed or time.monotonic() > end - 1:
                 raise
             time.sleep(1)
-    here = {"python": _minor(sys.version), "packages": _ours(order["versions"])}
-    there = {"python": _minor(about["python"]), "packages": _ours(about["packages"])}
+    here = _that_matter({"python": platform.python_version(), "ray": ray.__version__, **order["versions"]})
+    there = _that_matter(about["versions"])
     if here != there:
         raise _Lacking(
             f"{about['node']} has other versions than the server: {_in_words(there)} there, {_in_words(here)} here. "
@@ -246,18 +247,16 @@ def _shown(resources: dict[str, float]) -> dict[str, float]:
     }
 
 
-def _minor(python: str) -> str:
-    return ".".join(python.split(".")[:2])
+def _that_matter(versions: dict[str, str]) -> dict[str, str]:
+    """Those that both ends of the cluster must share; what a model computes with is told to clients as it is there."""
+    found: dict[str, str] = {
+        name: versions[name] for name in ("ray", "nnsight-core", "nnsight-remote") if name in versions
+    }
+    return {"python": ".".join(versions["python"].split(".")[:2]), **found}
 
 
-def _ours(packages: dict[str, str]) -> dict[str, str]:
-    return {name: version for name, version in packages.items() if name in ("nnsight-core", "nnsight-remote")}
-
-
-def _in_words(versions: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {version}" for name, version in {"python": versions["python"], **versions["packages"]}.items()
-    )
+def _in_words(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 if __name__ == "__main__":
