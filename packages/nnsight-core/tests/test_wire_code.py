@@ -42,6 +42,7 @@ from block_contexts import ROOT, run, stub  # replaces nnsight by an empty packa
 
 from nnsight._core.errors import WireError
 from nnsight._core.wire import Decoder, Encoder, origin
+from nnsight._core.wire.texts import Received
 from nnsight._core.wire.uses import uses
 
 K = 3
@@ -239,6 +240,18 @@ def test_only_names_that_are_used_travel():
     assert not used.names.keys() & {"K", "seen"} and uses(renew.__code__).names.keys() == {"K"}
     data = send(even)
     assert b"odd" in data and b"counting" not in data and len(data) < 1000
+
+
+def test_lines_of_one_file_that_came_with_two_messages_are_shown_together():
+    name = "/nowhere/of_two.py"
+    model, block = Received([[name, [3, "three"]]]), Received([[name, [7, "seven"]]])
+    model.show()
+    block.show()
+    assert [linecache.getline(name, number) for number in (3, 7)] == ["three\n", "seven\n"]
+    block.forget()
+    assert [linecache.getline(name, number) for number in (3, 7)] == ["three\n", ""]
+    model.forget()
+    assert name not in linecache.cache
 
 
 def test_the_lines_of_the_user_are_in_a_traceback():

@@ -57,6 +57,20 @@ def test_a_tokenizer_and_a_configuration_go_by_name(model):
     assert said == [here, True, True]
 
 
+def test_standard_names_go_with_the_model_and_what_was_said_about_them(model):
+    other = LanguageModel("nnsight/toy-landmarks", dispatch=True)
+    other.standardize(layers="transformer.h")
+    for standard in (model.standard, other.standard):
+        layer = standard.layers[1]
+        with standard.trace(TEXT, backend=Wire()):
+            standard.mlps_output[0] = standard.mlps_output[0] * 2
+            stream, logits = layer.output.save(), standard.logits.save()
+        with standard.trace(TEXT):
+            standard.model.transformer.h[0].mlp.output = standard.model.transformer.h[0].mlp.output * 2
+            stream_here, logits_here = standard.model.transformer.h[1].output, standard.model.lm_head.output
+        assert torch.equal(stream, stream_here) and torch.equal(logits, logits_here)
+
+
 def test_outputs_and_caches_come_back_as_what_they_are(model):
     with model.trace(TEXT, use_cache=True, backend=Wire()) as tracer:
         out = tracer.result.save()

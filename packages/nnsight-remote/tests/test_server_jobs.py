@@ -250,6 +250,20 @@ def test_a_package_on_the_list_may_import_what_it_needs(model, user):
     assert size == 3
 
 
+def test_an_exception_that_was_made_before_is_raised_over_there(model, user):
+    mine = LookupError("mine")  # sent as its class of `builtins`, and what it was made with
+    with pytest.raises(LookupError) as caught, model.trace(X, backend=user):
+        raise mine
+    assert caught.value.args == mine.args
+
+
+def test_pictures_may_be_sent(model, user):
+    image = pytest.importorskip("PIL.Image").new("L", (3, 2), 7)
+    with model.trace(X, backend=user):
+        values = torch.tensor(list(image.getdata())).save()
+    assert torch.equal(values, torch.full((6,), 7))
+
+
 def test_secrets_of_the_server_are_not_in_the_environment_of_a_block(model, user):
     with model.trace(X, backend=user):
         names = nnsight.save(sorted(os.environ))

@@ -168,10 +168,13 @@ class LanguageModel(GeneratingModel):
 
         What they mean is found out when they are first asked for, by a small run, for which the weights are loaded.
         """
+        return self._standard(self.__dict__.get("_corrections"))
+
+    def _standard(self, given: Corrections | None) -> StandardNames:
+        """Return this model under standard names, with what a user says about them."""
         self.dispatch()
         # Another implementation computes attention probabilities, or does not.
         how = getattr(self.config.get_text_config(), "_attn_implementation", None)
-        given: Corrections | None = self.__dict__.get("_corrections")
         return StandardNames(self, self._found(f"names: {how}, {given}", lambda: resolve(self._module, given)))
 
     def standardize(

@@ -12,7 +12,8 @@ A suite is a class of tests. Subclass it in your tests, say how to make your thi
             return ["hello", "a longer line"]
 
 `FamilySuite` is for a family (`NNsight` with its `Batchable` methods), `GeneratingSuite` for one that generates,
-`LoadableSuite` for one whose weights are loaded when they are needed, `BackendSuite` for a place to run. pytest is imported
+`LoadableSuite` for one whose weights are loaded when they are needed, `BackendSuite` for a place to run. A suite of a family
+that makes a backend sends its blocks there: whether the family can be served. pytest is imported
 here and nowhere else in nnsight.
 """
 

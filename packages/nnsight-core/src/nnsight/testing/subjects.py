@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nnsight._core.structures import leaves
+from nnsight._core.structures import leaves, zip_map
 from nnsight.plugin import Envoy, eproperty
 from nnsight.testing.reference import Hooked
 
@@ -56,3 +56,18 @@ def loss_of(result: Any) -> torch.Tensor:
     terms = [leaf.square().mean() for leaf in leaves(result) if leaf.requires_grad]
     assert terms, "nothing in the result requires a gradient; set differentiable = False if that is how the family is"
     return sum(terms[1:], start=terms[0])
+
+
+def unpadded(value: Any, alone: Any, side: str) -> Any:
+    """Return the part of a value in a batch that is as large as it is alone, without the padding on a side of it."""
+
+    def cut(mine: Any, other: Any) -> Any:
+        if not isinstance(mine, torch.Tensor) or mine.dim() != other.dim():
+            return mine
+        for dim in range(1, mine.dim()):
+            more = mine.shape[dim] - other.shape[dim]
+            if more > 0:
+                mine = mine.narrow(dim, more if side == "left" else 0, other.shape[dim])
+        return mine
+
+    return zip_map(cut, value, alone)

@@ -17,6 +17,9 @@ class Layer:
         own["_index"] = index
         own["_envoy"] = names._envoy(names.resolution.blocks[index].path)
 
+    def __reduce__(self) -> Any:
+        return Layer, (self._names, self._index)
+
     @property
     def self_attn(self) -> Any:
         """The envoy of the attention."""

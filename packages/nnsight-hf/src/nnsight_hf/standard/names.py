@@ -69,6 +69,10 @@ class StandardNames:
             served = [self._serve(name, index) for index in range(len(found.blocks))]
             own[name] = PerLayer(name, [value for value, _ in served], [why for _, why in served], self._refusal)
 
+    def __reduce__(self) -> Any:
+        # A copy, here or where a block runs, finds out again what the names mean in the model that is there.
+        return _again, (self.model, vars(self.model).get("_corrections"))
+
     def _serve(self, name: str, index: int) -> tuple[States | Probabilities | None, str]:
         """Return what serves a value of a layer, or why nothing does."""
         found, block = self.resolution, self.resolution.blocks[index]
@@ -287,3 +291,7 @@ class StandardNames:
         from nnsight_hf.standard.report import listing
 
         return listing(self)
+
+
+def _again(model: Any, given: Any) -> StandardNames:
+    return model._standard(given)  # type: ignore[no-any-return]  # the model's own class is not known here

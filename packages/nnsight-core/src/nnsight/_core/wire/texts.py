@@ -97,7 +97,7 @@ class Received:
                 known.update((number, line + "\n") for number, line in enumerate(lines, start=run[0]))
             self.files.append((entry[0], known))
         self._codes: list[Any] = []
-        self._shown: dict[str, Any] = {}
+        self._shown: dict[str, dict[int, str]] = {}
 
     def filename(self, number: Any) -> str:
         """Return the name of a file."""
@@ -125,13 +125,13 @@ class Received:
             by_name.setdefault(filename, {}).update(known)
         with _showing:
             for filename, known in by_name.items():
-                if _is_shown(filename, known):
-                    continue
-                lines = Sparse(known)
-                _shown.setdefault(filename, []).append(lines)
-                _before.setdefault(filename, linecache.cache.get(filename))
-                linecache.cache[filename] = (0, None, lines, filename)  # type: ignore[assignment]  # any sequence will do
-                self._shown[filename] = lines
+                if filename not in _shown:
+                    if _is_here(filename, known):
+                        continue
+                    _before[filename] = linecache.cache.get(filename)
+                _shown.setdefault(filename, []).append(known)
+                self._shown[filename] = known
+                _put(filename)
 
     def forget(self) -> None:
         """Give back what was shown and kept."""
@@ -139,11 +139,11 @@ class Received:
             forget(code)
         self._codes.clear()
         with _showing:
-            for filename, lines in self._shown.items():
+            for filename, known in self._shown.items():
                 others = _shown[filename]
-                others[:] = [other for other in others if other is not lines]
+                others[:] = [other for other in others if other is not known]
                 if others:
-                    linecache.cache[filename] = (0, None, others[-1], filename)  # type: ignore[assignment]
+                    _put(filename)
                     continue
                 del _shown[filename]
                 before = _before.pop(filename)
@@ -159,13 +159,22 @@ class Received:
         return self.files[number]
 
 
-#: What is shown of each file, the latest last, and what was there before the first.
-_shown: dict[str, list[Sparse]] = {}
+#: What is shown of each file, by message, the latest last; and what was there before the first.
+_shown: dict[str, list[dict[int, str]]] = {}
 _before: dict[str, Any] = {}
 _showing = threading.RLock()
 
 
-def _is_shown(filename: str, known: Mapping[int, str]) -> bool:
+def _put(filename: str) -> None:
+    """Show all lines of a file that messages brought: a model may have come with some, and a block with others."""
+    together: dict[int, str] = {}
+    for known in _shown[filename]:
+        together.update(known)
+    # Any sequence will do.
+    linecache.cache[filename] = (0, None, Sparse(together), filename)  # type: ignore[assignment]
+
+
+def _is_here(filename: str, known: Mapping[int, str]) -> bool:
     """Whether a file of this name is here and has these lines, as it has where both ends are on one machine."""
     # Only what looks like a module is opened: the name is the sender's, and some files of a system have no end.
     if filename not in linecache.cache and not (filename.endswith(".py") and os.path.isfile(filename)):

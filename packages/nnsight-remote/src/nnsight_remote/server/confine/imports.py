@@ -17,12 +17,12 @@ from typing import Any
 #: What a block may import on any server. Of the standard library: what computes, nothing that reaches out.
 ALLOWED = frozenset(
     """
-    __future__ abc array base64 bisect calendar cmath collections colorsys contextlib copy dataclasses datetime decimal
-    difflib enum fractions functools hashlib heapq inspect itertools json keyword locale logging math numbers operator
-    pprint random re statistics string struct textwrap time timeit traceback types typing unicodedata uuid warnings weakref
-    zlib zoneinfo
-    einops jaxtyping nnsight nnterp numpy packaging pandas scipy sklearn sympy tokenizers torch tqdm transformers
-    typing_extensions accelerate diffusers peft nnsight_hf nnsight_diffusers nnsight_vllm nnsight_remote
+    __future__ abc array base64 bisect builtins calendar cmath collections colorsys contextlib copy dataclasses datetime
+    decimal difflib enum fractions functools hashlib heapq inspect itertools json keyword locale logging math numbers
+    operator pprint random re statistics string struct textwrap time timeit traceback types typing unicodedata uuid
+    warnings weakref zlib zoneinfo
+    PIL einops jaxtyping jinja2 nnsight nnterp numpy packaging pandas scipy sklearn sympy tokenizers torch tqdm
+    transformers typing_extensions accelerate diffusers peft nnsight_hf nnsight_diffusers nnsight_vllm nnsight_remote
     """.split()
 )
 
