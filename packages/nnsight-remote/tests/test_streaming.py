@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import served_models
+import socketio
 import torch
 from cutting import proxy_to
-from serving import SECONDS, Server
+from serving import SECONDS, Client, Server
 
 import nnsight
 import nnsight_remote
@@ -395,3 +398,26 @@ def test_a_job_that_is_run_again_hands_over_everything_again(model, tmp_path, mo
             late = job.stream()
             assert [next(late).number for _ in range(2)] == [piece.number for piece in again]
             job.cancel()
+
+
+def test_values_are_events_over_socket_io_too_and_files_over_http(generating, server, key):
+    job = generate(generating)
+    values = {piece.number: piece.value for piece in job.stream()}
+    heard, ended = [], threading.Event()
+    follower = socketio.Client()
+    follower.on("event", heard.append)
+    follower.on("end", lambda said: ended.set())
+    follower.connect(server.url, auth={"key": key}, socketio_path="/ws/socket.io", transports=["websocket"])
+    try:
+        follower.call("follow", {"job": job.id, "values": 100_000}, timeout=SECONDS)
+        assert ended.wait(SECONDS)
+    finally:
+        follower.disconnect()
+    user, told = Client(server.url, key), [event for event in heard if event["kind"] == "value"]
+    assert [event["number"] for event in told] == list(values)
+    for event in told:
+        answer = user.http.get(f"/jobs/{job.id}/values/{event['number']}")
+        assert base64.b64decode(event["data"]) == answer.content and len(answer.content) == event["bytes"]
+        assert same(nnsight.plugin.decode_message(answer.content)[1]["value"], values[event["number"]])
+    assert user.http.get(f"/jobs/{job.id}/values/1").status_code == 404  # that event is no value
+    assert server.user("somebody else").http.get(f"/jobs/{job.id}/values/{told[0]['number']}").status_code == 404
