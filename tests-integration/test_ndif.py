@@ -431,6 +431,21 @@ def test_objects_that_are_not_known_here_are_refused(model: Any, there: There) -
             config = [model.config].save()  # noqa: F841
 
 
+def test_rows_of_different_lengths_in_a_session_are_what_each_is_alone(model: Any, there: There) -> None:
+    def block(backend: Any) -> Any:
+        with model.session(backend=backend):
+            with model.trace(["w1 w2 w3", "w4"]):
+                rows = model.lm_head.output[:, -1].save()
+            with model.trace() as tracer:
+                with tracer.invoke("w1 w2 w3 w5"):
+                    first = model.lm_head.output[:, -1].save()
+                with tracer.invoke("w1"):
+                    second = model.lm_head.output[:, -1].save()
+        return rows, first, second
+
+    same(block, there)
+
+
 def test_names_that_a_block_reads_and_binds_keep_what_they_were(model: Any, there: There) -> None:
     def block(backend: Any) -> Any:
         total = 2.0
