@@ -13,8 +13,8 @@ A suite is a class of tests. Subclass it in your tests, say how to make your thi
 
 `FamilySuite` is for a family (`NNsight` with its `Batchable` methods), `GeneratingSuite` for one that generates,
 `LoadableSuite` for one whose weights are loaded when they are needed, `BackendSuite` for a place to run. A suite of a family
-that makes a backend sends its blocks there: whether the family can be served. pytest is imported
-here and nowhere else in nnsight.
+that makes a backend sends its blocks there: whether the family can be served. pytest is imported here and nowhere else in
+nnsight.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ except ImportError as error:
 
 # The suites' asserts are to explain themselves as those of a test file do.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{name}" for name in ("reference", "subjects", "family", "generating", "loadable", "backend"))
+    *(
+        f"{__name__}.{name}"
+        for name in ("reference", "subjects", "somewhere", "family", "generating", "loadable", "backend")
+    )
 )
 
 from nnsight.testing.backend import BackendSuite  # noqa: E402 - after they were registered

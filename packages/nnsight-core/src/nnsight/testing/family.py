@@ -67,11 +67,6 @@ class FamilySuite(Somewhere):
 
     # -- what the checks start from ----------------------------------------------------------------------------------
 
-    @pytest.fixture(autouse=True)
-    def _without_graphs(self) -> Any:
-        with torch.no_grad():
-            yield
-
     @pytest.fixture
     def model(self) -> Any:
         """The model, made anew for each check, and ready to run."""

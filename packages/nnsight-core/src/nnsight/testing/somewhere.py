@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from nnsight.plugin import Backend
 
@@ -21,6 +22,11 @@ class Somewhere:
     def make_backend(self) -> Backend | str | None:
         """Make the backend that the blocks of the checks are sent to; None runs them here."""
         return None
+
+    @pytest.fixture(autouse=True)
+    def _without_graphs(self) -> Any:
+        with torch.no_grad():
+            yield
 
     @pytest.fixture
     def backend(self) -> Any:

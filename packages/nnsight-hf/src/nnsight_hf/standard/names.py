@@ -294,4 +294,4 @@ class StandardNames:
 
 
 def _again(model: Any, given: Any) -> StandardNames:
-    return model._standard(given)  # type: ignore[no-any-return]  # the model's own class is not known here
+    return model._standard(given)
