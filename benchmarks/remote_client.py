@@ -46,14 +46,16 @@ class Client:
 
     def _timed(self, work: str, backend: Any, calls: int) -> list[float]:
         times = []
-        for _ in range(calls):
-            gc.collect()
-            gc.disable()
-            begin = time.perf_counter()
-            found = self._call(work, backend)
-            times.append(time.perf_counter() - begin)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(calls):
+                begin = time.perf_counter()
+                found = self._call(work, backend)
+                times.append(time.perf_counter() - begin)
+                del found
+        finally:
             gc.enable()
-            del found
         return times
 
     def _call(self, work: str, backend: Any) -> list[torch.Tensor]:
