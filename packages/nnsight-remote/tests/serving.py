@@ -26,8 +26,15 @@ SECONDS = 60.0  # no test waits so long for anything; one that would, fails
 class Server:
     """A real server on the loopback interface; started again, it has another port and the same store."""
 
-    def __init__(self, store: Path, *arguments: str, models: Sequence[str] = ("served_models:mlp",)) -> None:
+    def __init__(
+        self,
+        store: Path,
+        *arguments: str,
+        models: Sequence[str] = ("served_models:mlp",),
+        program: str = "nnsight_remote.server.command",
+    ) -> None:
         self.store = store
+        self._program = program
         self._line = [*models, "--port", "0", "--store", str(store), "--threads", "1", *arguments]
         self.url = self.admin = ""
         self.process: subprocess.Popen[str]
@@ -37,7 +44,7 @@ class Server:
         path = os.pathsep.join([str(HERE), *filter(None, sys.path)])
         self.log = open(self.store.with_suffix(".log"), "ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nnsight_remote.server.command", *self._line],
+            [sys.executable, "-m", self._program, *self._line],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,

@@ -115,3 +115,23 @@ def gone(pid):
 
     assert select.select([end], [], [], 30)[0], f"process {pid} is still there"
     os.close(end)
+
+
+def test_a_model_that_was_added_is_offered_again_until_it_is_taken_off(store_folder, blocks):
+    server = Server(store_folder, models=["first=served_models:unloadable"])
+    with server.running():
+        admin = Client(server.url, server.admin).http
+        assert admin.delete("/models/first", params={"forget": True}).status_code == 409
+        asked = {"name": "second", "source": "nowhere", "family": "NoSuchFamily", "options": {"depth": 2}}
+        assert admin.post("/models", json=asked).json()["added"]
+        server.kill()
+    with server.running():
+        admin = Client(server.url, server.admin, "second")
+        first, second = admin.http.get("/models").json()
+        assert (first["added"], second["added"], second["options"]) == (False, True, {"depth": 2})
+        failure = admin.wait(admin.submit(blocks[0])["id"])["failure"]
+        assert failure["reason"] == "model" and "NoSuchFamily" in failure["message"]
+        assert admin.http.delete("/models/second", params={"forget": True}).json()["name"] == "second"
+        assert admin.http.post("/request", content=blocks[0], headers={"nnsight-model": "second"}).status_code == 404
+    with server.running():
+        assert [view["name"] for view in Client(server.url, server.admin).http.get("/models").json()] == ["first"]

@@ -42,6 +42,7 @@ from .versions import PROTOCOL, packages
 
 log = logging.getLogger(__name__)
 _LONGEST_WAIT = 60.0
+_LAST_NUMBER = 1 << 53
 WithEvents = Annotated[int, Query(ge=0, le=MOST_AT_ONCE, description="bytes of a result that may come with them")]
 
 
@@ -85,7 +86,7 @@ class Parts:
 def make_api(parts: Parts) -> FastAPI:
     """Make the application; `parts` do the work."""
     problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 507)
+        status: {"model": Problem} for status in (400, 401, 403, 404, 408, 409, 413, 415, 416, 422, 429, 503, 507)
     }
     api = FastAPI(
         title="nnsight server",
@@ -171,13 +172,13 @@ def _add_job_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> Non
         if not found.has_file:
             reason, message = (found.failure.reason, found.failure.message) if found.failure else (found.state, "")
             raise Refused(409, reason, message or f"the job was {found.state}, and has no result")
-        return await outgoing.result(found, request.headers.get("accept-encoding", ""))
+        return await outgoing.result(found, request)
 
     @api.get("/jobs/{id}/events", tags=["jobs"], response_class=StreamingResponse)
     async def events(
         id: str,
         request: Request,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: Annotated[int, Query(ge=0, le=_LAST_NUMBER)] = 0,
         result: WithEvents = 0,
         values: WithEvents = 0,
         who: User = Depends(user),
@@ -280,24 +281,38 @@ def _add_model_routes(api: FastAPI, parts: Parts, user: Callable[..., Any], admi
 
     @api.post("/models", status_code=201, tags=["models"])
     async def offer(new: NewModel, who: User = Depends(admin)) -> ModelView:
-        """Offer another model, until the server stops. It is loaded when its first job comes. For admins."""
+        """Offer another model, also after the server was started again. It is loaded when its first job comes. For admins."""
         if new.options.get("trust_remote_code") and not parts.trusted:
             raise Refused(403, "trust", "code of a repository is run by a server that was started with --trusted only")
         try:
-            model = models.add(new.spec())
+            spec = new.spec()
+            model = models.add(spec, added=True)
         except ValueError as error:
             raise Refused(409, "model", str(error)) from None
+        try:
+            parts.dispatcher.store.keep_model(spec.name, spec.as_json())
+        except BaseException:
+            await models.remove(model)
+            raise
         parts.dispatcher.start(model)
         return ModelView.of(model)
 
     @api.delete("/models/{name:path}", tags=["models"])
-    async def evict(name: str, who: User = Depends(admin)) -> ModelView:
-        """Throw the weights of an idle model away; the next job loads them again. For admins."""
+    async def evict(name: str, forget: bool = False, who: User = Depends(admin)) -> ModelView:
+        """Throw the weights of an idle model away; the next job loads them again. For admins.
+
+        With `forget`, the model is offered no more: one that was added while the server ran, and that no job waits for.
+        """
         model = models.get(name)
         if model is None:
             raise Refused(404, "model", f"there is no model {name!r} here")
-        if not await models.evict(model):
-            raise Refused(409, "busy", f"the model is {model.state}; try again when it is idle", 1)
+        if forget and not model.added:
+            raise Refused(409, "model", f"{name!r} was named when the server was started; it is left out there")
+        if not await (models.remove(model) if forget else models.evict(model)):
+            waiting = f", and {len(model.queue)} jobs wait for it" if forget and len(model.queue) else ""
+            raise Refused(409, "busy", f"the model is {model.state}{waiting}; try again when it is idle", 1)
+        if forget:
+            parts.dispatcher.retire(model)
         return ModelView.of(model)
 
 
@@ -308,6 +323,8 @@ def _add_refusals(api: FastAPI, parts: Parts) -> None:
         headers = {"retry-after": str(max(1, round(retry_after)))} if retry_after is not None else {}
         if status == 401:
             headers["www-authenticate"] = "Bearer"
+        # Half of a surrogate pair, which JSON lets users write, is in no answer that others can read.
+        message = message.encode("utf-8", "replace").decode()
         said = {"reason": reason, "message": message, **({"detail": message} if to_eight else {})}
         return JSONResponse(said, status, headers)
 
@@ -338,3 +355,4 @@ def _add_refusals(api: FastAPI, parts: Parts) -> None:
     api.add_exception_handler(HTTPException, http)
     api.add_exception_handler(sqlite3.Error, failed)
     api.add_exception_handler(OSError, failed)
+    api.add_exception_handler(Exception, failed)

@@ -30,6 +30,7 @@ from .limits import Limits
 from .live import PATH, make_sockets
 from .metrics import Metrics
 from .models import Models
+from .small_bodies import SmallBodies
 from .store import Store
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def make_app(settings: Settings, store: Store, engine: Engine) -> Any:
     models = Models(engine, settings.room, settings.queue_length)
     for spec in settings.specs:
         models.add(spec)
+    _add_kept(models, store, settings.trusted)
 
     def limits_of(name: str) -> Limits:
         user = keyring.named(name)
@@ -103,7 +105,19 @@ def make_app(settings: Settings, store: Store, engine: Engine) -> Any:
             log.info("the server is down")
 
     api.router.lifespan_context = life
-    return socketio.ASGIApp(make_sockets(events, door, parts.find), api, socketio_path=PATH)
+    both = socketio.ASGIApp(make_sockets(events, door, parts.find), api, socketio_path=PATH)
+    return SmallBodies(both, but=["/request"])
+
+
+def _add_kept(models: Models, store: Store, trusted: bool) -> None:
+    """Offer the models again that were added while servers before this one ran."""
+    for spec in map(ModelSpec.from_json, store.kept_models()):
+        if models.get(spec.name) is not None:
+            continue  # the command line says otherwise now
+        if spec.options.get("trust_remote_code") and not trusted:
+            log.warning("a model needs --trusted, and is not offered", extra={"model": spec.name})
+            continue
+        models.add(spec, added=True)
 
 
 async def _tidy(dispatcher: Dispatcher) -> None:

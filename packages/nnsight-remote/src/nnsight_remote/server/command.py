@@ -70,6 +70,7 @@ def _serve(line: Sequence[str]) -> int:
     import uvicorn
 
     from .app import Settings, make_app
+    from .connections import Connections
     from .keys import Keyring
     from .logs import set_up
     from .store import Store, StoreInUse
@@ -107,6 +108,7 @@ def _serve(line: Sequence[str]) -> int:
         _first_key(Keyring(store))
     config = uvicorn.Config(
         make_app(settings, store, engine),
+        http=Connections,
         log_config=None,
         timeout_graceful_shutdown=5,
         server_header=False,

@@ -90,6 +90,11 @@ class Dispatcher:
         """Begin to run the jobs of a model; with `preload`, load it before the first of them comes."""
         self._loops[model.spec.name] = asyncio.create_task(self._serve(model, preload))
 
+    def retire(self, model: Model) -> None:
+        """Run no more jobs of a model, which is offered no more, and forget it."""
+        self._loops.pop(model.spec.name).cancel()
+        self.store.drop_model(model.spec.name)
+
     async def stop(self) -> None:
         """Stop running jobs. Those that run go back into the queue, for the next server."""
         for loop in self._loops.values():

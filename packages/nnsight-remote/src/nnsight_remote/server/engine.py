@@ -6,8 +6,9 @@ so hosts can be processes of this machine (`processes.py`) or actors of a cluste
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,15 @@ class ModelSpec:
             raise ValueError(
                 f"{self.name!r} cannot be the name of a model: clients send it in a header, so it is ASCII"
             )
+
+    def as_json(self) -> str:
+        """Write it down; `from_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what `as_json` wrote."""
+        return cls(**json.loads(text))
 
     @classmethod
     def parse(cls, text: str, family: str, options: Mapping[str, Any]) -> ModelSpec:

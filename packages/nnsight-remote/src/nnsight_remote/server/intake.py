@@ -23,6 +23,7 @@ from .keys import User
 from .queue import QueueFull
 
 _CHUNK_SECONDS = 60.0
+_SLOWEST = 1024  # bytes a second, on the whole
 _LONGEST_ID = 200
 
 
@@ -77,6 +78,7 @@ class Intake:
             if request_id and (known := self._store.find(user.name, request_id)):  # it was sent twice at once
                 path.unlink()
                 return known, False
+            model = self._admission.model(model.spec.name)  # it may have been taken off meanwhile
             stages = {"receive": time.monotonic() - began}
             job = Job(name, user.name, model.spec.name, "queued", time.time(), request_id, size, stages=stages)
             job = job.but(streams=streams == "1")
@@ -90,13 +92,15 @@ class Intake:
         return job, True
 
     async def _read(self, user: User, body: AsyncIterator[bytes], path: Path) -> int:
-        size = 0
+        size, began = 0, time.monotonic()
         with open(path, "xb") as file:
             while True:
+                left = began + _CHUNK_SECONDS + size / _SLOWEST - time.monotonic()
                 try:
-                    chunk = await asyncio.wait_for(anext(body, None), _CHUNK_SECONDS)
+                    chunk = await asyncio.wait_for(anext(body, None), min(left, _CHUNK_SECONDS))
                 except asyncio.TimeoutError:
-                    raise Refused(408, "slow", f"nothing came for {_CHUNK_SECONDS:g} s") from None
+                    said = f"{size} bytes came in {time.monotonic() - began:.0f} s, and then nothing"
+                    raise Refused(408, "slow", said) from None
                 except ClientDisconnect:
                     raise Refused(400, "cut", "the connection was cut before the request was here") from None
                 if chunk is None:

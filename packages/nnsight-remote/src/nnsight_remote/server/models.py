@@ -18,6 +18,7 @@ from .engine import Engine, Host, ModelSpec
 from .queue import FairQueue
 
 log = logging.getLogger(__name__)
+_MOST = 1000  # on offer; each has a queue and a task of its own
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Model:
         job: the job that runs.
         loaded, used: when it was loaded, and when its last job ended; on the monotonic clock.
         loads: how often it was loaded.
+        added: whether it was added while a server ran, and not named when it was started.
     """
 
     spec: ModelSpec
@@ -46,6 +48,7 @@ class Model:
     loaded: float = 0.0
     used: float = 0.0
     loads: int = 0
+    added: bool = False
 
 
 class Models:
@@ -75,12 +78,22 @@ class Models:
         """The model that clients call so."""
         return self._models.get(name)
 
-    def add(self, spec: ModelSpec) -> Model:
-        """Offer another model; raise ValueError if one is called so already."""
+    def add(self, spec: ModelSpec, *, added: bool = False) -> Model:
+        """Offer another model; raise ValueError if one is called so already, or there are too many."""
         if spec.name in self._models:
             raise ValueError(f"a model is called {spec.name!r} already")
-        model = self._models[spec.name] = Model(spec, self._engine.host(spec), FairQueue(self._queue_length))
+        if len(self._models) >= _MOST:
+            raise ValueError(f"there are {len(self._models)} models; take one off before another comes")
+        host, queue = self._engine.host(spec), FairQueue(self._queue_length)
+        model = self._models[spec.name] = Model(spec, host, queue, added=added)
         return model
+
+    async def remove(self, model: Model) -> bool:
+        """Offer a model no more; say whether that could be done: not while it is used, or waited for."""
+        if len(model.queue) or not await self.evict(model) or len(model.queue) or model.state == "loading":
+            return False  # a job may have come while the weights went
+        self._models.pop(model.spec.name, None)
+        return True
 
     async def make_ready(self, model: Model) -> None:
         """Have a model loaded, and mark it busy; raise HostError if that cannot be."""

@@ -22,6 +22,7 @@ from typing import BinaryIO, cast
 
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import packed
@@ -55,13 +56,14 @@ class Outgoing:
         self._dispatcher = dispatcher
         self._store = dispatcher.store
 
-    async def result(self, job: Job, accepted: str = "") -> Response:
-        """The result of a finished job, or the exception that it raised; ranges of it can be asked for. Raises Refused.
+    async def result(self, job: Job, request: Request) -> Response:
+        """The result of a finished job, or the exception that it raised; a range of it can be asked for. Raises Refused.
 
         Args:
             job: a job that has one.
-            accepted: the encodings that whoever asks takes, as HTTP writes them.
+            request: who asks, and which encodings, and which part, they take.
         """
+        accepted = request.headers.get("accept-encoding", "")
         done = BackgroundTask(self._dispatcher.fetched, job, time.monotonic())
         headers, path = {"vary": "accept-encoding"}, self._store.result_path(job.id)
         if _accepts(accepted) and await asyncio.to_thread(self._pack, job):
@@ -71,6 +73,7 @@ class Outgoing:
             found = path.stat()
         except FileNotFoundError:
             raise Refused(404, "job", f"the result of job {job.id} is not here any more") from None
+        _check_range(found.st_size, request)
         return FileResponse(path, headers=headers, media_type=self._kind(job), background=done, stat_result=found)
 
     def _pack(self, job: Job) -> bool:
@@ -152,3 +155,15 @@ def _accepts(accepted: str) -> bool:
         if name.strip() == packed.ENCODING:
             return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
+
+
+def _check_range(size: int, request: Request) -> None:
+    """Forget about a range that is none, or several, as if nobody had asked; refuse one that lies behind the end."""
+    asked = request.headers.get("range")
+    if asked is None:
+        return
+    found = re.fullmatch(r"bytes=(\d{1,18})-(\d{0,18})|bytes=-(\d{1,18})", asked, re.ASCII)
+    if found is None or (found[1] and found[2] and int(found[1]) > int(found[2])):
+        request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+    elif int(found[1] or 0) >= size or found[3] and not int(found[3]):
+        raise Refused(416, "range", f"there are {size} bytes, and {asked} is behind them")

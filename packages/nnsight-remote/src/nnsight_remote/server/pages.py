@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from fastapi.responses import HTMLResponse, Response
 
 _POLICY = {
@@ -35,7 +35,7 @@ def add_pages(api: FastAPI) -> None:
     @api.get("/assets/{name}", include_in_schema=False)
     async def page_asset(name: str) -> Response:
         if name not in _KINDS:
-            return Response(status_code=404)
+            raise HTTPException(404)
         return Response(asset(name), media_type=_KINDS[name], headers=_POLICY)
 
     @api.get("/docs", include_in_schema=False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from .engine import ModelSpec
 from .jobs import Job
@@ -76,6 +77,7 @@ class ModelView(BaseModel):
     node: str | None = Field(description="the node of a cluster that it is on; null for the server's own machine")
     problem: str = Field(description="why it could not be loaded, the last time")
     idle_seconds: float | None
+    added: bool = Field(description="whether an admin added it while the server ran")
 
     @classmethod
     def of(cls, model: Model) -> ModelView:
@@ -93,6 +95,7 @@ class ModelView(BaseModel):
             node=model.about.get("node"),
             problem=model.problem,
             idle_seconds=idle,
+            added=model.added,
         )
 
 
@@ -102,7 +105,16 @@ class NewModel(BaseModel):
     name: str = Field(min_length=1, max_length=200)
     source: str = Field(min_length=1, max_length=1000)
     family: str = Field(default="LanguageModel", pattern=r"^[A-Za-z]\w*$")
-    options: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    options: dict[str, str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None] = Field(
+        default_factory=dict, max_length=100
+    )
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> NewModel:
+        # JSON lets users write half of a surrogate pair, and no answer that shows it could be sent.
+        if not json.dumps(self.model_dump(), ensure_ascii=False).isprintable():
+            raise ValueError("there are characters in it that cannot be shown")
+        return self
 
     def spec(self) -> ModelSpec:
         """What is to be loaded."""

@@ -35,6 +35,7 @@ create table if not exists events (
     job text not null, number integer not null, at real not null, kind text not null, text text not null,
     primary key (job, number)
 ) without rowid;
+create table if not exists models (name text primary key, spec text not null);
 create table if not exists keys (
     name text primary key, hash text not null unique, role text not null, limits text not null, created real not null
 );
@@ -175,6 +176,18 @@ class Store:
         for path in strays:
             path.unlink()
         return len(strays)
+
+    def keep_model(self, name: str, spec: str) -> None:
+        """Write down a model that was added while the server ran."""
+        self.connection.execute("insert or replace into models values (?, ?)", (name, spec))
+
+    def drop_model(self, name: str) -> None:
+        """Forget it."""
+        self.connection.execute("delete from models where name = ?", (name,))
+
+    def kept_models(self) -> list[str]:
+        """The models that were written down, in the order in which they came."""
+        return [spec for (spec,) in self.connection.execute("select spec from models order by rowid")]
 
     def add_event(self, job: str, number: int, kind: str, text: str) -> None:
         """Write down that something happened to a job."""
