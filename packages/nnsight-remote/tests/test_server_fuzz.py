@@ -60,8 +60,6 @@ def goes_on(server: Server) -> Iterator[None]:
     assert process.memory_info().rss < before + (100 << 20)
     said = server.logged()[logged:]
     failures = [line for line in said.splitlines() if "a route failed" in line or "Exception in ASGI" in line]
-    # Engine.IO ends a websocket whose packet is of no kind with this error, which is logged; it is that client's own.
-    failures = [line for line in failures if "engineio" not in line or "invalid literal for int()" not in line]
     assert not failures, failures
 
 

@@ -82,8 +82,9 @@ def make_sockets(events: Events, door: Door, find: Callable[[User, str], Job]) -
         user = (await sockets.get_session(sid))["user"]
         job = asked.get("job") if isinstance(asked, dict) else None
         after, most = (asked.get(name, 0) if isinstance(asked, dict) else None for name in ("after", "values"))
-        numbers = type(after) is int and type(most) is int and 0 <= after <= 1 << 53 and most <= MOST_AT_ONCE
-        if not isinstance(job, str) or not numbers:
+        if not (isinstance(job, str) and isinstance(after, int) and isinstance(most, int)) or not (
+            0 <= after <= 1 << 53 and most <= MOST_AT_ONCE
+        ):
             return {"reason": "request", "message": "`follow` takes {job: ID, after: NUMBER, values: BYTES}"}
         try:
             find(user, job)

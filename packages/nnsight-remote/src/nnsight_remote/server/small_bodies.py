@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
+log = logging.getLogger(__name__)
+#: What Engine.IO and socket.io let through of packets that are none.
+_UNREADABLE = (ValueError, RecursionError)
 MOST_BYTES = 1 << 16
 SECONDS = 10.0
 
@@ -30,6 +34,9 @@ class SmallBodies:
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Serve a connection."""
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["path"] in self._but or not _has_body(scope["headers"]):
             await self._app(scope, receive, send)
             return
@@ -63,9 +70,23 @@ class SmallBodies:
         finally:
             working.cancel()
         if working.done():
-            working.result()
+            try:
+                working.result()
+            except _UNREADABLE:
+                if answered:
+                    raise
+                await _refuse(send, 400, "request", "the body of the request cannot be read")
         elif not answered:
             await _refuse(send, 408, "slow", f"nothing came of this in {SECONDS:g} s")
+
+    async def _socket(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except _UNREADABLE as error:
+            log.warning(
+                "a socket was sent what cannot be read", extra={"problem": f"{type(error).__name__}: {error}"[:200]}
+            )
+            await send({"type": "websocket.close", "code": 1007})
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
