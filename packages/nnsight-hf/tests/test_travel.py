@@ -101,3 +101,22 @@ print("transformers" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+def test_a_plain_generation_elsewhere_is_run_there_and_gives_its_tokens(model):
+    wanted = model.generate(TEXT, max_new_tokens=3)
+    wire = Wire()
+    assert torch.equal(model.generate(TEXT, max_new_tokens=3, backend=wire), wanted)
+    assert len(wire.data) < 1200
+
+    class Later:
+        """What a backend returns that does not wait."""
+
+        def deliver_to(self, bind):
+            self.bind = bind
+
+    class Unhurried:
+        def run(self, request):
+            return Later()
+
+    assert isinstance(model.generate(TEXT, max_new_tokens=3, backend=Unhurried()), Later)

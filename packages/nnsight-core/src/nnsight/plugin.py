@@ -29,7 +29,7 @@ conformance suite in `nnsight.testing`.
 
 from __future__ import annotations
 
-from nnsight._core.backend import Backend, HereBackend, Pending, Request, open_trace
+from nnsight._core.backend import Backend, HereBackend, Pending, Request, open_trace, run_there
 from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs, put_together
 from nnsight._core.blocks import is_with_head
 from nnsight._core.envoy import Envoy
@@ -126,6 +126,7 @@ __all__ = [
     "provide",
     "put_together",
     "registered_class",
+    "run_there",
     "store_edit",
     "text_of_block",
     "text_of_function",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nnsight.plugin import Place, Rows, end_steps, is_with_head, open_trace
+from nnsight.plugin import Place, Rows, end_steps, is_with_head, open_trace, run_there
 from nnsight_hf import generation, progress
 from nnsight_hf.pretrained import PretrainedModel
 from nnsight_hf.tokens import Tokens, describe
@@ -95,7 +95,7 @@ class GeneratingModel(PretrainedModel):
 
         Returns:
             The tokens [rows, positions], or whatever else this model's `generate` makes, such as a waveform; a `Tracer`
-            at the head of a `with`.
+            at the head of a `with`; a job, of which `result()["result"]` is that, for a call that does not wait.
 
         Raises:
             TypeError: this model does not generate.
@@ -104,6 +104,9 @@ class GeneratingModel(PretrainedModel):
             raise TypeError(f"{type(self._module).__name__} does not generate: use `trace`")
         if progress is not None:
             kwargs["progress"] = progress
-        if backend is None and blocking and remote in (None, False) and not is_with_head(sys._getframe(1)):
+        where: dict[str, Any] = {"backend": backend, "remote": remote, "blocking": blocking}
+        if is_with_head(sys._getframe(1)):
+            return open_trace(self, given, kwargs, method="generate", **where)
+        if backend is None and blocking and remote in (None, False):
             return self._run_now("generate", given, kwargs)
-        return open_trace(self, given, kwargs, method="generate", backend=backend, remote=remote, blocking=blocking)
+        return run_there(self, given, kwargs, method="generate", **where)

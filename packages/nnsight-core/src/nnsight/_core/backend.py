@@ -223,3 +223,25 @@ def open_trace(
     if scan:
         return ValidatingTracer(node, family, inputs, kwargs, method, validate)
     return Tracer(node, family, inputs, kwargs, method)
+
+
+_absent: Any = object()
+
+
+def run_there(
+    node: Node,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    method: str | None,
+    backend: Any,
+    remote: Any,
+    blocking: bool,
+) -> Any:
+    """Run elsewhere without a block of the user's, and return what the model returns; what is pending, if nobody waits."""
+    import nnsight
+
+    result = _absent
+    with open_trace(node, inputs, kwargs, method=method, backend=backend, remote=remote, blocking=blocking) as tracer:
+        result = nnsight.save(tracer.result)
+    return tracer if result is _absent else result
