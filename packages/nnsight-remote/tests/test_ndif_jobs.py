@@ -6,26 +6,18 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from ndif_asking import VALUE, Named, There, ask, result
 from ndif_serving import Ndif, serving
 
-from nnsight import NNsight, WireError
+from nnsight import WireError
 from nnsight_remote.client.address import Address
 from nnsight_remote.client.connection import Connection
 from nnsight_remote.client.errors import JobError, JobGoneError, KeyRefusedError, RefusedError, UnreachableError
 from nnsight_remote.fabric.facts import NdifFacts
-from nnsight_remote.fabric.jobs import NdifJobs
 from nnsight_remote.fabric.model import check_key
-
-
-class Named(NNsight):
-    """A model that NDIF could have."""
-
-    task = "text-generation"
-    name_or_path = "tests/tiny-gpt2"
 
 
 @pytest.fixture(scope="module")
@@ -38,38 +30,6 @@ def server() -> Iterator[Ndif]:
 def ndif(server: Ndif) -> Iterator[Ndif]:
     yield server
     server.behave()
-
-
-class There:
-    """Runs blocks, whose result is what the server was told."""
-
-    def __init__(self, url: str, key: str = "", followed: bool = True) -> None:
-        self.jobs = NdifJobs(Connection(Address(url, key)), unknown=0.5)
-        self.followed = followed
-        self.events: list[Any] = []
-        self.loaded: list[tuple[int, int]] = []
-
-    def run(self, request: Any) -> dict[str, Any]:
-        self.job = self.jobs.post(request, "", print, followed=self.followed)
-        for event in self.jobs.watch(self.job, 0, 10.0):
-            self.events.append(event)
-        return self.jobs.fetch(self.job, lambda done, size: self.loaded.append((done, size)), 10.0, False)
-
-
-def result(**values: Any) -> str:
-    file = io.BytesIO()
-    torch.save(values, file)
-    return file.getvalue().hex()
-
-
-VALUE = torch.arange(4.0)
-
-
-def ask(there: Any) -> Any:
-    model = Named(torch.nn.Sequential(torch.nn.Linear(4, 4)))
-    with model.trace(torch.ones(1, 4), backend=there):
-        value = model.output.save()
-    return value
 
 
 def test_a_job_is_followed_on_its_socket(ndif: Ndif) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from typing import Any
 
+import ndif_asking
 import pytest
 import torch
+from ndif_asking import VALUE, Named, ask, result
 from ndif_serving import OLDER_SERVER, Ndif, serving
 
 import nnsight_remote
-from nnsight import NNsight, WireError
+from nnsight import WireError
 from nnsight_remote import ndif as facts
 from nnsight_remote.client.address import Address
-from nnsight_remote.client.connection import Connection
 from nnsight_remote.client.errors import (
     JobError,
     JobGoneError,
@@ -28,13 +28,6 @@ from nnsight_remote.client.handshake import forget, speak
 from nnsight_remote.fabric.jobs import NdifJobs
 from nnsight_remote.fabric.older.events import Events
 from nnsight_remote.fabric.older.jobs import OlderJobs, key_of
-
-
-class Named(NNsight):
-    """A model that NDIF could have."""
-
-    task = "text-generation"
-    name_or_path = "tests/tiny-gpt2"
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +43,10 @@ def ndif(server: Ndif) -> Iterator[Ndif]:
     forget()
 
 
-class There:
-    """Runs blocks, whose result is what the server was told."""
+class There(ndif_asking.There):
+    """Runs blocks over the older protocol."""
 
-    def __init__(self, url: str, key: str = "", followed: bool = True) -> None:
-        self.jobs = OlderJobs(Connection(Address(url, key)), unknown=0.5)
-        self.followed = followed
-        self.events: list[Any] = []
-
-    def run(self, request: Any) -> dict[str, Any]:
-        self.job = self.jobs.post(request, "", print, followed=self.followed)
-        for event in self.jobs.watch(self.job, 0, 10.0):
-            self.events.append(event)
-        return self.jobs.fetch(self.job, lambda done, size: None, 10.0, False)
-
-
-def result(**values: Any) -> str:
-    file = io.BytesIO()
-    torch.save(values, file)
-    return file.getvalue().hex()
-
-
-VALUE = torch.arange(4.0)
-
-
-def ask(there: Any) -> Any:
-    model = Named(torch.nn.Sequential(torch.nn.Linear(4, 4)))
-    with model.trace(torch.ones(1, 4), backend=there):
-        value = model.output.save()
-    return value
+    speaks = OlderJobs
 
 
 def test_a_job_is_followed_over_socket_io(ndif: Ndif) -> None:
