@@ -1,4 +1,4 @@
-"""What the tests of both of NDIF's protocols ask with: a model that NDIF could have, and a backend whose answers tests choose."""
+"""What the tests of both of NDIF's protocols ask with: a model that NDIF could have, and a backend that asks for it."""
 
 from __future__ import annotations
 
