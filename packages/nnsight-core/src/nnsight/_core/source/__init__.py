@@ -5,6 +5,7 @@ them, is `taps.py`'s and `served.py`'s business.
 
     operations   one call in a body: its name, its place, and the tree that hands it over
     locate       the text that a running function was made from, checked against its code
+    given        the same, where whoever compiled the function says from what
     rewrite      an equal function whose calls go through a row of callables
     unwrap       the function under decorators, and the same decorators around another function
     printing     the listing of a function's operations, and the lines around one of them

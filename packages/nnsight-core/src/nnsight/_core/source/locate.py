@@ -2,7 +2,7 @@
 
 The whole file is parsed, so that the function's tree has its true lines and columns and the scopes around it are
 known; the function is then compiled as it stands and compared with the code that runs. `rewrite.py` compiles the same
-tree a second time, changed.
+tree a second time, changed. Where whoever compiled a function said from what (`given.py`), no file is asked.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from types import CodeType, FunctionType
 from typing import TypeAlias
 
 from ..errors import SourceError
+from .given import Given, Scope, given
 
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
-Scope: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 _FUTURES = reduce(or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names))
 # A notebook's cell may hold an `await` beside the function.
@@ -49,6 +49,9 @@ def locate(function: FunctionType) -> Located:
             f"{who} is a lambda: it has no lines of its own, so its operations cannot be named. "
             "Write it as a function with `def`."
         )
+    known = given(code)
+    if known is not None:
+        return _within(known, code)
     lines = _lines(function)
     if not lines:
         raise SourceError(
@@ -72,6 +75,19 @@ def locate(function: FunctionType) -> Located:
     _strip_head(definition)
     own = lines[code.co_firstlineno - 1 : definition.end_lineno]
     return Located(definition, scopes, tuple(line.rstrip("\r\n") for line in own))
+
+
+def _within(known: Given, code: CodeType) -> Located:
+    """Return the definition of code in the text that it was compiled from, which therefore needs no proof."""
+    tree = parse("".join(known.lines), code)
+    ast.increment_lineno(tree, known.first - 1)
+    found = _find(tree, code)
+    assert found is not None, "code is told from the text that it was compiled from"
+    definition, scopes = found
+    _strip_head(definition)
+    assert definition.end_lineno is not None, "a parsed statement knows where it ends"
+    own = known.lines[code.co_firstlineno - known.first : definition.end_lineno - known.first + 1]
+    return Located(definition, (*known.scopes, *scopes), tuple(line.rstrip("\r\n") for line in own))
 
 
 def _lines(function: FunctionType) -> list[str]:
@@ -171,7 +187,9 @@ def compile_in_place(located: Located, code: CodeType, extra: tuple[str, ...]) -
     parameters = ["", *("" for _ in located.scopes)]
     parameters[functions[-1] + 1 if functions else 0] = ", ".join((*code.co_freevars, *extra))
     # The factory declares the outermost name global, or every qualified name would begin with the factory's own.
-    text = [f"def factory({parameters[0]}):", f" global {names[0]}"]
+    text = [f"def factory({parameters[0]}):"]
+    if functions or names[0] not in code.co_freevars:
+        text.append(f" global {names[0]}")
     for depth, scope in enumerate(located.scopes, start=1):
         head = f"class {scope.name}:" if isinstance(scope, ast.ClassDef) else f"def {scope.name}({parameters[depth]}):"
         text.append(" " * depth + head)

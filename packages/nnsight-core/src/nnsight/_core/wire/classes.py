@@ -17,6 +17,7 @@ from typing import Any
 
 from ..blocks.bindings import bindings
 from ..errors import SourceError, WireError
+from ..source.given import give, scopes_of
 from . import origin, records
 from .called import made_by_call, write_enum, write_namedtuple
 from .compiled import FUTURES, MADE_IN, compile_class, first_line, parse_at, renamed, target_of
@@ -264,6 +265,7 @@ def _make_class(decoder: Decoder, step: list[Any]) -> type:
     prefix = qualname.removesuffix(node.name)
     code = renamed(code, MADE_IN, prefix)
     keep_text(decoder, code, text, first)
+    give(code, text, first - 1, scopes_of(qualname, node.name) or ())
     cells = tuple(decoder.value([said[name]]) for name in code.co_freevars)
     make = FunctionType(code, vars(decoder.value([space])), code.co_name, None, cells)
     values = {name: decoder.value(value) for name, value in given.items()}

@@ -6,12 +6,14 @@ them; so a function over there shares what it shared here.
 
 from __future__ import annotations
 
+import ast
 import types
 from collections.abc import Iterable, Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from ..errors import SourceError, WireError
+from ..source.given import Scope, class_called, function_called, give, scopes_of
 from . import origin
 from .compiled import FUTURES, compile_function, parse_at
 from .decoder import Decoder
@@ -127,6 +129,8 @@ def _make_function(decoder: Decoder, step: list[Any]) -> FunctionType:
         node, [name for name in said if name != "__class__"], owner, qualname, filename, flags & FUTURES
     )
     keep_text(decoder, code, text, place[0] if place else first)
+    if place is None:
+        give(code, text, first - 1, _scopes(qualname, node.name, owner))
     if sorted(code.co_freevars) != sorted(said):
         raise WireError(f"`{name}` closes over {list(code.co_freevars)} here, and did over {list(said)}")
     cells = tuple(decoder.value([said[one]]) for one in code.co_freevars)
@@ -148,6 +152,16 @@ def keep_text(decoder: Decoder, code: CodeType, text: Sequence[str], first: int)
     lines = dict(enumerate(text, start=first - 1))
     lines.pop(0, None)
     decoder.files.keep(code, Sparse(lines))
+
+
+def _scopes(qualname: str, name: str, owner: str | None) -> tuple[Scope, ...]:
+    """Return what a function stands in; only its class matters where its qualified name is another function's."""
+    scopes = scopes_of(qualname, name)
+    if scopes is not None:
+        classes = [one.name for one in scopes if isinstance(one, ast.ClassDef)]
+        if owner == (classes[-1] if classes else None):
+            return scopes
+    return (function_called("_"), *([class_called(owner)] if owner is not None else []))
 
 
 @makes("cell")
