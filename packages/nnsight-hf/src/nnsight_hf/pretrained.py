@@ -16,7 +16,7 @@ import torch
 
 from nnsight import LoadError
 from nnsight.plugin import LazyModel, Sharding
-from nnsight_hf import adapters, identity, offload
+from nnsight_hf import adapters, identity, offload, recording
 from nnsight_hf import results as _results  # noqa: F401  # says which results come back as what they are
 from nnsight_hf.loading import Origin
 from nnsight_hf.quantization import Quantization, report
@@ -182,6 +182,10 @@ class PretrainedModel(LazyModel):
             findings[what] = find()
         found: F = findings[what]
         return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        recording.register(self._module)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
