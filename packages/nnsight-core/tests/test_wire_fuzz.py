@@ -116,10 +116,16 @@ HURTING: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("make", HURTING.values(), ids=HURTING)
+#: Without numpy these are refused because it is missing, which Python finds out by looking into folders.
+OF_NUMPY = {"an array of one text of two gigabytes", "a type of numpy's that is a program"}
+
+
+@pytest.mark.parametrize("what", HURTING)
 @pytest.mark.timeout(60)
-def test_what_is_meant_to_hurt_is_refused_soon(make: Any, canary: None) -> None:
-    data = make()
+def test_what_is_meant_to_hurt_is_refused_soon(what: str, canary: None) -> None:
+    if what in OF_NUMPY:
+        pytest.importorskip("numpy")
+    data = HURTING[what]()
     with no_code(), soon(), pytest.raises(WireError) as caught:
         decode_results(data)
     assert not isinstance(caught.value.__cause__, MemoryError) and len(str(caught.value)) < 5000
