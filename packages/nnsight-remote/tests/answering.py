@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: Status, headers and body; a body that is no bytes is sent as JSON.
+#: Status, headers and body; a body that is no bytes is sent as JSON, and one that can be called gives parts that are sent
+#: until the client hangs up.
 Answer = tuple[int, dict[str, str], Any]
 
 
@@ -33,16 +35,28 @@ class Answering:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # the head and the body are sent by themselves
 
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 status, headers, body = around.find(f"{self.command} {self.path.partition('?')[0]}", dict(self.headers))
+                if callable(body):
+                    return self.send_parts(status, headers, body())
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 for name, text in {"content-length": str(len(data)), **headers}.items():
                     self.send_header(name, text)
                 self.end_headers()
                 self.wfile.write(data)
+
+            def send_parts(self, status: int, headers: dict[str, str], parts: Iterator[bytes]) -> None:
+                self.send_response(status)
+                for name, text in {"connection": "close", **headers}.items():
+                    self.send_header(name, text)
+                self.end_headers()
+                with contextlib.suppress(OSError):  # the client had enough
+                    for part in parts:
+                        self.wfile.write(part)
 
             do_GET = do_POST = do_DELETE = answer
 

@@ -66,7 +66,7 @@ def unpack(source: BinaryIO, target: BinaryIO, most: int | None = None) -> int:
     size = 0
     try:
         if most is None:
-            most = _promised(source)
+            most = promised(source)
         with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(source, closefd=False) as reader:
             while part := reader.read(_PART):
                 size += len(part)
@@ -78,9 +78,13 @@ def unpack(source: BinaryIO, target: BinaryIO, most: int | None = None) -> int:
     return size
 
 
-def _promised(source: BinaryIO) -> int:
+def promised(source: BinaryIO) -> int:
+    """Return how many bytes a packed file says that it holds; raise PackedWrongly if it does not say."""
     begin = source.tell()
-    size = zstandard.get_frame_parameters(source.read(18)).content_size
+    try:
+        size = zstandard.get_frame_parameters(source.read(18)).content_size
+    except zstandard.ZstdError as error:
+        raise PackedWrongly(f"the bytes are not packed with zstd as they should be: {error}") from None
     source.seek(begin)
     if size == zstandard.CONTENTSIZE_UNKNOWN:
         raise PackedWrongly("packed bytes do not say how many they are")

@@ -11,13 +11,14 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import httpx
 
 from nnsight_remote._version import __version__
 
+from . import bounded
 from .address import Address
 from .errors import KeyRefusedError, ProtocolError, RefusedError, UnreachableError
 from .patience import Busy, Patience, worth_another_try
@@ -41,7 +42,7 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.answered = False
-        headers = {"user-agent": f"nnsight-remote/{__version__}"}
+        headers = {"user-agent": f"nnsight-remote/{__version__}", "accept-encoding": "identity"}
         if address.key:
             if not address.key.isascii() or not address.key.isprintable():
                 raise KeyRefusedError("the key has characters that no key has; copy it again")
@@ -79,10 +80,9 @@ class Connection:
         """
 
         def once() -> httpx.Response:
-            answer = self._client.send(self._client.build_request(method, path, **options), stream=bool(unread))
-            if unread and not (answer.is_success and answer.headers.get("content-type", "").startswith(unread)):
-                with closing(answer):
-                    answer.read()
+            answer = self._client.send(self._client.build_request(method, path, **options), stream=True)
+            if not (unread and answer.is_success and answer.headers.get("content-type", "").startswith(unread)):
+                answer = bounded.whole(answer)
             if worth_another_try(answer):
                 raise Busy(answer)
             return answer
@@ -101,10 +101,10 @@ class Connection:
         """Open an answer that is read as it comes; what is wrong with the way there is raised as httpx raises it."""
         with self._client.stream("GET", path, **options) as answer:
             if not answer.is_success:
-                answer.read()
-                if worth_another_try(answer):
-                    raise Busy(answer)
-                refuse(answer, self.address)
+                refusal = bounded.whole(answer)
+                if worth_another_try(refusal):
+                    raise Busy(refusal)
+                refuse(refusal, self.address)
             self.answered = True
             yield answer
 
@@ -123,6 +123,10 @@ class Connection:
             raise UnreachableError(said) from error.with_traceback(None)
         except Busy as error:
             refuse(error.response, self.address)
+        except httpx.InvalidURL as error:  # httpx reads where an answer leads, though nobody goes there
+            raise ProtocolError(f"{self.address.url} says that it is at no address: {error}") from error.with_traceback(
+                None
+            )
 
     def close(self) -> None:
         """Hang up."""
@@ -154,10 +158,10 @@ def as_json(answer: httpx.Response) -> Any:
     """Read an answer that is to be JSON."""
     try:
         return answer.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         url = str(answer.request.url)
         said = f"{url} answered with something that is no JSON; it is no server that is known here"
-        raise ProtocolError(said) from error
+        raise ProtocolError(said) from error.with_traceback(None)
 
 
 @contextmanager
@@ -165,8 +169,8 @@ def understood(url: str) -> Iterator[None]:
     """Let an answer that does not have the form it should have be an error of ours."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        said = f"{url} said something that is not understood here ({type(error).__name__}: {error})"
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = f"{url} said something that is not understood here ({type(error).__name__}: {str(error)[:500]})"
         raise ProtocolError(said) from error.with_traceback(None)
 
 
@@ -183,7 +187,7 @@ def refuse(answer: httpx.Response, address: Address) -> NoReturn:
     if status >= 500 and reason in ("", "internal", "http"):
         raise RefusedError(f"{address.url} failed ({status}): {said}", status, reason)
     if 300 <= status < 400:
-        there = answer.headers.get("location", "elsewhere")
+        there = answer.headers.get("location", "elsewhere")[:500]
         raise ProtocolError(f"{address.url} says that it is at {there}; give that address, if it is the right one")
     raise RefusedError(f"{address.url} refused this: {said}", status, reason)
 
@@ -192,11 +196,12 @@ def _read(answer: httpx.Response) -> tuple[str, str]:
     """Return the word and the sentence of a refusal."""
     try:
         said = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if isinstance(said, dict):
         for name in ("message", "detail"):
             if isinstance(said.get(name), str):
-                return str(said.get("reason", "")), said[name][:2000]
+                reason = said.get("reason")
+                return reason[:100] if isinstance(reason, str) else "", said[name][:2000]
     text = answer.text[:200].strip()
     return "", text if text and "<" not in text else f"{answer.status_code} {answer.reason_phrase}"

@@ -47,9 +47,9 @@ def _recognise(connection: Connection) -> Spoken:
     answer = connection.ask("GET", "/env", accepted=(404,))
     said = as_json(answer) if answer.status_code == 200 else None
     spoken = said.get("protocol") if isinstance(said, dict) else None
-    if spoken == PROTOCOL:
+    if type(spoken) is int and spoken == PROTOCOL:
         return Spoken(ServeJobs(connection), ServeFacts(connection))
-    if isinstance(spoken, int):
+    if type(spoken) is int:
         newer = "nnsight-remote here" if spoken > PROTOCOL else "nnsight-remote on the server"
         raise ProtocolError(
             f"{url} speaks version {spoken} of its protocol, and version {PROTOCOL} is known here; upgrade {newer}"
@@ -66,7 +66,7 @@ def _fabric(connection: Connection, said: dict[str, Any]) -> Spoken:
     """
     # Imported for those who use them: they need packages that nothing else does.
     packages = said.get("packages")
-    release = re.match(r"(\d+)\.(\d+)", str(packages.get("nnsight", "")) if isinstance(packages, dict) else "")
+    release = re.match(r"(\d{1,9})\.(\d{1,9})", str(packages.get("nnsight", "")) if isinstance(packages, dict) else "")
     if release is None or tuple(map(int, release.groups())) < (0, 8):
         from ..fabric.older.events import is_there
         from ..fabric.older.facts import OlderFacts
@@ -142,8 +142,13 @@ class Difference:
 def differences(there: Environment) -> list[Difference]:
     """Compare what is installed here with a server."""
     rows = [_compared("python", platform.python_version(), there.python, 2)]
-    rows += [_compared(name, installed(name), there.packages.get(name), parts) for name, parts in COMPARED.items()]
+    rows += [_compared(name, installed(name), there.packages.get(name), COMPARED[name]) for name in comparable(there)]
     return [row for row in rows if row is not None]
+
+
+def comparable(there: Environment) -> list[str]:
+    """Return the packages that a server of this kind can have."""
+    return [name for name in COMPARED if name not in there.foreign]
 
 
 def installed(name: str) -> str | None:

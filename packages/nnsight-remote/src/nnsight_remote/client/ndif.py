@@ -17,7 +17,7 @@ from nnsight.plugin import NNsight
 
 from .address import Address
 from .errors import RefusedError
-from .handshake import COMPARED, differences, find, installed, speak
+from .handshake import comparable, differences, find, installed, speak
 from .job import Job, job
 from .protocol import Offer
 from .tables import Table
@@ -74,7 +74,7 @@ def compare(host: str | None = None, model: str = "") -> Table[Any]:
     there = speak(address).facts.environment(model)
     differing = {row.package: row for row in differences(there)}
     rows: list[tuple[Any, tuple[str, ...]]] = []
-    for package in ("python", *COMPARED):
+    for package in ("python", *comparable(there)):
         row = differing.get(package)
         if row is not None:
             verdict = "differs" if row.matters else "differs a little" if row.here and row.there else ""

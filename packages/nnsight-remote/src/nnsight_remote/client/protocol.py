@@ -14,6 +14,7 @@ from nnsight.plugin import Request
 
 #: States of a job that do not change any more.
 FINAL = frozenset(("completed", "failed", "cancelled"))
+STATES = ("queued", "running", *sorted(FINAL))
 #: Called with the number of bytes that are there, and how many there will be (0 if nobody says).
 Progress = Callable[[int, int], None]
 
@@ -122,10 +123,17 @@ class Offer:
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed on a server: the version of Python, and of packages by the name they are installed under."""
+    """What is installed on a server.
+
+    Attributes:
+        python: the version of Python.
+        packages: the versions of packages, by the name they are installed under.
+        foreign: packages that this kind of server never has, so that nothing is missing without them.
+    """
 
     python: str
     packages: Mapping[str, str]
+    foreign: frozenset[str] = frozenset()
 
 
 class Facts(Protocol):

@@ -22,6 +22,7 @@ import httpx
 from nnsight.plugin import Request, decode_error, decode_results, encode_request
 
 from .. import packed
+from . import fields
 from .connection import CONNECT_SECONDS, Connection, as_json, understood
 from .display import in_bytes
 from .download import Download
@@ -72,15 +73,17 @@ class ServeJobs:
             options |= {"params": {"result": WITH_EVENTS}, "unread": MEDIA_TYPE}
         answer = self._connection.ask("POST", "/request", **options)
         if not answer.is_closed:
-            job = answer.headers.get("location", "").rpartition("/")[2]
-            if not job:
+            try:
+                with understood(self._url):
+                    job = fields.identity(answer.headers.get("location", "").rpartition("/")[2])
+            except ProtocolError:
                 answer.close()
-                raise ProtocolError(f"{self._url} took the block in, and does not say as what")
+                raise
             self._posted[job] = _Posted(Told(answer, self._url))
             return job
         said = as_json(answer)
         with understood(self._url):
-            return str(said["id"])
+            return fields.identity(said["id"])
 
     def look(self, job: str) -> Sight:
         """Look at a job."""
@@ -125,13 +128,26 @@ class ServeJobs:
     def _download(self, job: str, progress: Progress, patience: float) -> Result:
         try:
             with self._gone(job):
-                download = Download(self._connection, f"/jobs/{quote(job, safe='')}/result", progress, patience, job)
+                download = Download(
+                    self._connection,
+                    f"/jobs/{quote(job, safe='')}/result",
+                    progress,
+                    patience,
+                    job,
+                    lambda: self._announced(job),
+                )
                 data = download.read()
         except RefusedError as refused:
             if refused.status != 409:
                 raise
             raise self._failure(job) from None
         return Result(download.media_type, data)
+
+    def _announced(self, job: str) -> int | None:
+        """Return how large the server says that a result is, unpacked."""
+        with understood(self._url):
+            said = self._look(job).details.get("result_bytes")
+            return fields.number(said) or None if said is not None else None
 
     def value(self, job: str, number: int, patience: float) -> bytes | memoryview:
         """Fetch the value that was handed over with an event."""
@@ -156,7 +172,7 @@ class ServeJobs:
         if size < _WORTH_ASKING:
             return
         most = ServeFacts(self._connection).whoami().get("limits", {}).get("request_bytes")
-        if isinstance(most, (int, float)) and size > most:
+        if isinstance(most, (int, float)) and size > most >= 0:
             raise RefusedError(
                 f"the block and what it takes along have {in_bytes(size)}, and {self._url} takes {in_bytes(most)} at most. "
                 "Let it load or compute there what is large, or send it in parts",

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from . import bounded, fields
 from .connection import understood
 from .protocol import Event
 
@@ -45,7 +46,7 @@ class Told:
 
     def __iter__(self) -> Iterator[Event]:
         try:
-            for line in self._answer.iter_lines():
+            for line in bounded.lines(self._answer):
                 if line.startswith("data:"):
                     with understood(self._url):
                         event = self._read(json.loads(line[5:]))
@@ -62,7 +63,9 @@ class Told:
 
     def _read(self, said: dict[str, Any]) -> Event | None:
         if said["kind"] == "result":
-            self.result = Result(str(said["type"]), base64.b64decode(said["data"], validate=True))
+            self.result = Result(fields.text(said["type"]), base64.b64decode(said["data"], validate=True))
             return None
         data = base64.b64decode(said["data"], validate=True) if "data" in said else None
-        return Event(int(said["number"]), str(said["kind"]), str(said["text"]), data)
+        kind = fields.text(said["kind"])
+        text = fields.state(said["text"]) if kind == "state" else fields.text(said["text"])
+        return Event(fields.number(said["number"]), kind, text, data)

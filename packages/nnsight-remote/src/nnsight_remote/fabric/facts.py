@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..client.connection import Connection, as_json
+from ..client.connection import Connection, as_json, understood
 from ..client.errors import ProtocolError, RefusedError
 from ..client.protocol import Environment, Offer, Sight
+
+#: What is installed where our blocks are run by our own server; here they are run by an nnsight before it was split up.
+_FOREIGN = frozenset(("nnsight-core", "nnsight-hf", "nnsight-diffusers"))
 
 
 class NdifFacts:
@@ -29,7 +32,8 @@ class NdifFacts:
             raise ProtocolError(f"{self._connection.address.url}/status lists no deployments")
         offers: dict[str, Offer] = {}
         for one in found.values():
-            offer = _offer(one)
+            with understood(f"{self._connection.address.url}/status"):
+                offer = _offer(one)
             known = offers.get(offer.name)
             if known is None or offer.is_ready:  # there is one for each replica
                 offers[offer.name] = offer
@@ -42,12 +46,14 @@ class NdifFacts:
         if not isinstance(packages, dict):
             raise ProtocolError(f"{self._connection.address.url}/env lists no packages")
         named = {self._nnsight if name == "nnsight" else str(name): str(version) for name, version in packages.items()}
-        return Environment(str(said.get("python_version", "")).split()[0], named)
+        return Environment(str(said.get("python_version", "")).partition(" ")[0], named, _FOREIGN)
 
     def whoami(self) -> Mapping[str, Any]:
         """The address that the key was given to."""
         said = self._read("/whoami")
-        return {"name": said.get("email") or "nobody that it knows", "tags": ", ".join(said.get("tags") or [])}
+        with understood(f"{self._connection.address.url}/whoami"):
+            name, tags = str(said.get("email") or "nobody that it knows"), ", ".join(said.get("tags") or [])
+        return {"name": name, "tags": tags}
 
     def jobs(self, count: int) -> list[Sight]:
         """NDIF does not list jobs."""

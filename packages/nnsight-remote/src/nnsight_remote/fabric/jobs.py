@@ -15,20 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
 from nnsight.plugin import Request
 
 from ..client.connection import CONNECT_SECONDS, Connection
-from ..client.errors import JobError, JobGoneError, ProtocolError, RefusedError
+from ..client.errors import DownloadError, JobError, JobGoneError, ProtocolError, RefusedError
 from ..client.patience import Patience
 from ..client.protocol import Event, Progress, Sight
 from .model import check_key, env_of, key_of
 from .payload import encode
 from .response import Response, read
-from .results import decode
+from .results import MOST, decode
 from .subscription import Subscription
 
 #: The version of nnsight whose language is spoken.
@@ -219,22 +219,30 @@ class NdifJobs:
         return False
 
     def _download(self, url: str, progress: Progress, patience: float) -> bytes:
-        if urlsplit(url).scheme not in ("http", "https"):
+        if not url.lower().startswith(("http://", "https://")):
             raise ProtocolError(f"the server says that the result is at {url[:100]!r}, which is no address")
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ProtocolError(f"the server says that the result is at {url[:100]!r}: {error}") from None
         tries = Patience(patience)
 
         def once() -> bytes:
             # Whoever keeps the results is not the server, so the key does not go there.
             parts, have = [], 0
-            with httpx.stream("GET", url, timeout=POSTING) as answer:
+            plain = {"accept-encoding": "identity"}
+            with httpx.stream("GET", url, timeout=POSTING, headers=plain) as answer:
                 if answer.status_code >= 500:
                     raise httpx.RemoteProtocolError(f"the place of the result answered {answer.status_code}")
                 if not answer.is_success:
                     raise JobGoneError(f"the result is not at its place any more ({answer.status_code})", "", "gone")
-                size = int(answer.headers.get("content-length", 0))
-                for part in answer.iter_bytes(_CHUNK):
-                    parts.append(part)
+                said = answer.headers.get("content-length", "")
+                size = int(said) if said.isascii() and said.isdigit() and len(said) < 19 else 0
+                for part in answer.iter_raw(_CHUNK):
                     have += len(part)
+                    if max(have, size) > MOST:
+                        raise DownloadError(f"the result has more than the {MOST} bytes that are taken")
+                    parts.append(part)
                     tries.heard()
                     progress(have, size)
             return b"".join(parts)

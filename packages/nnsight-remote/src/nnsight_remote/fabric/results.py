@@ -15,14 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import zstandard
 
 from nnsight.plugin import WireError
 
+from .. import packed
 from ..client.errors import ProtocolError
 from .objects import Opening, is_possible
 
 _PACKED = b"\x28\xb5\x2f\xfd"  # how every frame of zstandard begins
+#: The most bytes that a result may have unpacked: it is read in memory.
+MOST = 16 << 30
 _PLAIN: tuple[Any, ...] = (range, slice, set, frozenset, bytearray, complex)
 
 
@@ -46,10 +48,12 @@ def decode(data: bytes | memoryview, *, trusted: bool = False) -> dict[str, Any]
 def _unpacked(data: bytes) -> bytes:
     if not data.startswith(_PACKED):
         return data
+    found = io.BytesIO()
     try:
         # A stream need not say how large it will be.
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    except zstandard.ZstdError as error:
+        packed.unpack(io.BytesIO(data), found, MOST)
+        return found.getvalue()
+    except packed.PackedWrongly as error:
         raise ProtocolError(f"the result of the job arrived damaged: {error}") from error
 
 
@@ -57,6 +61,9 @@ def _load(data: bytes, trusted: bool) -> Any:
     if not zipfile.is_zipfile(io.BytesIO(data)):  # the older formats of torch are none that a server writes
         raise ProtocolError("the result of the job is not in the format that NDIF uses")
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(one.file_size for one in archive.infolist()) > len(data):  # torch packs nothing
+                raise ProtocolError("the result of the job is an archive that holds more than it has bytes")
         if trusted:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
         opening = Opening(data)
@@ -68,8 +75,10 @@ def _load(data: bytes, trusted: bool) -> Any:
             f"run code of the server: {_reason(error)}. Save what is in it instead, register its class (`nnsight.register`), "
             "or trust the server: `RemoteBackend(..., trusted=True)`"
         ) from error
-    except (RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
-        raise ProtocolError(f"the result of the job cannot be read: {error}") from error
+    except ProtocolError:
+        raise
+    except Exception as error:  # bytes that are written for it make a reader raise anything
+        raise ProtocolError(f"the result of the job cannot be read: {str(error)[:500]}") from error
 
 
 def _reason(error: Exception) -> str:

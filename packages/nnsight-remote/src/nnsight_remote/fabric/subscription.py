@@ -19,6 +19,8 @@ from ..client.errors import KeyRefusedError, ProtocolError
 from .response import Response, read
 
 _OPEN_SECONDS = 10.0
+#: Bytes of one message; a small result may come in it, a large one is fetched.
+_MESSAGE = 256 << 20
 
 
 class Subscription:
@@ -50,7 +52,7 @@ class Subscription:
                     additional_headers=headers,
                     open_timeout=_OPEN_SECONDS,
                     close_timeout=1,
-                    max_size=None,
+                    max_size=_MESSAGE,
                 )
             )
         except InvalidHandshake as error:
@@ -85,9 +87,11 @@ def _session(socket: ClientConnection) -> str:
     said: Any = _receive(socket, _OPEN_SECONDS)
     try:
         session = json.loads(said)["session_id"]
-    except (ValueError, KeyError, TypeError):
+        if not (isinstance(session, str) and session.isascii() and session.isprintable()):
+            raise TypeError("the name is no text")
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise ProtocolError(f"the server opened a socket, and did not say its name: {str(said)[:100]!r}") from None
-    return str(session)
+    return session
 
 
 def _receive(socket: ClientConnection, seconds: float) -> str | bytes:
