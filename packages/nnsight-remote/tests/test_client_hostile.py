@@ -11,6 +11,7 @@ import resource
 import socket
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -28,6 +29,7 @@ from nnsight.plugin import encode_results
 from nnsight.testing.models import MLP, seeded
 from nnsight_remote import DownloadError, ProtocolError, RefusedError, RemoteBackend, UnreachableError
 from nnsight_remote.client import bounded, connection, download, handshake, serve_jobs
+from nnsight_remote.fabric import response, results
 
 X = torch.ones(2, 4)
 KEY = "a-key-of-mine"
@@ -41,6 +43,7 @@ MiB = 1 << 20
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CONFIG.APP, "REMOTE_LOGGING", False)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    handshake.forget()  # ports are used again
     for module, name in ((connection, "FIRST_CONTACT"), (connection, "AFTERWARDS"), (serve_jobs, "_POSTING")):
         monkeypatch.setattr(module, name, 0.0)
 
@@ -305,6 +308,66 @@ def test_what_is_no_http_is_an_error_of_ours(said):
     assert KEY not in str(raised.value)
 
 
+NDIF = {"python_version": "3.12.1 (main)", "packages": {"torch": torch.__version__, "nnsight": "0.8.1"}}
+
+
+def test_nothing_is_compared_with_ndif_that_it_cannot_have(there):
+    shown = str(ndif.compare(there(**{"GET /env": NDIF}).url))
+    assert "torch" in shown and "python" in shown and "nnsight-core" not in shown and "nnsight-hf" not in shown
+    assert "nnsight-core" in str(ndif.compare(there().url))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("GET /env", {**NDIF, "packages": []}),
+        ("GET /status", {"deployments": {"a": 1}}),
+        ("GET /status", {"deployments": {"a": {"model_key": "x:" + "[" * 100_000}}}),
+        ("GET /status", []),
+        ("GET /whoami", {"email": "me", "tags": 7}),
+        ("GET /whoami", {"email": "me", "tags": [1]}),
+    ],
+)
+def test_what_ndif_says_in_another_form_is_an_error_of_ours(there, line, said):
+    server = there(**{"GET /env": NDIF, "GET /status": {"deployments": {}}, line: said})
+    with pytest.raises(ProtocolError):
+        ndif.compare(server.url)
+        ndif.status(server.url)
+        ndif.whoami(server.url)
+
+
+def test_ndif_may_say_nothing_of_its_python(there):
+    ndif.compare(there(**{"GET /env": {**NDIF, "python_version": ""}}).url)
+
+
+def archive(data: bytes, packed: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", packed) as zipped:
+        zipped.writestr("archive/data.pkl", data)
+    return file.getvalue()
+
+
+def test_a_result_of_ndif_that_unpacks_to_more_than_it_may_is_refused(monkeypatch):
+    monkeypatch.setattr(results, "MOST", MiB)
+    for bomb in (zstandard.compress(bytes(32 * MiB)), archive(bytes(32 * MiB))):
+        with pytest.raises(ProtocolError):
+            results.decode(bomb)
+    with pytest.raises(ProtocolError, match="more than it has bytes"):
+        response.read(archive(bytes(32 * MiB)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [b"", b".", b"(", b"N(t\x85R.", b"I" + b"9" * 5000 + b"\n.", b"cos\nsystem\n(S'x'\ntR.", b"\x8e" + b"\xff" * 8],
+)
+def test_a_pickle_of_ndif_that_is_none_is_an_error_of_ours(code):
+    for read in (response.read, results.decode):
+        with pytest.raises((RemoteError, WireError)):
+            read(archive(code, zipfile.ZIP_STORED))
+    with pytest.raises(ProtocolError):
+        response.read("[" * 100_000)
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -357,7 +420,7 @@ def answers(draw: Any) -> tuple[str, Any]:
         here = here[at]
 
 
-@settings(max_examples=120, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answers(), st.sampled_from([200, 202, 404, 409, 500]))
 def test_whatever_is_answered_is_a_value_or_an_error_of_ours(fickle, changed, status):
     line, said = changed
