@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import datetime
 import enum
+import functools
 import json
 import os
 import random
@@ -269,7 +270,11 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
         _watched.append(f"{event} {args!r:.100}")
 
 
-sys.addaudithook(_hear)
+@functools.cache
+def _listen() -> None:
+    # Not before it is needed: a hook cannot be taken off, and with one CPython 3.11 refuses to install the trace functions of
+    # two threads at once.
+    sys.addaudithook(_hear)
 
 
 class no_code:
@@ -277,6 +282,7 @@ class no_code:
 
     def __enter__(self) -> None:
         global _watched
+        _listen()
         _watched = []
         Canary.called.clear()
 
