@@ -43,6 +43,7 @@ from nnsight._core.model import NNsight
 from nnsight._core.notes import notes
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
+from nnsight._core.serving import Engine, EngineTracer, Forwards, SentBodies, ServedRun, decode_bodies
 from nnsight._core.sharding import Sharding
 from nnsight._core.sites import Place
 from nnsight._core.source import Operation, operations_of
@@ -76,7 +77,10 @@ from nnsight._core.wire.records import registered_class
 __all__ = [
     "Backend",
     "Batchable",
+    "Engine",
+    "EngineTracer",
     "Envoy",
+    "Forwards",
     "HereBackend",
     "Interleaver",
     "Layout",
@@ -92,6 +96,8 @@ __all__ = [
     "RemoteError",
     "Request",
     "Rows",
+    "SentBodies",
+    "ServedRun",
     "Sharding",
     "Text",
     "Tracer",
@@ -100,6 +106,7 @@ __all__ = [
     "become",
     "block_of_text",
     "check_bytes",
+    "decode_bodies",
     "decode_error",
     "decode_message",
     "decode_request",

@@ -7,6 +7,7 @@ family names (`travels_by_reference`) are looked up over there as well. Of the v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,10 +24,16 @@ from .wire.kinds import makes
 
 
 class Sender:
-    """Writes what belongs to a model by path."""
+    """Writes what belongs to a model by path.
 
-    def __init__(self, root: Node) -> None:
+    Args:
+        root: the model.
+        steps: what else is at both ends: the step for a thing, by its id.
+    """
+
+    def __init__(self, root: Node, steps: Mapping[int, list[Any]] | None = None) -> None:
         self.root = root
+        self.steps = steps or {}
         self.encoder = Encoder([self.refer])
         self.encoder.kept["weight_of"] = self.weight_of
         self.encoder.kept["model_device"] = None
@@ -38,6 +45,8 @@ class Sender:
 
     def refer(self, thing: Any) -> list[Any] | None:
         """Return the step for what the other end has, or None."""
+        if id(thing) in self.steps:
+            return self.steps[id(thing)]
         if isinstance(thing, Node):
             return ["envoy", self._root(thing._root), thing._relative()]
         if isinstance(thing, (Source, OperationEnvoy)):

@@ -12,10 +12,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .blocks import Body, capture, skip, skipped
-from .mediator import BodyMediator
 
 if TYPE_CHECKING:
     from .interleaver import Interleaver
+    from .mediator import BodyMediator
     from .tree import Node
 
 _numbers = itertools.count(1)
@@ -45,12 +45,11 @@ class Edit:
             self.body.assign(names, self.edited)
             self.body.run(names)
 
-        mediator = BodyMediator(run, replay, None, self.name, order)
+        mediator = run.add_body(replay, None, self.name, order)
         mediator.tree = self.edited._root._rig()
         mediator.step = run.step
         if self.every_step:
             mediator.again = lambda run: self._replay(run, order)
-        run.bodies.append(mediator)
         return mediator
 
     def _replay(self, run: Interleaver, order: int) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from . import ending
 from .active import active
-from .batching import Layout
+from .batching import Layout, Rows
 from .here import Here, assembled
 from .mediator import Abandon, BodyMediator, InlineMediator, Mediator
 from .rigging import Rigging
@@ -291,6 +291,12 @@ class Interleaver(Visits):
             raise
         except BaseException as error:
             self.error = error
+
+    def add_body(self, body: Callable[[], Any], rows: Rows | None, name: str, order: int) -> BodyMediator:
+        """Give the run a captured body."""
+        mediator = BodyMediator(self, body, rows, name, order)
+        self.bodies.append(mediator)
+        return mediator
 
     def run_here(self) -> None:
         """Run the model in the caller's greenlet, with captured bodies beside it.

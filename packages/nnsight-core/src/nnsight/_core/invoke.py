@@ -55,7 +55,11 @@ class Invoke:
         return self.tracer._tokens_of(self.rows)
 
     def __enter__(self) -> Invoke:
-        frame = sys._getframe(1)
+        self.capture(sys._getframe(1))
+        return self
+
+    def capture(self, frame: FrameType) -> None:
+        """Take the block of the `with` that the frame is entering as the body, and have the frame skip it."""
         body = self.body = capture(frame)
         block = body.block
         if block.found.index:
@@ -67,7 +71,6 @@ class Invoke:
         if block.found.item.optional_vars is not None:
             body.assign(names, self)
         skip(frame, block.entered)
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         if not skipped(error):

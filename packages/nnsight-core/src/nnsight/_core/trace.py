@@ -29,13 +29,16 @@ from .errors import InvokeError, NoInputError, NoTraceError
 from .here import narrow
 from .interleaver import RESULT, Interleaver
 from .invoke import Invoke, join_names, refuse, running, write_back_all
-from .mediator import Abandon, BodyMediator, EarlyStop, InlineMediator, Mediator
+from .mediator import Abandon, EarlyStop, InlineMediator, Mediator
 from .sharded import ShardedRun
 from .sites import OUTPUT, Place
 from .steps import Steps
 
 if TYPE_CHECKING:
     from .tree import Node
+
+#: Puts something that watches into a run, for some of its rows or all.
+Install = Callable[[Interleaver, "Rows | None"], None]
 
 _here = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -74,7 +77,7 @@ class Tracer:
         # Named, the forward is still called through the module, so that its hooks run and its sites are there.
         self._method = None if method == "forward" else method
         self._invokes: list[Invoke] = []
-        self._later: list[Callable[[Interleaver], None]] = []
+        self._later: list[Install] = []
         self._tokens: dict[Rows | None, Any] = {}
 
     @property
@@ -237,10 +240,9 @@ class Tracer:
         if CONFIG.APP.CROSS_INVOKER:
             join_names(invokes)
         for invoke in invokes:
-            invoke.mediator = BodyMediator(run, invoke.run, invoke.rows, invoke.name, invoke.number)
-            run.bodies.append(invoke.mediator)
+            invoke.mediator = run.add_body(invoke.run, invoke.rows, invoke.name, invoke.number)
         for install in self._later:
-            install(run)
+            install(run, None)
         run.stack = scopes.active.get()
         with sofar.including(functools.partial(running, invokes)) if run.show else nullcontext():
             run.run_here()
@@ -370,16 +372,20 @@ class Tracer:
         nodes = None if modules is None else chosen(self._node, modules)
         kept = stages(include_output, include_inputs)
 
-        def install(run: Interleaver, rows: Any = None) -> None:
+        def install(run: Interleaver, rows: Rows | None) -> None:
             watcher = CacheWatcher(cache, rows, device, dtype, detach, copy, kept)
             watcher.install(run, nodes)
 
+        self._install(install)
+        return cache
+
+    def _install(self, install: Install) -> None:
+        """Let something watch the run: that of the body at work, or the one that is to come."""
         if self._run is None:
             self._later.append(install)
         else:
             mediator = self._current()
             install(mediator.run, mediator.rows)
-        return cache
 
 
 def _caller() -> FrameType:

@@ -1,0 +1,21 @@
+"""Runs that share forwards which none of them starts: an engine that serves many requests at once.
+
+An engine forms a batch of whatever requests are due, calls the model, and forms the next; requests join and leave at any
+time. `Forwards` is the model's side, one for an engine; each request has a `ServedRun` of its own, with its own steps and
+bodies, which takes part in some of the forwards.
+
+    forwards.py   what a forward passes, and who is served there
+    request.py    one request: its bodies, its steps, its end
+    lent.py       a value, as the bodies of several requests get it
+    sent.py       the bodies of one trace, as they travel to the engine
+    tracing.py    the trace, in the frame of whoever wrote it
+"""
+
+from __future__ import annotations
+
+from .forwards import Forwards
+from .request import ServedRun
+from .sent import SentBodies, decode_bodies
+from .tracing import Engine, EngineTracer
+
+__all__ = ["Engine", "EngineTracer", "Forwards", "SentBodies", "ServedRun", "decode_bodies"]

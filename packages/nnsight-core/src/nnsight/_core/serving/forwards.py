@@ -1,0 +1,162 @@
+"""`Forwards`: the model's side of an engine, which many runs share.
+
+One idea: an engine stands at a place once for all requests of a batch, so who waits where, and what was passed in the
+forward that is on, is kept once, here; what a request has behind it is its own (`request.py`). Whatever goes wrong in a body
+is the end of its own run: the model goes on, and so do the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..batching import Layout, Rows
+from ..errors import NNsightError
+from ..here import Here
+from ..interleaver import Interleaver
+from ..mediator import Mediator
+from ..sites import OUTPUT, Place
+from ..taps import running
+from ..turns import getcurrent
+from .lent import Lent
+
+if TYPE_CHECKING:
+    from ..tree import Node
+    from .request import ServedRun
+
+
+class Forwards(Interleaver):
+    """The forwards of an engine, and the runs that take part in them.
+
+    Args:
+        root: the model that the engine calls.
+    """
+
+    # Steps are the runs', each with its own count.
+    steps_over = True
+
+    def __init__(self, root: Node) -> None:
+        super().__init__(_never, root._rig())
+        self.runs: list[ServedRun] = []
+        #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
+        self.count = 0
+        self.last: dict[Place, int] = {}
+
+    def admit(self, run: ServedRun) -> None:
+        """Let a run take part from the next forward on."""
+        if not self.tapped:
+            self.rigging.follow()
+            self.tap()
+        self.runs.append(run)
+
+    @contextmanager
+    def forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> Iterator[None]:
+        """Surround one forward of the engine, from the model's call to the tokens that are drawn.
+
+        Args:
+            taking_part: the runs whose rows are in it, and where they lie.
+            layout: how rows lie in its values; `lay_out` says another while it is on.
+        """
+        current = self.model = getcurrent()
+        self.entered.clear()
+        self.left.clear()
+        self.layout = layout
+        self.thread.read()
+        outer = running.get(current)
+        running[current] = self
+        try:
+            for run, rows in taking_part.items():
+                run.begin_step(rows)
+            yield
+        finally:
+            if outer is None:
+                del running[current]
+            else:
+                running[current] = outer
+            for run in taking_part:
+                run.scheduled = False
+            self._end_forward()
+
+    def _end_forward(self) -> None:
+        if self.learning:
+            self.learning = False
+            self.rigging.learn(self.method)
+            self.entered = dict(self.entered)
+        for place in self.entered:
+            self.last[place] = self.count
+        self.count += 1
+        self.here = self.layout = None
+
+    def lay_out(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
+        """Say how rows lie from here on: one for each request, say, where they were one for each token."""
+        self.layout = layout
+        for run, rows in taking_part.items():
+            run.lie_at(rows)
+
+    def leave(self, place: Place, value: Any, visit: int) -> Any:
+        """Come out of a place where business came up before or while it was running."""
+        if self.late and place in self.late:
+            self.check_holder(place)
+        here = self._arrive(self.at_output, place, OUTPUT, value, visit)
+        return value if here is None else here.value
+
+    def _arrive(
+        self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int
+    ) -> Here | None:
+        waiting, watchers = queue[place], self.watchers.get(place, ())
+        due = [mediator for mediator in waiting if mediator.due(visit)]
+        if not due and not watchers:
+            return None
+        here = self.here = Lent(place, stage, value, visit, self.layout)
+        if due:
+            left = [mediator for mediator in waiting if mediator not in due] if len(due) < len(waiting) else []
+            if left or watchers:
+                queue[place] = left
+            else:
+                del queue[place]
+            for mediator in due:
+                mediator.serve(here)
+            self.settle()
+            for run in {mediator.run for mediator in due}:
+                self._carry_back(run, here)  # type: ignore[arg-type]  # those who wait here are bodies of such runs
+            here.join()
+        for watcher in watchers:
+            watcher.see(place, stage, here.value, self.layout)
+        self.here = None
+        return here
+
+    def _carry_back(self, run: ServedRun, here: Lent) -> None:
+        try:
+            here.carry_back(run.rows)
+        except Exception as error:  # whatever a body did to its values is its own business
+            run.fail(error)
+
+    def check_holder(self, place: Place) -> None:
+        """Let it be if a place turns out to be called from elsewhere: those who came late for it are told at their end."""
+        self.late = self.late.difference((place,))
+
+    # -- leaving -----------------------------------------------------------------------------------------------------
+
+    def dismiss_run(self, run: ServedRun) -> None:
+        """Let nobody of a run be served any more."""
+        for queue in (self.at_input, self.at_output):
+            for place in [place for place, waiting in queue.items() if any(m.run is run for m in waiting)]:
+                left = [mediator for mediator in queue[place] if mediator.run is not run]
+                if left or place in self.watchers:
+                    queue[place] = left
+                else:
+                    del queue[place]
+        self.parked[:] = [mediator for mediator in self.parked if mediator.run is not run]
+
+    def let_go(self, run: ServedRun) -> None:
+        """Forget a run that is over. With the last one the taps come off."""
+        if run in self.runs:
+            self.runs.remove(run)
+        if not self.runs:
+            self.untap()
+            self.last.clear()
+
+
+def _never() -> Any:
+    raise NNsightError("an engine's forwards are its own to start")

@@ -1,0 +1,93 @@
+"""A value where an engine stands, as the bodies of several requests get it.
+
+One idea: **bodies are lent copies.** An engine uses its memory again, and fused operations write over what they were
+given. So a body gets a copy of its rows; what it edited there is carried back before the engine goes on, and what it keeps
+is never written over. A copy is a tensor like any other, not one of inference mode, so torch counts its edits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..batching import Layout, Rows
+from ..errors import InvokeError
+from ..here import Here, narrow
+from ..sites import Place
+from ..structures import leaves, tree_map
+
+
+class Lent(Here):
+    """Where an engine stands, with what it lends."""
+
+    __slots__ = ("lent",)
+
+    def __init__(self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None) -> None:
+        super().__init__(place, stage, value, visit, layout)
+        #: For the rows of each request: what the engine has, the copy, and how often that had been edited when it was made.
+        self.lent: dict[Rows, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
+        self.roughen()
+
+    def read(self, rows: Rows | None) -> Any:
+        """Return a copy of the rows of one request, the same at each reading."""
+        if rows is None:
+            raise self._refuse_all()
+        if self.backs:
+            self._carry()
+        if rows in self.pieces:
+            return self.pieces[rows]
+        if rows not in self.views:
+            theirs = narrow(self.value, rows, self._stated(), self.place.path)
+            mine = self.views[rows] = tree_map(copied, theirs)
+            self.lent[rows] = [(one, copy, copy._version) for one, copy in zip(leaves(theirs), leaves(mine))]
+        return self.views[rows]
+
+    def write(self, rows: Rows | None, value: Any) -> None:
+        """Replace the rows of one request."""
+        if rows is None:
+            raise self._refuse_all()
+        super().write(rows, value)
+
+    def carry_back(self, rows: Rows) -> None:
+        """Take what the bodies of one request edited in place into what the engine has.
+
+        Raises:
+            RowsError: they edited what has no rows, and so belongs to all requests.
+        """
+        if self.backs:
+            self._carry()
+        if rows in self.pieces:
+            return
+        layout, path = self._stated(), self.place.path
+        for at, (theirs, mine, version) in enumerate(self.lent.get(rows, ())):
+            if mine._version == version:
+                continue
+            if theirs.shape != mine.shape or not _has_rows(self.value, at, layout, rows, path):
+                raise self._refuse_shared("edit it in place")
+            theirs.copy_(mine)
+            self.lent[rows][at] = theirs, mine, mine._version
+
+    def join(self) -> None:
+        """Make `value` what the requests have made of it."""
+        if self.pieces:
+            self.value = self._joined()
+            self._clear_pieces()
+
+    def _refuse_all(self) -> InvokeError:
+        return InvokeError(
+            f"{self._site()} was asked for by an invoke without an input. An engine serves each input as a request of its "
+            "own, beside those of others, so there is no whole batch: ask in the invoke of each input."
+        )
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy that is no tensor of inference mode."""
+    if not torch.is_inference_mode_enabled():
+        return tensor.detach().clone()
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def _has_rows(value: Any, at: int, layout: Layout, rows: Rows, path: str) -> bool:
+    return layout.take(leaves(value)[at], rows, path) is not None

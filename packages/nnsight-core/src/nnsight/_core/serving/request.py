@@ -1,0 +1,250 @@
+"""One request of an engine: its bodies, its steps among the forwards of all, and its end.
+
+What all requests share (who waits where, what was passed in the forward that is on) is the engine's, `forwards.py`; a run
+here reads it there. A body that raises, or stops, ends its own run and leaves the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .. import ending
+from ..batching import Layout, Rows
+from ..here import Here, narrow
+from ..interleaver import RESULT, Interleaver, Watcher
+from ..mediator import BodyMediator, Mediator
+from ..sites import OUTPUT, Place
+from ..structures import tree_map
+from ..turns import ThreadState, getcurrent, gettrace, hop
+from .lent import copied
+
+if TYPE_CHECKING:
+    from ..active import Answers
+    from .forwards import Forwards
+
+#: What begins the steps of a run here: nothing that is called; the engine says it.
+_STEP = Place("step")
+
+
+def _of_forwards(name: str) -> Any:
+    return property(lambda run: getattr(run.forwards, name))
+
+
+class ServedRun(Interleaver):
+    """One request of an engine.
+
+    Args:
+        forwards: the engine's.
+        stack: what is active for its bodies besides themselves.
+    """
+
+    at_input = _of_forwards("at_input")
+    at_output = _of_forwards("at_output")
+    entered = _of_forwards("entered")
+    left = _of_forwards("left")
+    here = _of_forwards("here")
+    exact = _of_forwards("exact")
+    layout = _of_forwards("layout")
+    parked = _of_forwards("parked")
+    thread = _of_forwards("thread")
+    tapped = True
+
+    #: Whether it takes part in the forward that is on, and where its rows lie there.
+    scheduled = False
+    rows: Rows = (0, 0)
+    #: What the first of its bodies raised that did.
+    failure: BaseException | None = None
+
+    def __init__(self, forwards: Forwards, stack: tuple[Answers, ...] = ()) -> None:
+        self.forwards = forwards
+        self.rigging = forwards.rigging
+        self.step_place = _STEP
+        self.step_waiters: list[Mediator] = []
+        self.bodies: list[BodyMediator] = []
+        self.stack = stack
+        self.earlier: Any = _Earlier(self)
+        self.joined = forwards.count
+        self._watching: list[_Watching] = []
+
+    def add_body(self, body: Callable[[], Any], rows: Rows | None, name: str, order: int) -> BodyMediator:
+        """Give the run a body, which begins with its first step. Rows are the request's, whoever asks."""
+        mediator = ServedMediator(self, body, self.rows, name, order)
+        self.bodies.append(mediator)
+        return mediator
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def lie_at(self, rows: Rows) -> None:
+        """Say where its rows lie in the values that follow."""
+        self.rows = rows
+        for body in self.bodies:
+            body.rows = rows
+
+    def begin_step(self, rows: Rows) -> None:
+        """Take part in a forward, as the next step of this run."""
+        if self.over:
+            return
+        self.scheduled = True
+        self.model = getcurrent()
+        self.lie_at(rows)
+        if not self.stepping:
+            self.stepping = True
+            self.joined = self.forwards.count
+            self.body_thread = ThreadState()
+            for body in list(self.bodies):
+                body.begin()
+        else:
+            self.step += 1
+            self._begin_edits()
+            due = [mediator for mediator in self.step_waiters if mediator.step is not None and mediator.step <= self.step]
+            for mediator in sorted(due, key=lambda m: m.order):
+                self.step_waiters.remove(mediator)
+                mediator.served = True
+                mediator.resume()
+        self.forwards.settle()
+
+    def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
+        """Say whether the run has passed the visit that the mediator would ask for."""
+        if self.over or self.scheduled or place.stepless:
+            return super().passed(mediator, place, stage)
+        # Its last forward is over, and the next one has not begun.
+        return place in self.earlier if mediator.step is None else mediator.step <= self.step
+
+    def _open(self, way: list[Place]) -> None:
+        self.forwards._open(way)
+
+    def watch(self, places: Iterable[Place], stages: Collection[str], watcher: Watcher) -> None:
+        """Let a watcher see its rows of every visit of these places from now on, as copies."""
+        watching = _Watching(self, watcher)
+        self._watching.append(watching)
+        self.forwards.watch(places, stages, watching)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_no_more(self) -> bool:
+        """Whether the request need not go on: a body stopped it, or raised."""
+        return self.stopped or self.failure is not None
+
+    def finish(self, result: Any) -> None:
+        """End well: bodies that wait for the result get it, and all others hear that there is no further step."""
+        if self.over:
+            return
+        self.model = getcurrent()
+        self.thread.read()
+        try:
+            if not self.wants_no_more:
+                self.result = result
+                self.end_steps()
+                self._give_result(result)
+                self.over = True
+                ending.end_bodies(self)
+        finally:
+            self.close()
+
+    def _give_result(self, result: Any) -> None:
+        waiting = [mediator for mediator in self.at_output.get(RESULT, ()) if mediator.run is self]
+        if waiting:
+            self.forwards.dismiss_run(self)
+            here = self.forwards.here = Here(RESULT, OUTPUT, result, 0, None)
+            for mediator in waiting:
+                mediator.serve(here)
+            self.forwards.here = None
+
+    def fail(self, error: BaseException) -> None:
+        """End because of an error that a body raised, or led to."""
+        if self.failure is None:
+            self.failure = error
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """Let nobody of it be served any more, whatever the engine still does."""
+        self.forwards.dismiss_run(self)
+        self.step_waiters.clear()
+
+    def close(self) -> None:
+        """Give up what is left of it. Safe to call twice."""
+        self.model = getcurrent()
+        self.closing = True
+        self.dismiss()
+        try:
+            for body in self.bodies:
+                if not body.done:
+                    ending._close_body(self, body)
+        finally:
+            self.over = True
+            self._end_watching()
+            self.forwards.let_go(self)
+
+    def _end_watching(self) -> None:
+        watchers = self.forwards.watchers
+        for watching in self._watching:
+            watching.end()
+            for place in [place for place, among in watchers.items() if watching in among]:
+                watchers[place].remove(watching)
+                if not watchers[place]:
+                    del watchers[place]
+                    for queue in (self.at_input, self.at_output):
+                        if queue.get(place) == []:
+                            del queue[place]
+        self._watching.clear()
+
+
+class ServedMediator(BodyMediator):
+    """The mediator of a body of one request. It is served while its request takes part, and never leaves the model."""
+
+    run: ServedRun  # type: ignore[assignment]
+
+    def due(self, visit: int) -> bool:
+        """Say whether this visit of the place that the mediator waits at is the one it asked for."""
+        return self.run.scheduled and super().due(visit)
+
+    def resume(self) -> None:
+        """Give the body its turn."""
+        assert self.greenlet is not None
+        if gettrace() is None:
+            self.greenlet.switch()
+        else:
+            hop(self.greenlet.switch)
+        if self.failure is not None:
+            self.run.fail(self.failure)
+        elif self.run.stopped:
+            self.run.dismiss()
+
+
+class _Earlier:
+    """The places that a run has passed in its earlier steps."""
+
+    def __init__(self, run: ServedRun) -> None:
+        self._run = run
+
+    def __contains__(self, place: Place) -> bool:
+        run = self._run
+        return run.forwards.last.get(place, -1) >= run.joined
+
+    def __bool__(self) -> bool:
+        return self._run.step > 0
+
+
+class _Watching:
+    """A watcher of one run, among those of all."""
+
+    def __init__(self, run: ServedRun, watcher: Watcher) -> None:
+        self._run = run
+        self._watcher = watcher
+
+    @property
+    def seen(self) -> bool:
+        """Whether it has seen anything."""
+        return self._watcher.seen
+
+    def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
+        """Show the watcher the rows of its own run."""
+        run = self._run
+        if run.scheduled and layout is not None:
+            self._watcher.see(place, stage, tree_map(copied, narrow(value, run.rows, layout, place.path)), None)
+
+    def end(self) -> None:
+        """Hear that the run is over."""
+        self._watcher.end()

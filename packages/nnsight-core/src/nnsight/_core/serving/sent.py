@@ -1,0 +1,152 @@
+"""The bodies of one trace, on their way to an engine and there.
+
+One idea: a trace travels once, with all of its bodies, so that values they share are shared over there too; the requests
+that it makes name the trace and a number. What a body saved comes back by name, for each body; a name around the bodies that
+was saved before they began (a list that they append to) comes back as well.
+"""
+
+from __future__ import annotations
+
+import platform
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..active import active
+from ..backend import Request
+from ..blocks import Body, Names
+from ..bypath import Sender, tensor_at
+from ..cache import Cache
+from ..errors import NoTraceError, WireError
+from ..interleaver import RESULT
+from ..invoke import Invoke, join_names
+from ..mediator import EarlyStop
+from ..saved import Collector
+from ..sites import OUTPUT
+from ..trace import Install, Tracer
+from ..wire import Decoder
+from ..wire.format import Buffer
+from ..wire.kinds import makes
+from .request import ServedMediator, ServedRun
+
+if TYPE_CHECKING:
+    from .forwards import Forwards
+
+
+def encode_bodies(tracer: Tracer, bodies: Sequence[Body], saved: Iterable[Any] = (), *, alone: bool = False) -> bytes:
+    """Write the bodies of one trace.
+
+    Args:
+        tracer: the trace; over there its name means the trace there.
+        bodies: the bodies, in their order.
+        saved: values that count as saved when the bodies begin.
+        alone: the one body is the block of the trace itself, and not that of an invoke.
+
+    Raises:
+        WireError: something that they read cannot travel.
+    """
+    node = tracer.model
+    sender = Sender(node._root, {id(tracer): ["tracer"]})
+    encoder = sender.encoder
+    written = [encoder.value(body) for body in bodies]
+    made = encoder.emit("bodies", encoder.value(node), encoder.value(list(saved)), alone, written)
+    return encoder.pack("bodies", [made], {"path": node._path, "python": platform.python_version()})
+
+
+def decode_bodies(data: Buffer, model: Any) -> SentBodies:
+    """Read the bodies of one trace, to be run on a model.
+
+    This builds the functions and classes that came along, and so runs code of whoever sent it.
+
+    Raises:
+        WireError: the bytes are no bodies, or need what is not here.
+    """
+    decoder = Decoder(data, "bodies", trusted=True)
+    decoder.kept.update(model=model._root, model_device=model._root.device, weight=lambda path: tensor_at(model, path))
+    decoder.files.show()
+    try:
+        sent = decoder.read()
+        if not isinstance(sent, SentBodies):
+            raise WireError("these bytes hold something else than the bodies of a trace")
+    except BaseException:
+        decoder.files.forget()
+        raise
+    # Errors are told with the user's lines, so these stay as long as the bodies do.
+    weakref.finalize(sent, decoder.files.forget)
+    return sent
+
+
+@makes("tracer")
+def _make_tracer(decoder: Decoder, step: list[Any]) -> ServedTracer:
+    made: ServedTracer = decoder.kept.setdefault("tracer", ServedTracer.__new__(ServedTracer))
+    return made
+
+
+@makes("bodies")
+def _make_bodies(decoder: Decoder, step: list[Any]) -> SentBodies:
+    _, node, saved, alone, bodies = step
+    tracer = decoder.kept.setdefault("tracer", ServedTracer.__new__(ServedTracer))
+    traced = decoder.value(node)
+    Tracer.__init__(tracer, traced, traced._family(), (), {})
+    sent = SentBodies(tracer, decoder.values(bodies), alone is True)
+    sent.collector.values += decoder.value(saved)
+    return sent
+
+
+class SentBodies:
+    """The bodies of one trace where an engine runs them, and what they saved."""
+
+    def __init__(self, tracer: ServedTracer, bodies: Sequence[Body], alone: bool) -> None:
+        self.tracer = tracer
+        self.alone = alone
+        self.collector = Collector()
+        self.invokes: list[Invoke] = []
+        #: The requests that have begun, by the number of their body.
+        self.runs: dict[int, ServedRun] = {}
+        for number, body in enumerate(bodies):
+            invoke = Invoke(tracer, number, None)
+            invoke.body, invoke.names = body, Names(body.outer, body.real)
+            self.invokes.append(invoke)
+        join_names(self.invokes)
+
+    def begin(self, number: int, forwards: Forwards) -> ServedRun:
+        """Let the request of one body take part in an engine's forwards."""
+        invoke, body = self.invokes[number], self.invokes[number].body
+        assert body is not None and invoke.names is not None
+        run = self.runs[number] = ServedRun(forwards, (self.collector,))
+        self.tracer._node._root.__dict__["_edits"].begin_in(run)
+        body.assign(invoke.names, self.tracer if self.alone else invoke)
+        invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
+        forwards.admit(run)
+        return run
+
+    def saved(self, number: int) -> dict[str, Any]:
+        """Return what one body saved, by name."""
+        invoke = self.invokes[number]
+        assert invoke.body is not None and invoke.names is not None
+        names = {**invoke.body.outer, **invoke.names}
+        # A cache is a result in itself; nobody has to save it.
+        return {n: value for n, value in names.items() if self.collector.has(value) or isinstance(value, Cache)}
+
+
+class ServedTracer(Tracer):
+    """The trace, as bodies in an engine know it."""
+
+    def _current(self) -> ServedMediator:
+        for member in reversed(active.get()):
+            if isinstance(member, ServedMediator):
+                return member
+        raise NoTraceError("This can be asked of a tracer inside its block only, within one of its invokes.")
+
+    @property
+    def result(self) -> Any:
+        """What the engine gave for the request: waits for its end."""
+        mediator = self._current()
+        return mediator.run.result if mediator.run.over else mediator.ask(RESULT, OUTPUT).value
+
+    def stop(self) -> None:
+        """End the request here: the rest of its block and of its steps do not run."""
+        raise EarlyStop(self._current().run)
+
+    def _install(self, install: Install) -> None:
+        install(self._current().run, None)

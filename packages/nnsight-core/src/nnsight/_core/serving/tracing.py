@@ -1,0 +1,104 @@
+"""A trace whose bodies an engine runs: what stands in the caller's frame.
+
+One idea: the block of a trace with an input is a body itself; the block of one without is run here, and the blocks of its
+invokes are bodies. All are captured, and travel together (`sent.py`). Only what they saved comes back.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import active as scopes
+from ..batching import Batchable, Prepared
+from ..blocks import skipped, write_back
+from ..errors import NoInputError, NoTraceError
+from ..invoke import Invoke
+from ..saved import Collector
+from ..trace import Install, Tracer
+from .sent import encode_bodies
+
+if TYPE_CHECKING:
+    from ..tree import Node
+
+
+class Engine(Protocol):
+    """Where the requests of a trace are served."""
+
+    def serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
+        """Serve one request for each input, with the body of the same number; return what each saved, by name.
+
+        Raises what a body raised, once the others are done.
+        """
+
+
+class EngineTracer(Tracer):
+    """One trace on an engine.
+
+    Args:
+        node, family, inputs, kwargs: see `Tracer`.
+        engine: where it runs.
+    """
+
+    def __init__(
+        self, node: Node, family: Batchable, inputs: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine
+    ) -> None:
+        super().__init__(node, family, inputs, kwargs)
+        self._engine = engine
+        self._own: Invoke | None = None
+
+    def __enter__(self) -> Any:
+        if self._entered:
+            raise NoTraceError("a trace can be entered once: call `model.trace(...)` again for another run")
+        self._entered = True
+        self._collector = Collector()
+        if self._family._has_input(self._inputs, self._kwargs):
+            own = self._own = Invoke(self, 0, self._family._prepare_input(*self._inputs, **self._kwargs))
+            own.capture(sys._getframe(1))
+            return None
+        scopes.enter(self._collector)
+        scopes.enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        try:
+            if self._own is None:
+                return self._end_definition(error)
+            if not skipped(error):
+                return False
+            self._run_invokes([self._own])
+            return True
+        except BaseException as failure:
+            self._fold(failure)
+            raise
+
+    def _end_definition(self, error: BaseException | None) -> bool:
+        scopes.leave(self)
+        scopes.leave(self._collector)
+        return super()._end_definition(error)
+
+    def _run_invokes(self, invokes: list[Invoke]) -> None:
+        for invoke in invokes:
+            if invoke.prepared is None:
+                raise NoInputError(
+                    f"{invoke.name} has no input. An engine serves each input as a request of its own, so there is no "
+                    "whole batch that an invoke without one could see."
+                )
+        bodies = [invoke.body for invoke in invokes if invoke.body is not None]
+        data = encode_bodies(self, bodies, self._collector.values, alone=self._own is not None)
+        self._ready()
+        found = self._engine.serve(data, [invoke.prepared for invoke in invokes if invoke.prepared is not None])
+        bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
+        for invoke, saved in zip(invokes, found):
+            assert invoke.frame is not None
+            bound.setdefault(id(invoke.frame), (invoke.frame, {}))[1].update(saved)
+            invoke.release()
+        for frame, names in bound.values():
+            write_back(frame, names)
+
+    def _install(self, install: Install) -> None:
+        raise NoTraceError(
+            "a cache on an engine belongs to one request: call `tracer.cache()` in the invoke whose values it is to keep"
+        )

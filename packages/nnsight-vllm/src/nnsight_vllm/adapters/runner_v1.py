@@ -1,0 +1,74 @@
+"""vLLM's first model runner (`vllm.v1.worker.gpu_model_runner.GPUModelRunner` and those made of it).
+
+relies on: `execute_model` takes a `SchedulerOutput` with `scheduled_new_reqs` and `num_scheduled_tokens`, calls
+`_model_forward` once the rows of the batch are settled (`input_batch.req_ids`), and then the model's `compute_logits`;
+`sample_tokens` calls `_sample`; vLLM 0.30 to 0.32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def attach(runner: Any, stage: Any) -> None:
+    """Put the stage into a runner's methods: on the instance, around its own."""
+    for name, around in (
+        ("execute_model", _execute_model),
+        ("_model_forward", _model_forward),
+        ("_sample", _sample),
+        ("sample_tokens", _sample_tokens),
+    ):
+        setattr(runner, name, functools.partial(around, runner, stage, getattr(runner, name)))
+    model = runner.get_model()
+    model.compute_logits = functools.partial(_compute_logits, runner, stage, model.compute_logits)
+
+
+def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    for new in scheduler_output.scheduled_new_reqs:
+        if new.sampling_params is not None:
+            stage.arrive(new.req_id, new.sampling_params.extra_args)
+    runner.nnsight_scheduled = scheduler_output.num_scheduled_tokens
+    output = None
+    try:
+        output = call(scheduler_output, *args, **kwargs)
+        return output
+    finally:
+        if runner.execute_model_state is None:
+            # No tokens are drawn here: nothing was to do, an error, or another stage of a pipeline.
+            _end(stage, output)
+
+
+def _model_forward(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+    requests = runner.input_batch.req_ids
+    counts = [runner.nnsight_scheduled[request] for request in requests]
+    given = kwargs.get("input_ids")
+    given = kwargs.get("positions") if given is None else given
+    stage.begin(requests, counts, sum(counts) if given is None else given.shape[-1])
+    return call(*args, **kwargs)
+
+
+def _compute_logits(runner: Any, stage: Any, call: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    stage.after_layers(hidden.shape[0])
+    return stage.show("logits", call(hidden, *args, **kwargs))
+
+
+def _sample(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+    output = call(*args, **kwargs)
+    output.sampled_token_ids = stage.show("samples", output.sampled_token_ids)
+    return output
+
+
+def _sample_tokens(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+    output = None
+    try:
+        output = call(*args, **kwargs)
+        return output
+    finally:
+        _end(stage, output)
+
+
+def _end(stage: Any, output: Any) -> None:
+    ended = stage.end()
+    if ended and output is not None:
+        output.nnsight_ended = ended

@@ -1,0 +1,51 @@
+"""The modules of a model as vLLM builds them, without weights: what is explored before an engine is started.
+
+One idea: vLLM's own classes build it, on the meta device and for one process, so that its tree is the engine's, and sizes are
+those of the whole model whatever it will be spread over. Nothing of it is left behind in the process: an engine that starts
+here later starts as if it were the first.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+#: What spreads a model over processes.
+_SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
+
+
+def build(options: Mapping[str, Any]) -> torch.nn.Module:
+    """Build the modules of the model that an engine with these options would load."""
+    alone = {name: value for name, value in options.items() if name not in _SPREAD}
+    config: VllmConfig = EngineArgs(**alone).create_engine_config()
+    with set_current_vllm_config(config), _one_process(), set_default_torch_dtype(config.model_config.dtype):
+        with torch.device("meta"):
+            return initialize_model(vllm_config=config)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Be the only process of a model, as far as vLLM's modules ask when they are built."""
+    if torch.distributed.is_initialized():
+        yield  # of an engine that runs here already
+        return
+    with tempfile.TemporaryDirectory(prefix="nnsight-") as folder:
+        parallel_state.init_distributed_environment(
+            1, 0, f"file://{Path(folder, 'store')}", local_rank=0, backend="gloo"
+        )
+        try:
+            parallel_state.initialize_model_parallel(1, 1)
+            yield
+        finally:
+            parallel_state.destroy_model_parallel()
+            parallel_state.destroy_distributed_environment()

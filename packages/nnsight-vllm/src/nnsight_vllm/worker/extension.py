@@ -1,0 +1,43 @@
+"""What vLLM lets its workers do besides their own work: its `worker_extension_cls`.
+
+relies on: `worker_extension_cls` makes a class's methods callable through `collective_rpc`, vLLM 0.30 to 0.33.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnsight.plugin import decode_message
+
+from .. import outputs
+from ..adapters import adapt
+from .stage import Stage
+
+
+class Extension:
+    """Becomes a base of the worker's class; `self` is the worker."""
+
+    model_runner: Any
+
+    def nnsight_begin(self) -> None:
+        """Stand by in the engine's steps, if that has not been done."""
+        runner = self.model_runner
+        if "nnsight" not in vars(runner):
+            outputs.register()
+            runner.nnsight = adapt(runner, Stage(runner.get_model()))
+
+    def nnsight_open(self, trace: str, data: bytes) -> None:
+        """Take in the bodies of a trace."""
+        self.nnsight_begin()
+        self.model_runner.nnsight.open(trace, data)
+
+    def nnsight_finish(self, trace: str, results: Mapping[int, bytes]) -> list[bytes]:
+        """End a trace; see `Stage.finish`."""
+        decoded = {number: decode_message(data)[1] for number, data in results.items()}
+        told: list[bytes] = self.model_runner.nnsight.finish(trace, decoded)
+        return told
+
+    def nnsight_drop(self, trace: str) -> None:
+        """Give up a trace."""
+        self.model_runner.nnsight.drop(trace)

@@ -1,0 +1,134 @@
+"""`Stage`: the model in one worker as bodies see it, and the traces that are being served there.
+
+One idea: an adapter (`nnsight_vllm.adapters`) tells what vLLM does (a request comes, a forward begins, tokens are drawn), in
+the same words whatever its version; here those words become runs, steps and rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from nnsight import NNsightError
+from nnsight.plugin import Forwards, PlainLayout, Rows, SentBodies, ServedRun, decode_bodies, encode_error, encode_results
+
+from .places import ServedModel
+
+#: Which body of which trace a request is for: in its `extra_args`, under this name.
+KEY = "nnsight"
+
+
+class Stage:
+    """One worker's part in all traces.
+
+    Args:
+        module: the model that the engine calls.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.model = ServedModel(module)
+        self.forwards = Forwards(self.model)
+        self.traces: dict[str, SentBodies] = {}
+        #: The run of each request that takes part, by the engine's id.
+        self.runs: dict[str, ServedRun] = {}
+        self._forward = ExitStack()
+        self._taking_part: dict[ServedRun, int] = {}
+
+    # -- traces ------------------------------------------------------------------------------------------------------
+
+    def open(self, trace: str, data: bytes) -> None:
+        """Take in the bodies of a trace, before its requests come."""
+        self.traces[trace] = decode_bodies(data, self.model)
+
+    def finish(self, trace: str, results: Mapping[int, Any]) -> list[bytes]:
+        """End a trace whose requests are done, and return what each body saved or raised.
+
+        Args:
+            trace: which.
+            results: what the engine gave for each body's request.
+        """
+        sent = self.traces.pop(trace)
+        for number, run in sent.runs.items():
+            run.finish(results.get(number))
+        self._forget(sent)
+        return [self._told(sent, number) for number in range(len(sent.invokes))]
+
+    def drop(self, trace: str) -> None:
+        """Give up a trace."""
+        sent = self.traces.pop(trace, None)
+        if sent is not None:
+            for run in sent.runs.values():
+                run.close()
+            self._forget(sent)
+
+    def _forget(self, sent: SentBodies) -> None:
+        mine = set(sent.runs.values())
+        self.runs = {request: run for request, run in self.runs.items() if run not in mine}
+
+    def _told(self, sent: SentBodies, number: int) -> bytes:
+        run = sent.runs.get(number)
+        if run is None:
+            return encode_error(NNsightError(f"{sent.invokes[number].name} never began: its request was not run"))
+        if run.failure is not None:
+            return encode_error(run.failure)
+        try:
+            return encode_results(sent.saved(number))
+        except Exception as error:
+            return encode_error(error)
+
+    # -- what the engine does ----------------------------------------------------------------------------------------
+
+    def arrive(self, request: str, extra: Mapping[str, Any] | None) -> None:
+        """Hear of a request that will take part in the next forward for the first time."""
+        key = (extra or {}).get(KEY)
+        if key is None:
+            return
+        trace, number = key
+        sent = self.traces.get(trace)
+        if sent is not None:
+            self.runs[request] = sent.begin(number, self.forwards)
+
+    def begin(self, requests: Sequence[str], counts: Sequence[int], total: int) -> None:
+        """Begin a forward.
+
+        Args:
+            requests: the requests in it, in the order of their rows.
+            counts: how many tokens each has.
+            total: how many rows the values have, padding included.
+        """
+        runs, part, rows, at = self.runs, {}, {}, 0
+        for position, (request, count) in enumerate(zip(requests, counts)):
+            run = runs.get(request)
+            if run is not None:
+                part[run] = position
+                rows[run] = (at, count)
+            at += count
+        if not rows:
+            return
+        self._taking_part = part
+        self._forward.enter_context(self.forwards.forward(rows, PlainLayout(total)))
+
+    def after_layers(self, count: int) -> None:
+        """Hear that from here on values have one row for each request.
+
+        Args:
+            count: how many requests.
+        """
+        if self._taking_part:
+            rows: dict[ServedRun, Rows] = {run: (position, 1) for run, position in self._taking_part.items()}
+            self.forwards.lay_out(rows, PlainLayout(count))
+
+    def show(self, name: str, value: Any) -> Any:
+        """Let a value that is no module's pass, and return what the bodies made of it."""
+        return self.model._pass(name, value) if self._taking_part else value
+
+    def end(self) -> list[str]:
+        """End a forward, and return the requests that need not go on."""
+        if not self._taking_part:
+            return []
+        part, self._taking_part = self._taking_part, {}
+        self._forward.close()
+        return [request for request, run in self.runs.items() if run in part and run.wants_no_more]
