@@ -20,6 +20,7 @@ from ..sites import OUTPUT, Place
 from ..taps import running
 from ..turns import getcurrent
 from .lent import Lent
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ..tree import Node
@@ -31,14 +32,16 @@ class Forwards(Interleaver):
 
     Args:
         root: the model that the engine calls.
+        turn_seconds: how long one turn of a body may take; 0 for as long as it likes.
     """
 
     # Steps are the runs', each with its own count.
     steps_over = True
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: Node, turn_seconds: float = 0) -> None:
         super().__init__(_never, root._rig())
         self.runs: list[ServedRun] = []
+        self.watch_turns = Watch(turn_seconds)
         #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
         self.count = 0
         self.last: dict[Place, int] = {}

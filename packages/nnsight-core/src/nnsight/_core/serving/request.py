@@ -6,6 +6,7 @@ here reads it there. A body that raises, or stops, ends its own run and leaves t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..sites import OUTPUT, Place
 from ..structures import tree_map
 from ..turns import ThreadState, getcurrent, gettrace, hop
 from .lent import copied
+from .watch import TooLongError, is_over
 
 if TYPE_CHECKING:
     from ..active import Answers
@@ -203,10 +205,13 @@ class ServedMediator(BodyMediator):
     def resume(self) -> None:
         """Give the body its turn."""
         assert self.greenlet is not None
-        if gettrace() is None:
-            self.greenlet.switch()
-        else:
-            hop(self.greenlet.switch)
+        switch, watch = self.greenlet.switch, self.run.forwards.watch_turns
+        in_time = watch.turn(switch if gettrace() is None else functools.partial(hop, switch))
+        if not in_time or (self.failure is not None and is_over(self.failure)):
+            self.failure = TooLongError(
+                f"{self.name} had its turn for more than {watch.seconds:g} s, while the engine and all of its requests waited. "
+                "Let it do what takes long after the trace, with what it saved"
+            )
         if self.failure is not None:
             self.run.fail(self.failure)
         elif self.run.stopped:

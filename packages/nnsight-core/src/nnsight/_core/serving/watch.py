@@ -1,0 +1,102 @@
+"""A limit to how long one turn of a body may take: while it has its turn, an engine and all of its requests wait.
+
+One idea: a thread that does nothing but wait raises `TooLongError` in the thread of the engine when a turn is over its time. What
+is pure Python ends there, an endless loop too; one call into C that does not return is out of reach.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import NNsightError
+
+#: Seconds after which a turn that caught the error gets it again.
+_AGAIN = 1.0
+
+
+class TooLongError(NNsightError, TimeoutError):
+    """A body had its turn for too long."""
+
+
+class _Over(BaseException):
+    """What is raised in a body whose turn is over. It says no more: the interpreter makes it."""
+
+    #: How many have arrived.
+    arrived = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        _Over.arrived += 1
+
+
+class Watch:
+    """Watches the turns of bodies in one thread at a time.
+
+    Args:
+        seconds: how long a turn may take; 0 for as long as it likes.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._changed = threading.Condition()
+        self._deadline: float | None = None
+        self._thread = 0
+        #: How many were to have arrived when the last one that was sent has.
+        self._sent = 0
+        self._waiter: threading.Thread | None = None
+
+    def turn(self, switch: Callable[[], Any]) -> bool:
+        """Let a body have its turn. Return False if that took too long, and left the body by an error."""
+        if not self.seconds or sys.gettrace() is not None:  # somebody looks at it with a debugger
+            switch()
+            return True
+        in_time = True
+        try:
+            self._begin()
+            switch()
+        except _Over:  # it came when the body had parked
+            in_time = False
+        finally:
+            while True:
+                try:
+                    self._end()
+                    break
+                except _Over:
+                    in_time = False
+        return in_time
+
+    def _begin(self) -> None:
+        with self._changed:
+            self._thread = threading.get_ident()
+            self._deadline = time.monotonic() + self.seconds
+            if self._waiter is None:
+                self._waiter = threading.Thread(target=self._wait, name="nnsight watch", daemon=True)
+                self._waiter.start()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._deadline = None
+        # One that is under way arrives here. Calling it back makes Python 3.11 hang at the next function that is traced.
+        while self._sent > _Over.arrived:
+            pass
+
+    def _wait(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                if self._deadline is not None and now >= self._deadline and self._sent <= _Over.arrived:
+                    self._sent = _Over.arrived + 1
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_Over))
+                    self._deadline = now + _AGAIN
+                # Turns are short and many: whether one is over its time is looked at a few times a second.
+                self._changed.wait(min(self.seconds, 0.25))
+
+
+def is_over(error: BaseException) -> bool:
+    """Say whether a body was left because its turn was over."""
+    return isinstance(error, _Over)
