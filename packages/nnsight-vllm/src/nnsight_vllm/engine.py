@@ -2,76 +2,109 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nnsight import NNsightError
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
 from . import outputs
 from .worker.stage import KEY
 
+_EXTENSION = "nnsight_vllm.worker.extension.Extension"
+_SCHEDULER = "nnsight_vllm.scheduling.TracedScheduler"
+
 
 class SyncEngine:
-    """`vllm.LLM`, started when it is first needed.
+    """vLLM's engine, started when it is first needed, and run by whoever waits for requests.
 
     Args:
         options: of the engine.
+        turn_seconds: how long one turn of a body may take; 0 for as long as it likes.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], turn_seconds: float) -> None:
         self.options = dict(options)
-        self.llm: Any = None
+        self.turn_seconds = turn_seconds
+        self.engine: Any = None
+        self._numbers = itertools.count()
 
     @property
     def started(self) -> bool:
         """Whether it runs."""
-        return self.llm is not None
+        return self.engine is not None
 
     def start(self) -> None:
         """Load the model."""
-        if self.llm is None:
-            from vllm import LLM
+        if self.engine is not None:
+            return
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
 
-            own = {
-                "worker_extension_cls": "nnsight_vllm.worker.extension.Extension",
-                "scheduler_cls": "nnsight_vllm.scheduling.TracedScheduler",
-            }
-            outputs.register()
-            llm = LLM(**{**self.options, **own})
-            llm.collective_rpc("nnsight_begin")
-            self.llm = llm
+        outputs.register()
+        args = EngineArgs(**self.options, worker_extension_cls=_EXTENSION, scheduler_cls=_SCHEDULER)
+        engine = LLMEngine.from_engine_args(args)
+        engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
+        self.engine = engine
 
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
         self.start()
-        return self.llm.get_tokenizer()
+        return self.engine.get_tokenizer()
 
     def serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
         """Serve the requests of one trace; see `nnsight.plugin.Engine`."""
         self.start()
         trace = uuid.uuid4().hex
-        requests, params, others = [], [], []
-        for number, ((prompt, sampling), more, _) in enumerate(inputs):
-            sampling = sampling.clone()
-            sampling.extra_args = {**(sampling.extra_args or {}), KEY: [trace, number]}
-            # What a body changes is in the cache of this request alone, and it sees forwards that a cache would skip.
-            requests.append({**prompt, "cache_salt": f"{trace}/{number}"})
-            params.append(sampling)
-            others.append(more)
-        self.llm.collective_rpc("nnsight_open", args=(trace, bodies))
+        self.engine.collective_rpc("nnsight_open", args=(trace, bodies))
         try:
-            lora = [more.get("lora_request") for more in others]
-            results = self.llm.generate(
-                requests, params, use_tqdm=False, lora_request=lora if any(lora) else None
-            )
+            results = self.run(traced(trace, inputs))
+            told = {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
+            answers = self.engine.collective_rpc("nnsight_finish", args=(trace, told))[0]
         except BaseException:
-            self.llm.collective_rpc("nnsight_drop", args=(trace,))
+            self.engine.collective_rpc("nnsight_drop", args=(trace,))
             raise
-        told = {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
-        answers = self.llm.collective_rpc("nnsight_finish", args=(trace, told))[0]
         for answer in answers:
             if inspect_bytes(answer)["kind"] == "error":
                 raise decode_error(answer)
         return [decode_results(answer) for answer in answers]
+
+    def run(self, inputs: Iterable[Prepared]) -> list[Any]:
+        """Run requests to their ends, and return what the engine gave, in their order."""
+        self.start()
+        engine, added, done = self.engine, [], {}
+        try:
+            for (prompt, params), others, _ in inputs:
+                number = f"nnsight-{next(self._numbers)}"
+                added.append((number, engine.add_request(number, prompt, params, **others)))
+                self._check(added[-1][1], params)
+            while len(done) < len(added):
+                for output in engine.step():
+                    if output.finished:
+                        done[output.request_id] = output
+        except BaseException:
+            engine.abort_request([internal for _, internal in added], internal=True)
+            raise
+        return [done[number] for number, _ in added]
+
+    def _check(self, request: str, params: Any) -> None:
+        """Refuse a traced prompt that cannot be seen whole."""
+        state = self.engine.output_processor.request_states.get(request)
+        most = self.engine.vllm_config.scheduler_config.max_num_batched_tokens
+        if state is not None and KEY in (params.extra_args or {}) and state.prompt_len > most:
+            raise NNsightError(
+                f"The prompt has {state.prompt_len} tokens, and the engine takes {most} in one step. A body sees a prompt whole, so "
+                f"one that is traced must fit: start the engine with `max_num_batched_tokens={state.prompt_len}` or more."
+            )
+
+
+def traced(trace: str, inputs: Sequence[Prepared]) -> Iterable[Prepared]:
+    """Return the requests of a trace, each with the number of its body."""
+    for number, ((prompt, params), others, rows) in enumerate(inputs):
+        params = params.clone()
+        params.extra_args = {**(params.extra_args or {}), KEY: [trace, number]}
+        # What a body changes lies in the cache of its own request, which sees every forward of its prompt.
+        yield ({**prompt, "cache_salt": f"{trace}/{number}"}, params), others, rows

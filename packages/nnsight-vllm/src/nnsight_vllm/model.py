@@ -6,10 +6,11 @@ in the engine's workers (`worker/`), each invoke as a request of its own beside 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnsight.plugin import EngineTracer, Prepared, open_trace
+from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace
 
 from . import prompts, skeleton
 from .engine import SyncEngine
@@ -26,6 +27,8 @@ class VLLM(ServedModel):
         model: a hub id, or a local folder.
         dispatch: start the engine now, and not at the first run.
         rename, envoys: see `NNsight`.
+        turn_seconds: how long one turn of a body may take, while the engine and all of its requests wait; 0 for as long as it
+            likes.
         options: of vLLM's engine (`tensor_parallel_size=`, `dtype=`, `max_model_len=`, ...).
 
     Example::
@@ -43,11 +46,12 @@ class VLLM(ServedModel):
         dispatch: bool = False,
         rename: Mapping[str | type, str | Sequence[str]] | None = None,
         envoys: Any = None,
+        turn_seconds: float = 60.0,
         **options: Any,
     ) -> None:
         options = {**DEFAULTS, "model": model, **options}
         super().__init__(skeleton.build(options), rename=rename, envoys=envoys)
-        self.__dict__["_engine"] = SyncEngine(options)
+        self.__dict__["_engine"] = SyncEngine(options, turn_seconds)
         if dispatch:
             self.dispatch()
 
@@ -93,3 +97,20 @@ class VLLM(ServedModel):
         others = {name: kwargs.pop(name) for name in prompts.OF_REQUESTS if name in kwargs}
         prompt = prompts.prompt_of(given, **beside)
         return (prompt, prompts.sampling(kwargs)), others, 1
+
+    def generate(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Run requests: as a plain call, return what vLLM gives for each; at the head of a `with`, the same as `trace`.
+
+        Args:
+            inputs: one prompt, or a list of them.
+            kwargs: see `trace`.
+
+        Returns:
+            A `vllm.RequestOutput`, or a list of them.
+        """
+        if is_with_head(sys._getframe(1)):
+            return self.trace(*inputs, **kwargs)
+        given = inputs[0] if len(inputs) == 1 and prompts.are_several(inputs[0]) else None
+        prepared = [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
+        results = self.__dict__["_engine"].run(prepared)
+        return results if given else results[0]

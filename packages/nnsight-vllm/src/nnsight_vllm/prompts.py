@@ -35,6 +35,11 @@ def prompt_of(given: Any, **more: Any) -> dict[str, Any]:
     return {"prompt_token_ids": _ids(given, mask)}
 
 
+def are_several(given: Any) -> bool:
+    """Say whether these are several prompts, and not the token ids of one."""
+    return isinstance(given, (list, tuple)) and bool(given) and not isinstance(given[0], int)
+
+
 def _ids(given: Any, mask: Any) -> list[int]:
     ids, kept = _flat(given, "token ids"), None if mask is None else _flat(mask, "an attention mask")
     if kept is not None:

@@ -27,7 +27,9 @@ def attach(runner: Any, stage: Any) -> None:
 def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
     for new in scheduler_output.scheduled_new_reqs:
         if new.sampling_params is not None:
-            stage.arrive(new.req_id, new.sampling_params.extra_args)
+            count = scheduler_output.num_scheduled_tokens[new.req_id]
+            whole = new.num_computed_tokens == 0 and count == len(new.prompt_token_ids or ())
+            stage.arrive(new.req_id, new.sampling_params.extra_args, whole)
     runner.nnsight_scheduled = scheduler_output.num_scheduled_tokens
     output = None
     try:

@@ -20,16 +20,15 @@ class Extension:
 
     model_runner: Any
 
-    def nnsight_begin(self) -> None:
+    def nnsight_begin(self, turn_seconds: float) -> None:
         """Stand by in the engine's steps, if that has not been done."""
         runner = self.model_runner
         if "nnsight" not in vars(runner):
             outputs.register()
-            runner.nnsight = adapt(runner, Stage(runner.get_model()))
+            runner.nnsight = adapt(runner, Stage(runner.get_model(), turn_seconds))
 
     def nnsight_open(self, trace: str, data: bytes) -> None:
         """Take in the bodies of a trace."""
-        self.nnsight_begin()
         self.model_runner.nnsight.open(trace, data)
 
     def nnsight_finish(self, trace: str, results: Mapping[int, bytes]) -> list[bytes]:

@@ -19,6 +19,10 @@ from .places import ServedModel
 
 #: Which body of which trace a request is for: in its `extra_args`, under this name.
 KEY = "nnsight"
+_IN_PARTS = (
+    "The engine has cut this prompt into parts, or computed some of it before, and a body sees a prompt whole. Start the engine "
+    "through `VLLM`, whose scheduler sees to that, or with `scheduler_cls='nnsight_vllm.scheduling.TracedScheduler'`."
+)
 
 
 class Stage:
@@ -26,11 +30,12 @@ class Stage:
 
     Args:
         module: the model that the engine calls.
+        turn_seconds: how long one turn of a body may take.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, turn_seconds: float) -> None:
         self.model = ServedModel(module)
-        self.forwards = Forwards(self.model)
+        self.forwards = Forwards(self.model, turn_seconds)
         self.traces: dict[str, SentBodies] = {}
         #: The run of each request that takes part, by the engine's id.
         self.runs: dict[str, ServedRun] = {}
@@ -81,15 +86,23 @@ class Stage:
 
     # -- what the engine does ----------------------------------------------------------------------------------------
 
-    def arrive(self, request: str, extra: Mapping[str, Any] | None) -> None:
-        """Hear of a request that will take part in the next forward for the first time."""
+    def arrive(self, request: str, extra: Mapping[str, Any] | None, whole: bool) -> None:
+        """Hear of a request that will take part in the next forward for the first time.
+
+        Args:
+            request: what the engine calls it.
+            extra: its `extra_args`.
+            whole: whether all of its prompt is in that forward.
+        """
         key = (extra or {}).get(KEY)
         if key is None:
             return
         trace, number = key
         sent = self.traces.get(trace)
         if sent is not None:
-            self.runs[request] = sent.begin(number, self.forwards)
+            run = self.runs[request] = sent.begin(number, self.forwards)
+            if not whole:
+                run.fail(NNsightError(_IN_PARTS))
 
     def begin(self, requests: Sequence[str], counts: Sequence[int], total: int) -> None:
         """Begin a forward.
