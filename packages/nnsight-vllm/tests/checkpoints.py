@@ -24,9 +24,7 @@ def llama() -> Any:
 
 def gpt2() -> Any:
     """A GPT-2: layers that return one tensor."""
-    config = transformers.GPT2Config(
-        vocab_size=len(WORDS), n_embd=128, n_layer=4, n_head=4, n_positions=512, **_TOKENS
-    )
+    config = transformers.GPT2Config(vocab_size=len(WORDS), n_embd=128, n_layer=4, n_head=4, n_positions=512, **_TOKENS)
     return transformers.GPT2LMHeadModel, config
 
 

@@ -111,6 +111,8 @@ class VLLM(ServedModel):
         if is_with_head(sys._getframe(1)):
             return self.trace(*inputs, **kwargs)
         given = inputs[0] if len(inputs) == 1 and prompts.are_several(inputs[0]) else None
-        prepared = [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
+        prepared = (
+            [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
+        )
         results = self.__dict__["_engine"].run(prepared)
         return results if given else results[0]

@@ -20,4 +20,4 @@ def import_aliases() -> dict[str, str]:
 @hookimpl
 def travels_by_reference() -> dict[str, str]:
     """What a model has at both ends."""
-    return {"vllm.tokenizer": "nnsight_vllm.model:tokenizer_of"}
+    return {"vllm.tokenizer": "nnsight_vllm.references:tokenizer"}

@@ -79,9 +79,7 @@ class TracedScheduler(Scheduler):
     def _blocks(self, request: Request) -> int:
         """How many blocks of the cache a request may come to need."""
         tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
-        return sum(
-            -(-tokens // group.kv_cache_spec.block_size) for group in self.kv_cache_config.kv_cache_groups
-        )
+        return sum(-(-tokens // group.kv_cache_spec.block_size) for group in self.kv_cache_config.kv_cache_groups)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in what a step gave."""

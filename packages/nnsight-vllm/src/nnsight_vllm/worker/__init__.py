@@ -1,6 +1,6 @@
 """What runs where vLLM has the model: in each of its workers.
 
-    extension.py  what vLLM lets a worker do besides its own work
-    stage.py      the model as bodies see it, and the traces that are being served
-    places.py     values that are no module's: the logits, the tokens that are drawn
+extension.py  what vLLM lets a worker do besides its own work
+stage.py      the model as bodies see it, and the traces that are being served
+places.py     values that are no module's: the logits, the tokens that are drawn
 """

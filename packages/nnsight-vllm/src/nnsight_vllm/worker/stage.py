@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from nnsight import NNsightError
-from nnsight.plugin import Forwards, PlainLayout, Rows, SentBodies, ServedRun, decode_bodies, encode_error, encode_results
+from nnsight.plugin import (
+    Forwards,
+    PlainLayout,
+    Rows,
+    SentBodies,
+    ServedRun,
+    decode_bodies,
+    encode_error,
+    encode_results,
+)
 
 from .places import ServedModel
 

@@ -19,7 +19,7 @@ from ..sites import OUTPUT, Place
 from ..structures import tree_map
 from ..turns import ThreadState, getcurrent, gettrace, hop
 from .lent import copied
-from .watch import TooLongError, is_over
+from .watch import TooLongError
 
 if TYPE_CHECKING:
     from ..active import Answers
@@ -99,7 +99,9 @@ class ServedRun(Interleaver):
         else:
             self.step += 1
             self._begin_edits()
-            due = [mediator for mediator in self.step_waiters if mediator.step is not None and mediator.step <= self.step]
+            due = [
+                mediator for mediator in self.step_waiters if mediator.step is not None and mediator.step <= self.step
+            ]
             for mediator in sorted(due, key=lambda m: m.order):
                 self.step_waiters.remove(mediator)
                 mediator.served = True
@@ -206,8 +208,7 @@ class ServedMediator(BodyMediator):
         """Give the body its turn."""
         assert self.greenlet is not None
         switch, watch = self.greenlet.switch, self.run.forwards.watch_turns
-        in_time = watch.turn(switch if gettrace() is None else functools.partial(hop, switch))
-        if not in_time or (self.failure is not None and is_over(self.failure)):
+        if not watch.turn(switch if gettrace() is None else functools.partial(hop, switch)):
             self.failure = TooLongError(
                 f"{self.name} had its turn for more than {watch.seconds:g} s, while the engine and all of its requests waited. "
                 "Let it do what takes long after the trace, with what it saved"

@@ -51,24 +51,24 @@ class Watch:
         self._waiter: threading.Thread | None = None
 
     def turn(self, switch: Callable[[], Any]) -> bool:
-        """Let a body have its turn. Return False if that took too long, and left the body by an error."""
+        """Let a body have its turn, and say whether it gave it back in time."""
         if not self.seconds or sys.gettrace() is not None:  # somebody looks at it with a debugger
             switch()
             return True
-        in_time = True
+        before = _Over.arrived
         try:
             self._begin()
             switch()
         except _Over:  # it came when the body had parked
-            in_time = False
+            pass
         finally:
             while True:
                 try:
                     self._end()
                     break
                 except _Over:
-                    in_time = False
-        return in_time
+                    continue
+        return _Over.arrived == before
 
     def _begin(self) -> None:
         with self._changed:
@@ -95,8 +95,3 @@ class Watch:
                     self._deadline = now + _AGAIN
                 # Turns are short and many: whether one is over its time is looked at a few times a second.
                 self._changed.wait(min(self.seconds, 0.25))
-
-
-def is_over(error: BaseException) -> bool:
-    """Say whether a body was left because its turn was over."""
-    return isinstance(error, _Over)

@@ -1,0 +1,313 @@
+"""Runs that share the forwards of an engine: `nnsight._core.serving`, on an engine of a few lines."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from toy_engine import Network, Served, ToyEngine
+
+import nnsight
+from nnsight import InvokeError, NoInputError, NoTraceError, OutOfOrderError
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Network()
+
+
+@pytest.fixture
+def engine(module):
+    return ToyEngine(module)
+
+
+@pytest.fixture
+def model(engine):
+    return Served(engine)
+
+
+@pytest.fixture
+def prompts():
+    torch.manual_seed(1)
+    return torch.randn(3, 4), torch.randn(1, 4), torch.randn(5, 4)
+
+
+def alone(module, x, steps=3, first=lambda value: value, second=lambda value: value):
+    """What a request gives by itself, with its layers changed: (first, second, output) of each step."""
+    seen = []
+    with torch.no_grad():
+        for _ in range(steps):
+            a = first(module.first(x))
+            b = second(module.second(torch.tanh(a)))
+            seen.append((a, b, a + b))
+            x = (a + b)[-1:]
+    return seen
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other)
+
+
+def test_each_request_sees_its_own_rows_of_every_step_whatever_else_is_in_the_batch(model, module, engine, prompts):
+    with model.trace() as tracer:
+        seen = nnsight.save([[], [], []])
+        for number, x in enumerate(prompts):
+            with tracer.invoke(x):
+                for _ in tracer.iter[:]:
+                    seen[number].append((model.first.output, model.second.output, model.output))
+    for got, x in zip(seen, prompts):
+        for ours, theirs in zip(got, alone(module, x)):
+            same(ours, theirs)
+        assert len(got) == 3
+    assert max(engine.batches) > 5  # they were together
+    assert not engine.forwards.tapped and "forward" not in vars(module.first)
+
+
+def test_a_write_reaches_its_own_request_and_no_other(model, module, prompts):
+    a, b, c = prompts
+    with model.trace() as tracer:
+        with tracer.invoke(a):
+            for _ in tracer.iter[:]:
+                model.first.output[:] += 1
+            first = nnsight.save(tracer.result)
+        with tracer.invoke(b):
+            second = nnsight.save(tracer.result)
+        with tracer.invoke(c):
+            for _ in tracer.iter[:]:
+                model.second.output = model.second.output * 2
+            third = nnsight.save(tracer.result)
+    torch.testing.assert_close(first, alone(module, a, first=lambda v: v + 1)[-1][2][-1:])
+    torch.testing.assert_close(second, alone(module, b)[-1][2][-1:])
+    torch.testing.assert_close(third, alone(module, c, second=lambda v: v * 2)[-1][2][-1:])
+
+
+def test_what_a_body_keeps_is_not_written_over_and_an_edit_in_place_counts(model, module, prompts):
+    with model.trace(prompts[0]):
+        value = model.first.output
+        value[0] = 7
+        model.second.output
+        value[1] = 9  # the engine has gone on: this is the body's own
+        kept = value.save()
+        output = model.output.save()
+    wanted = alone(module, prompts[0], first=lambda v: torch.cat([torch.full((1, 4), 7.0), v[1:]]))[0]
+    torch.testing.assert_close(output, wanted[2])
+    torch.testing.assert_close(kept[0], torch.full((4,), 7.0))
+    torch.testing.assert_close(kept[1], torch.full((4,), 9.0))
+    torch.testing.assert_close(kept[2], wanted[0][2])
+
+
+def test_inputs_can_be_read_and_replaced_and_modules_skipped(model, module, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            given = model.second.input.save()
+            model.second.input = torch.zeros_like(given)
+            first = model.output.save()
+        with tracer.invoke(prompts[2]):
+            for _ in tracer.iter[:]:
+                model.second.skip(model.second.input)
+            second = nnsight.save(tracer.result)
+    (a, _, _), *_ = alone(module, prompts[0], steps=1)
+    torch.testing.assert_close(given, torch.tanh(a))
+    torch.testing.assert_close(first, a + module.second.bias.detach())
+    torch.testing.assert_close(second, _skipping(module, prompts[2]))
+
+
+def _skipping(module, x):
+    with torch.no_grad():
+        for _ in range(3):
+            a = module.first(x)
+            x = (a + torch.tanh(a))[-1:]
+    return x
+
+
+def test_steps_are_counted_for_each_request_by_itself(model, module, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            for _ in tracer.iter[1:]:
+                first = model.first.output.save()
+                break
+        with tracer.invoke(prompts[1]):
+            counted = nnsight.save([])
+            for step in tracer.iter[:]:
+                counted.append(step)
+            after = nnsight.save("after the loop")
+        with tracer.invoke(prompts[2]):
+            third = model.next(2).first.output.save()
+    torch.testing.assert_close(first, alone(module, prompts[0])[1][0])
+    assert counted == [0, 1, 2] and after == "after the loop"
+    torch.testing.assert_close(third, alone(module, prompts[2])[2][0])
+
+
+def test_an_error_ends_its_own_request_with_its_own_type_and_line(model, module, engine, prompts):
+    done = []
+    finish = engine.forwards.let_go
+    engine.forwards.let_go = lambda run: (done.append(run), finish(run))
+    with pytest.raises(ZeroDivisionError) as caught:
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[0]):
+                model.first.output
+                1 / 0  # noqa: B018
+            with tracer.invoke(prompts[2]):
+                for _ in tracer.iter[:]:
+                    model.second.output[:] = 0
+    assert "1 / 0" in str(caught.traceback[-1].statement)
+    assert {run.step for run in done} == {0, 2}  # the other went on to its end
+    with model.trace(prompts[0]):
+        again = model.output.save()
+    torch.testing.assert_close(again, alone(module, prompts[0])[0][2])
+
+
+def test_stopping_ends_its_own_request_and_no_other(model, module, engine, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            first = model.first.output.save()
+            tracer.stop()
+        with tracer.invoke(prompts[2]):
+            second = nnsight.save(tracer.result)
+    torch.testing.assert_close(first, alone(module, prompts[0])[0][0])
+    torch.testing.assert_close(second, alone(module, prompts[2])[-1][2][-1:])
+    assert engine.batches == [3, 1, 5, 1, 1][: len(engine.batches)] or sum(engine.batches) == 3 + 5 + 1 + 1
+
+
+@pytest.mark.parametrize("what", ["shape", "kind", "late"])
+def test_a_write_that_does_not_fit_is_the_error_of_the_line_that_wrote(what, model, prompts):
+    expected = {"shape": nnsight.RowsError, "kind": nnsight.RowsError, "late": OutOfOrderError}[what]
+    with pytest.raises(expected):
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[0]):
+                if what == "shape":
+                    model.first.output = torch.zeros(2, 4)
+                elif what == "kind":
+                    model.first.output = "no tensor"
+                else:
+                    model.second.output
+                    model.first.output = torch.zeros(3, 4)
+            with tracer.invoke(prompts[1]):
+                model.output.save()
+
+
+def test_values_pass_from_one_request_to_another_that_comes_later(model, module, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            vector = model.first.output[-1]
+        with tracer.invoke(prompts[1]):
+            for _ in tracer.iter[0:1]:
+                model.first.output = vector[None]
+            output = model.output.save()
+    (a, _, _), *_ = alone(module, prompts[0], steps=1)
+    torch.testing.assert_close(output, alone(module, prompts[1], 1, first=lambda _: a[-1:])[0][2])
+
+
+def test_requests_meet_at_a_barrier(model, prompts):
+    with model.trace() as tracer:
+        order = nnsight.save([])
+        barrier = tracer.barrier(2)
+        with tracer.invoke(prompts[0]):
+            for _ in tracer.iter[1:]:
+                order.append("first")
+                barrier()
+                order.append("first goes on")
+                break
+        with tracer.invoke(prompts[1]):
+            order.append("second")
+            barrier()
+    assert sorted(order[:2]) == ["first", "second"] and order[2] == "first goes on"
+
+
+def test_a_cache_keeps_copies_of_its_own_request(model, module, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            cache = tracer.cache(include_inputs=True)
+        with tracer.invoke(prompts[1]):
+            model.output.save()
+    wanted = alone(module, prompts[0])
+    assert len(cache["model.first"]) == 3
+    for entry, (a, _, _) in zip(cache["model.first"], wanted):
+        torch.testing.assert_close(entry.output, a)
+    torch.testing.assert_close(cache["model.second"][0].input, torch.tanh(wanted[0][0]))
+
+
+def test_edits_of_the_model_hold_for_all_of_its_requests(model, module, prompts):
+    with model.edit() as edited:
+        edited.first.output[:] += 1
+    with edited.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            first = nnsight.save(tracer.result)
+        with tracer.invoke(prompts[1]):
+            second = nnsight.save(tracer.result)
+    for got, x in ((first, prompts[0]), (second, prompts[1])):
+        torch.testing.assert_close(got, alone(module, x, first=lambda v: v + 1)[-1][2][-1:])
+
+
+def test_operations_inside_a_forward_are_served_as_modules_are(model, module, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            inside = model.source.torch_tanh_0.output.save()
+        with tracer.invoke(prompts[2]):
+            model.source.torch_tanh_0.output[:] = 0
+            second = model.output.save()
+    torch.testing.assert_close(inside, torch.tanh(alone(module, prompts[0])[0][0]))
+    torch.testing.assert_close(second, alone(module, prompts[2])[0][0] + module.second.bias.detach())
+
+
+def test_only_what_was_saved_comes_back(model, prompts):
+    with model.trace(prompts[0]):
+        model.first.output  # noqa: B018
+        unsaved = 5
+        saved = nnsight.save(unsaved + 1)
+    assert saved == 6
+    with pytest.raises(NameError):
+        unsaved  # noqa: B018
+
+
+def test_a_turn_that_takes_too_long_ends_its_own_request(module, prompts):
+    model = Served(ToyEngine(module, turn_seconds=0.3))
+    with pytest.raises(TimeoutError, match="had its turn for more than 0.3 s"):
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[0]):
+                while True:
+                    pass
+            with tracer.invoke(prompts[1]):
+                model.output.save()
+    with pytest.raises(TimeoutError):
+        with model.trace(prompts[0]):
+            for _ in range(3):
+                try:
+                    while True:
+                        pass
+                except BaseException:  # noqa: S112
+                    continue
+    with model.trace(prompts[0]):
+        output = model.output.save()
+    torch.testing.assert_close(output, alone(module, prompts[0])[0][2])
+
+
+def test_what_an_engine_cannot_do_is_refused(model, prompts):
+    with pytest.raises(NoInputError, match="as a request of its own"):
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[0]):
+                model.output.save()
+            with tracer.invoke():
+                model.output.save()
+    with pytest.raises(NoTraceError, match="in the invoke whose values"):
+        with model.trace() as tracer:
+            tracer.cache()
+            with tracer.invoke(prompts[0]):
+                model.output.save()
+    with pytest.raises(InvokeError):
+        with model.trace(prompts[0]) as tracer:
+            with tracer.invoke(prompts[0]):
+                model.output.save()
+
+
+def test_a_model_that_is_served_is_left_as_it_was(model, module, prompts):
+    before = copy.deepcopy(module.state_dict())
+    for _ in range(2):
+        with model.trace(prompts[0]):
+            model.first.output[:] = 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert not any("forward" in vars(part) for part in module.modules())

@@ -1,0 +1,91 @@
+"""An engine that serves several requests together, small enough to be read: what vLLM does, without vLLM.
+
+A request is a sequence of rows. Its first step takes all of them, each later step one more, which is what the step before gave
+for the last. Requests join and leave; memory is used again after every forward, as engines do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nnsight import NNsight
+from nnsight.plugin import EngineTracer, Forwards, PlainLayout, decode_bodies
+
+
+class Network(torch.nn.Module):
+    """Two layers and a residual that is added in place, as fused operations do it."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(size, size), torch.nn.Linear(size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        residual = self.first(x)
+        residual += self.second(torch.tanh(residual))
+        return residual
+
+
+class ToyEngine:
+    """Serves requests of a network.
+
+    Args:
+        module: the network.
+        steps: how many steps a request takes; request n begins at step n.
+        turn_seconds: see `Forwards`.
+    """
+
+    def __init__(self, module: torch.nn.Module, steps: int = 3, turn_seconds: float = 0) -> None:
+        self.module = module
+        self.steps = steps
+        self.forwards = Forwards(NNsight(module), turn_seconds)
+        #: How many rows each forward had.
+        self.batches: list[int] = []
+
+    def serve(self, bodies: bytes, inputs: Any) -> list[dict[str, Any]]:
+        sent = decode_bodies(bodies, NNsight(self.module))
+        rows = [args[0] for args, _, _ in inputs]
+        runs: dict[int, Any] = {}
+        done: dict[int, torch.Tensor] = {}
+        with torch.inference_mode():
+            for step in range(self.steps + len(rows)):
+                taking_part = [n for n in range(len(rows)) if n <= step < n + self.steps and n not in done]
+                for n in taking_part:
+                    if n not in runs:
+                        runs[n] = sent.begin(n, self.forwards)
+                if taking_part:
+                    self._forward(taking_part, rows, runs)
+                for n in taking_part:
+                    if step == n + self.steps - 1 or runs[n].wants_no_more:
+                        done[n] = rows[n]
+            for n, run in runs.items():
+                run.finish(done[n])
+        failures = [run.failure for run in runs.values() if run.failure is not None]
+        if failures:
+            raise failures[0]
+        return [sent.saved(n) for n in range(len(rows))]
+
+    def _forward(self, taking_part: list[int], rows: list[torch.Tensor], runs: dict[int, Any]) -> None:
+        where, at = {}, 0
+        for n in taking_part:
+            where[runs[n]] = (at, len(rows[n]))
+            at += len(rows[n])
+        self.batches.append(at)
+        with self.forwards.forward(where, PlainLayout(at)):
+            out = self.module(torch.cat([rows[n] for n in taking_part]))
+        ends = [start + count - 1 for start, count in where.values()]
+        for n, end in zip(taking_part, ends):
+            rows[n] = out[end : end + 1].clone()
+        out.fill_(float("nan"))
+
+
+class Served(NNsight):
+    """A model whose traces run in a toy engine."""
+
+    def __init__(self, engine: ToyEngine) -> None:
+        super().__init__(engine.module)
+        self.__dict__["engine"] = engine
+
+    def trace(self, *inputs: Any, **kwargs: Any) -> EngineTracer:
+        return EngineTracer(self, self, inputs, kwargs, self.__dict__["engine"])
