@@ -1,7 +1,7 @@
 """An engine that serves several requests together, small enough to be read: what vLLM does, without vLLM.
 
-A request is a sequence of rows. Its first step takes all of them, each later step one more, which is what the step before gave
-for the last. Requests join and leave; memory is used again after every forward, as engines do.
+A request is a sequence of rows. Its first step takes all of them, each later step one more, which is what the step before
+gave for the last. Requests join and leave; memory is used again after every forward, as engines do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`VLLM`: a model that vLLM serves, with its insides.
 
-The tree is built without weights (`skeleton.py`); the engine starts at the first run (`engine.py`). A trace is captured and runs
-in the engine's workers (`worker/`), each invoke as a request of its own beside all others.
+The tree is built without weights (`skeleton.py`); the engine starts at the first run (`engine.py`). A trace is captured and
+runs in the engine's workers (`worker/`), each invoke as a request of its own beside all others.
 """
 
 from __future__ import annotations

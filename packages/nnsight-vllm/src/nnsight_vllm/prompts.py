@@ -16,8 +16,8 @@ def prompt_of(given: Any, **more: Any) -> dict[str, Any]:
     """Return one prompt as vLLM takes it.
 
     Args:
-        given: text, token ids (a list or a tensor [tokens] or [1, tokens]), what a tokenizer returned for one text, or a prompt
-            as vLLM takes it already.
+        given: text, token ids (a list or a tensor [tokens] or [1, tokens]), what a tokenizer returned for one text, or a
+            prompt as vLLM takes it already.
         more: an `attention_mask`, beside ids: what it leaves out is no part of the prompt.
     """
     mask = more.pop("attention_mask", None)

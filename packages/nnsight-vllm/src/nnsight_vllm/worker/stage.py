@@ -29,8 +29,8 @@ from .places import ServedModel
 #: Which body of which trace a request is for: in its `extra_args`, under this name.
 KEY = "nnsight"
 _IN_PARTS = (
-    "The engine has cut this prompt into parts, or computed some of it before, and a body sees a prompt whole. Start the engine "
-    "through `VLLM`, whose scheduler sees to that, or with `scheduler_cls='nnsight_vllm.scheduling.TracedScheduler'`."
+    "The engine has cut this prompt into parts, or computed some of it before, and a body sees a prompt whole. Start the "
+    "engine through `VLLM`, whose scheduler sees to that, or with `scheduler_cls='nnsight_vllm.scheduling.TracedScheduler'`."
 )
 
 

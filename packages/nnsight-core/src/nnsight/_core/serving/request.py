@@ -210,8 +210,8 @@ class ServedMediator(BodyMediator):
         switch, watch = self.greenlet.switch, self.run.forwards.watch_turns
         if not watch.turn(switch if gettrace() is None else functools.partial(hop, switch)):
             self.failure = TooLongError(
-                f"{self.name} had its turn for more than {watch.seconds:g} s, while the engine and all of its requests waited. "
-                "Let it do what takes long after the trace, with what it saved"
+                f"{self.name} had its turn for more than {watch.seconds:g} s, while the engine and all of its requests "
+                "waited. Let it do what takes long after the trace, with what it saved"
             )
         if self.failure is not None:
             self.run.fail(self.failure)
@@ -239,11 +239,7 @@ class _Watching:
     def __init__(self, run: ServedRun, watcher: Watcher) -> None:
         self._run = run
         self._watcher = watcher
-
-    @property
-    def seen(self) -> bool:
-        """Whether it has seen anything."""
-        return self._watcher.seen
+        self.seen = True  # a step that does not come to a module is no news here
 
     def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
         """Show the watcher the rows of its own run."""

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..active import active
-from ..backend import Request
 from ..blocks import Body, Names
 from ..bypath import Sender, tensor_at
 from ..cache import Cache
