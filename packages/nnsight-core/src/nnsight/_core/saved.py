@@ -34,6 +34,11 @@ class Collector:
         """Take in a value that is saved."""
         self._kept[id(value)] = value
 
+    @property
+    def values(self) -> list[Any]:
+        """What was saved, in that order."""
+        return list(self._kept.values())
+
 
 def save(value: V) -> V:
     """Mark a value as part of the result of the trace (or session) around it, and return it.

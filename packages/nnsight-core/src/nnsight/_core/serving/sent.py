@@ -88,7 +88,8 @@ def _make_bodies(decoder: Decoder, step: list[Any]) -> SentBodies:
     traced = decoder.value(node)
     Tracer.__init__(tracer, traced, traced._family(), (), {})
     sent = SentBodies(tracer, decoder.values(bodies), alone is True)
-    sent.collector.values += decoder.value(saved)
+    for value in decoder.value(saved):
+        sent.collector.add(value)
     return sent
 
 
