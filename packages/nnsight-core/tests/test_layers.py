@@ -18,7 +18,7 @@ ROOT = Path(nnsight.__file__).parent
 CORE = ROOT / "_core"
 
 #: Lowest first. A file imports from rows above its own only; what stands in one row does not know its neighbours.
-#: `blocks`, `source` and `wire` are packages, which know the leaves and no context.
+#: `blocks`, `source` and `wire` are packages, which know the leaves and no context; `serving` is one that knows much.
 LAYERS = [
     ["errors", "sites", "structures", "directory", "hookspecs", "legacy", "printing", "aliases", "parsing"],
     [
@@ -45,7 +45,7 @@ LAYERS = [
     ["scan", "patches"],
     ["validate"],
     ["backend", "received", "bypath", "foreign"],
-    ["envoy", "travel"],
+    ["envoy", "travel", "serving"],
     ["rehearsal"],
     ["model", "provided", "notes"],
     ["loading"],

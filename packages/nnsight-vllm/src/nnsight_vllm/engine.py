@@ -96,8 +96,9 @@ class SyncEngine:
         most = self.engine.vllm_config.scheduler_config.max_num_batched_tokens
         if state is not None and KEY in (params.extra_args or {}) and state.prompt_len > most:
             raise NNsightError(
-                f"The prompt has {state.prompt_len} tokens, and the engine takes {most} in one step. A body sees a prompt whole, "
-                f"so one that is traced must fit: start the engine with `max_num_batched_tokens={state.prompt_len}` or more."
+                f"The prompt has {state.prompt_len} tokens, and the engine takes {most} in one step. A body sees a prompt "
+                "whole, so one that is traced must fit: start the engine with "
+                f"`max_num_batched_tokens={state.prompt_len}` or more."
             )
 
 

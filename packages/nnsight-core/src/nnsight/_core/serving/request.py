@@ -198,7 +198,7 @@ class ServedRun(Interleaver):
 class ServedMediator(BodyMediator):
     """The mediator of a body of one request. It is served while its request takes part, and never leaves the model."""
 
-    run: ServedRun  # type: ignore[assignment]
+    run: ServedRun
 
     def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""

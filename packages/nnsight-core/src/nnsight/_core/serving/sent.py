@@ -16,7 +16,7 @@ from ..active import active
 from ..blocks import Body, Names
 from ..bypath import Sender, tensor_at
 from ..cache import Cache
-from ..errors import NoTraceError, WireError
+from ..errors import NNsightError, NoTraceError, WireError
 from ..interleaver import RESULT
 from ..invoke import Invoke, join_names
 from ..mediator import EarlyStop
@@ -143,6 +143,13 @@ class ServedTracer(Tracer):
         """What the engine gave for the request: waits for its end."""
         mediator = self._current()
         return mediator.run.result if mediator.run.over else mediator.ask(RESULT, OUTPUT).value
+
+    @result.setter
+    def result(self, value: Any) -> None:
+        raise NNsightError(
+            "What an engine gives for a request is told to its sender by the engine itself, and cannot be replaced. Save "
+            "what you would put there under a name of its own."
+        )
 
     def stop(self) -> None:
         """End the request here: the rest of its block and of its steps do not run."""

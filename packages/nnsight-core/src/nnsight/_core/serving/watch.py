@@ -1,7 +1,7 @@
 """A limit to how long one turn of a body may take: while it has its turn, an engine and all of its requests wait.
 
-One idea: a thread that does nothing but wait raises an error in the thread of the engine when a turn is over its time. What is
-pure Python ends there, an endless loop too; one call into C that does not return is out of reach.
+One idea: a thread that does nothing but wait raises an error in the thread of the engine when a turn is over its time. What
+is pure Python ends there, an endless loop too; one call into C that does not return is out of reach.
 """
 
 from __future__ import annotations
