@@ -7,6 +7,7 @@ file that the wheel forgot is missed here. The versions come from `constraints.t
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from packaging.version import Version
 nox.needs_version = ">=2025.2.9"
 # The tests come last, so that the output closes with their summaries.
 nox.options.sessions = ["lint", "types", "docs", "build", "tests", "tests-integration"]
+nox.options.sessions += ["tests-vllm-spread", "tests-vllm-v2"]
 nox.options.reuse_venv = "yes"
 # pip's own settings decide where packages come from; uv, which nox would prefer, does not read them.
 nox.options.default_venv_backend = "virtualenv"
@@ -27,6 +29,9 @@ WORKSPACE = nox.project.load_toml(ROOT / "pyproject.toml")
 PROJECTS = {path.parent.name: nox.project.load_toml(path) for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
 FOLDERS = {package: str(ROOT / "packages" / package) for package in PROJECTS}
 PEER = "nnsight==0.8.1"
+# The engine that this package is tested with has pins of its own, and an environment that its sessions share.
+VLLM = "nnsight-vllm"
+VLLM_PINS = ROOT / "packages" / VLLM / "requirements-cpu.txt"
 # What servers of NDIF ran before, and spoke another protocol with.
 OLDER_PEER = "nnsight==0.7.0"
 OTHERS = ["pyvene==0.1.8", "transformer-lens==4.3.0"]
@@ -84,6 +89,27 @@ def run_tests(session: nox.Session, package: str, constraints: Path = ROOT / "co
     session.run("pytest", *spread(session), f"{FOLDERS[package]}/tests", *session.posargs, env=TESTING)
 
 
+def served_by_vllm(session: nox.Session, pins: Path = VLLM_PINS) -> str:
+    """Make the environment with an engine, if no session has made it yet, put the packages as they are now into it, and
+    return its Python. All that it holds is pinned: vLLM declares packages that have no builds for a CPU."""
+    place = session.cache_dir.resolve() / f"vllm-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
+    if not (place / "complete").exists():
+        session.run("python", "-m", "venv", "--clear", str(place), silent=True)
+        session.run(*pip, "--requirement", str(pins), external=True)
+        (place / "complete").touch()
+    ours = [FOLDERS[package] for package in ("nnsight-core", "nnsight-remote", VLLM)]
+    session.run(*pip, "--force-reinstall", *ours, external=True)
+    return pip[0]
+
+
+def run_vllm_tests(session: nox.Session, *arguments: str, pins: Path = VLLM_PINS) -> None:
+    """Run tests of engines: in one process, for several engines at once starve one another."""
+    python = served_by_vllm(session, pins)
+    # An engine that starts counts for the test that asks for it first.
+    session.run(python, "-m", "pytest", "--timeout=300", *arguments, *session.posargs, env=TESTING, external=True)
+
+
 each_package = nox.parametrize("package", [nox.param(package, id=package) for package in PROJECTS])
 
 
@@ -136,11 +162,26 @@ def build(session: nox.Session) -> None:
 @each_package
 def tests(session: nox.Session, package: str) -> None:
     """Test one package in an environment of its own: `nox -s "tests(nnsight-core)" -- -k rename`."""
-    run_tests(session, package)
+    if package != VLLM:
+        return run_tests(session, package)
+    folder = f"{FOLDERS[VLLM]}/tests"
+    run_vllm_tests(session, folder, f"--ignore={folder}/spread", f"--ignore={folder}/v2")
+
+
+@nox.session(name="tests-vllm-spread")
+def tests_vllm_spread(session: nox.Session) -> None:
+    """Test models that vLLM spreads over processes: tensor and pipeline parallel, Ray, the asynchronous engine."""
+    run_vllm_tests(session, f"{FOLDERS[VLLM]}/tests/spread")
+
+
+@nox.session(name="tests-vllm-v2")
+def tests_vllm_v2(session: nox.Session) -> None:
+    """Test vLLM's second model runner."""
+    run_vllm_tests(session, f"{FOLDERS[VLLM]}/tests/v2")
 
 
 @nox.session
-@each_package
+@nox.parametrize("package", [nox.param(package, id=package) for package in PROJECTS if package != VLLM])
 def oldest(session: nox.Session, package: str) -> None:
     """Test one package with the oldest versions that it declares to work with, on a Python that has them all (3.11)."""
     constraints = ROOT / session.create_tmp() / "lowest.txt"
