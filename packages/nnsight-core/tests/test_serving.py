@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from toy_engine import Network, Served, ToyEngine
 
 import nnsight
 from nnsight import InvokeError, NoInputError, NoTraceError, OutOfOrderError
+from nnsight.plugin import decode_request, decode_results, encode_request, encode_results
 
 
 @pytest.fixture
@@ -311,3 +313,64 @@ def test_a_model_that_is_served_is_left_as_it_was(model, module, prompts):
             model.first.output[:] = 0
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert not any("forward" in vars(part) for part in module.modules())
+
+
+class Elsewhere:
+    """Runs a block as a server would that has the engine: read from bytes, on a model of its own."""
+
+    def __init__(self, engine):
+        self.model = Served(engine)
+
+    def run(self, request):
+        return decode_results(encode_results(decode_request(encode_request(request), self.model).replay()))
+
+
+def doubled(value):
+    return value * 2
+
+
+def test_a_trace_that_comes_from_elsewhere_runs_in_the_engine_as_it_was_written(model, module, engine, prompts):
+    with model.trace(prompts[0], backend=Elsewhere(engine)) as tracer:
+        seen = nnsight.save([])
+        for _ in tracer.iter[:]:
+            seen.append(doubled(model.first.output))
+        result = nnsight.save(tracer.result)
+        unsaved = seen[0] + 1  # noqa: F841
+    same(seen, [doubled(first) for first, _, _ in alone(module, prompts[0])])
+    same([result], [alone(module, prompts[0])[-1][2]])
+    assert "unsaved" not in locals()
+
+
+def test_invokes_that_come_from_elsewhere_share_what_was_saved_around_them(model, module, engine, prompts):
+    with model.trace(backend=Elsewhere(engine)) as tracer:
+        seen = nnsight.save({})
+        for number, x in enumerate(prompts):
+            with tracer.invoke(x):
+                seen[number] = model.first.output
+                if number == 1:
+                    own = (model.second.output * 1).save()
+    for number, x in enumerate(prompts):
+        same([seen[number]], [alone(module, x)[0][0]])
+    same([own], [alone(module, prompts[1])[0][1]])
+
+
+def test_a_session_elsewhere_hands_values_of_one_trace_to_the_next(model, module, engine, prompts):
+    with model.session(backend=Elsewhere(engine)):
+        kept = nnsight.save([])
+        with model.trace(prompts[0]):
+            first = model.first.output[-1:].save()
+        with model.trace(prompts[1]):
+            model.first.output[:] = first
+            second = model.second.output.save()
+            kept.append(doubled(model.output))
+    changed = alone(module, prompts[1], first=lambda _: alone(module, prompts[0])[0][0][-1:])[0]
+    same([first, second], [alone(module, prompts[0])[0][0][-1:], changed[1]])
+    same(kept, [doubled(changed[2])])
+
+
+def test_an_error_in_a_block_that_comes_from_elsewhere_has_its_type_and_line(model, engine, prompts):
+    with pytest.raises(ZeroDivisionError) as caught:
+        with model.trace(prompts[0], backend=Elsewhere(engine)):
+            model.first.output.sum()
+            1 / 0  # noqa: B018
+    assert "1 / 0" in "".join(traceback.format_exception(caught.value))

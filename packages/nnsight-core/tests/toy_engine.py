@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nnsight import NNsight
-from nnsight.plugin import EngineTracer, Forwards, PlainLayout, decode_bodies
+from nnsight.plugin import EngineTracer, Forwards, PlainLayout, decode_bodies, open_trace
 
 
 class Network(torch.nn.Module):
@@ -87,5 +87,10 @@ class Served(NNsight):
         super().__init__(engine.module)
         self.__dict__["engine"] = engine
 
-    def trace(self, *inputs: Any, **kwargs: Any) -> EngineTracer:
-        return EngineTracer(self, self, inputs, kwargs, self.__dict__["engine"])
+    def trace(self, *inputs: Any, backend: Any = None, **kwargs: Any) -> Any:
+        if backend is not None:
+            return open_trace(self, inputs, kwargs, backend=backend)
+        return self._tracer(self, inputs, kwargs, None)
+
+    def _tracer(self, node: Any, inputs: Any, kwargs: Any, method: Any) -> EngineTracer:
+        return EngineTracer(node, self, inputs, kwargs, self.__dict__["engine"])

@@ -67,7 +67,7 @@ class Request:
         """Return the context that the block was written for, to be entered where it runs."""
         if self.session:
             return Session(self.node)
-        return Tracer(self.node, self.node._family(), self.inputs, self.kwargs, self.method)
+        return self.model._tracer(self.node, self.inputs, self.kwargs, self.method)
 
     def replay(self, look: Look | None = None) -> dict[str, Any]:
         """Run the block in this process as if it had been written here, and return what it saved, by name.
@@ -80,9 +80,7 @@ class Request:
         collector = Collector() if look is None else SoFar(self.names, look)
         scopes.enter(collector)
         try:
-            with self.open() as tracer:
-                self.body.assign(self.names, tracer)
-                self.body.run(self.names)
+            self.open().run_body(self.body, self.names)
             if isinstance(collector, SoFar):
                 collector.show()
         except BaseException as error:

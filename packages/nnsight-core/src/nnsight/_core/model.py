@@ -6,7 +6,7 @@ is made ready, what a method of theirs calls, which module's visits are steps).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from .edit import Edits
 from .envoy import Envoy
 from .naming import Naming
 from .sharding import Sharding
+from .trace import Tracer
 from .tree import Node
 
 
@@ -115,6 +116,12 @@ class NNsight(Envoy, Batchable):
 
     def _family(self) -> Batchable:
         return self
+
+    def _tracer(
+        self, node: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], method: str | Callable[..., Any] | None
+    ) -> Tracer:
+        """Return the context of a trace that came from elsewhere; families with a tracer of their own override it."""
+        return Tracer(node, node._family(), inputs, kwargs, method)
 
     def _ready(self) -> None:
         """Make the model ready for a real run; families that load lazily load here."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import active as scopes
 
 if TYPE_CHECKING:
+    from .blocks import Body, Names
     from .sites import Place
     from .tree import Node
 
@@ -26,6 +27,12 @@ class Session:
     def mediator_for(self, place: Place) -> None:
         """Serve nothing: sites belong to the traces inside."""
         return
+
+    def run_body(self, body: Body, names: Names) -> None:
+        """Run a captured body as the block of this session."""
+        with self as session:
+            body.assign(names, session)
+            body.run(names)
 
     def __enter__(self) -> Session:
         scopes.enter(self)

@@ -35,6 +35,7 @@ from .sites import OUTPUT, Place
 from .steps import Steps
 
 if TYPE_CHECKING:
+    from .blocks import Body, Names
     from .tree import Node
 
 #: Puts something that watches into a run, for some of its rows or all.
@@ -136,6 +137,12 @@ class Tracer:
         if run.show is not None:
             run.show()
         return False
+
+    def run_body(self, body: Body, names: Names) -> None:
+        """Run a captured body as the block of this trace."""
+        with self as tracer:
+            body.assign(names, tracer)
+            body.run(names)
 
     def _give_up(self, run: Interleaver, error: BaseException) -> bool:
         if not isinstance(error, (EarlyStop, GeneratorExit)):

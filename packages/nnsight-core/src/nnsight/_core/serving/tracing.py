@@ -21,6 +21,7 @@ from ..trace import Install, Tracer
 from .sent import encode_bodies
 
 if TYPE_CHECKING:
+    from ..blocks import Body, Names
     from ..tree import Node
 
 
@@ -54,13 +55,33 @@ class EngineTracer(Tracer):
             raise NoTraceError("a trace can be entered once: call `model.trace(...)` again for another run")
         self._entered = True
         self._collector = Collector()
-        if self._family._has_input(self._inputs, self._kwargs):
-            own = self._own = Invoke(self, 0, self._family._prepare_input(*self._inputs, **self._kwargs))
-            own.capture(sys._getframe(1))
+        if self._has_own:
+            self._own_invoke().capture(sys._getframe(1))
             return None
         scopes.enter(self._collector)
         scopes.enter(self)
         return self
+
+    def run_body(self, body: Body, names: Names) -> None:
+        """Run a captured body: one that came from elsewhere, and goes on to the engine as it is."""
+        if not self._has_own:
+            return super().run_body(body, names)
+        self._collector = Collector()
+        own = self._own_invoke()
+        own.body, own.names = body, names
+        try:
+            self._run_invokes([own])
+        except BaseException as failure:
+            self._fold(failure)
+            raise
+
+    @property
+    def _has_own(self) -> bool:
+        return self._family._has_input(self._inputs, self._kwargs)
+
+    def _own_invoke(self) -> Invoke:
+        self._own = Invoke(self, 0, self._family._prepare_input(*self._inputs, **self._kwargs))
+        return self._own
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         try:
@@ -87,13 +108,22 @@ class EngineTracer(Tracer):
                     "whole batch that an invoke without one could see."
                 )
         bodies = [invoke.body for invoke in invokes if invoke.body is not None]
-        data = encode_bodies(self, bodies, self._collector.values, alone=self._own is not None)
+        around = [member for member in scopes.active.get() if isinstance(member, Collector)]
+        saved_before = {id(value): value for collector in (*around, self._collector) for value in collector.values}
+        data = encode_bodies(self, bodies, saved_before.values(), alone=self._own is not None)
         self._ready()
         found = self._engine.serve(data, [invoke.prepared for invoke in invokes if invoke.prepared is not None])
         bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
         for invoke, saved in zip(invokes, found):
-            assert invoke.frame is not None
-            bound.setdefault(id(invoke.frame), (invoke.frame, {}))[1].update(saved)
+            # Of a session that runs here, this is a result like any other that a block saves.
+            for collector in around:
+                for value in saved.values():
+                    collector.add(value)
+            if invoke.frame is None:
+                assert invoke.names is not None
+                invoke.names.update(saved)
+            else:
+                bound.setdefault(id(invoke.frame), (invoke.frame, {}))[1].update(saved)
             invoke.release()
         for frame, names in bound.values():
             write_back(frame, names)
