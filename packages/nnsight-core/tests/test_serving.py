@@ -10,8 +10,18 @@ import torch
 from toy_engine import Network, Served, ToyEngine
 
 import nnsight
-from nnsight import InvokeError, NoInputError, NoTraceError, OutOfOrderError
-from nnsight.plugin import decode_request, decode_results, encode_request, encode_results
+from nnsight import InvokeError, NNsight, NoInputError, NoTraceError, OutOfOrderError
+from nnsight.plugin import (
+    WireError,
+    decode_edits,
+    decode_request,
+    decode_results,
+    encode_edits,
+    encode_error,
+    encode_request,
+    encode_results,
+    inspect_bytes,
+)
 
 
 @pytest.fixture
@@ -374,3 +384,46 @@ def test_an_error_in_a_block_that_comes_from_elsewhere_has_its_type_and_line(mod
             model.first.output.sum()
             1 / 0  # noqa: B018
     assert "1 / 0" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_standing_edit_changes_every_step_of_requests_with_a_body_and_without(model, module, engine, prompts):
+    vector = torch.arange(4.0)
+    with model.edit() as steered:
+        model.first.output[:] += vector
+    with steered.edit() as both:
+        both.second.output = both.second.output * 2
+    engine.install(encode_edits(both))
+    wanted = alone(module, prompts[0], first=lambda v: v + vector, second=lambda v: v * 2)
+    run, given = engine.run(prompts[0])
+    torch.testing.assert_close(given, wanted[-1][2][-1:])
+    assert run.failure is None and len(run.bodies) < 6  # of three steps and two edits
+    with model.trace(prompts[0]) as tracer:
+        seen = [(model.first.output, model.second.output, model.output) for _ in tracer.iter[:]].save()
+    for ours, theirs in zip(seen, wanted):
+        same(ours, theirs)
+    engine.standing = ()
+    _, given = engine.run(prompts[0])
+    torch.testing.assert_close(given, alone(module, prompts[0])[-1][2][-1:])
+    assert not engine.forwards.tapped
+
+
+def test_a_standing_edit_that_raises_ends_its_own_request(model, module, engine, prompts):
+    with model.edit() as broken:
+        raise KeyError(model.first.output.shape[0])
+    engine.install(encode_edits(broken))
+    run, _ = engine.run(prompts[0])
+    assert isinstance(run.failure, KeyError) and run.failure.args == (3,)
+    engine.standing = ()
+    torch.testing.assert_close(engine.run(prompts[0])[1], alone(module, prompts[0])[-1][2][-1:])
+
+
+def test_edits_are_written_of_what_has_some_and_read_from_bytes_that_hold_some(model, module, prompts):
+    with pytest.raises(ValueError, match="has no edits"):
+        encode_edits(model)
+    with model.edit() as steered:
+        model.first.output[:] = 0
+    data = encode_edits(steered)
+    assert inspect_bytes(data)["kind"] == "edits"
+    assert len(decode_edits(data, NNsight(module))) == 1
+    with pytest.raises(WireError, match="error"):
+        decode_edits(encode_error(ValueError("no")), NNsight(module))

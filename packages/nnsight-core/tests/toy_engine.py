@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nnsight import NNsight
-from nnsight.plugin import EngineTracer, Forwards, PlainLayout, decode_bodies, open_trace
+from nnsight.plugin import EngineTracer, Forwards, PlainLayout, begin_edits, decode_bodies, decode_edits, open_trace
 
 
 class Network(torch.nn.Module):
@@ -40,8 +40,25 @@ class ToyEngine:
         self.module = module
         self.steps = steps
         self.forwards = Forwards(NNsight(module), turn_seconds)
+        #: The edits of all requests.
+        self.standing: Any = ()
         #: How many rows each forward had.
         self.batches: list[int] = []
+
+    def install(self, edits: bytes) -> None:
+        self.standing = decode_edits(edits, NNsight(self.module))
+
+    def run(self, rows: torch.Tensor) -> Any:
+        """Serve one request without a body; return its run and what it gave."""
+        with torch.inference_mode():
+            run = begin_edits(self.standing, self.forwards)
+            given = [rows]
+            for _ in range(self.steps):
+                self._forward([0], given, {0: run})
+                if run.wants_no_more:
+                    break
+            run.finish(None)
+        return run, given[0]
 
     def serve(self, bodies: bytes, inputs: Any) -> list[dict[str, Any]]:
         sent = decode_bodies(bodies, NNsight(self.module))
@@ -53,7 +70,7 @@ class ToyEngine:
                 taking_part = [n for n in range(len(rows)) if n <= step < n + self.steps and n not in done]
                 for n in taking_part:
                     if n not in runs:
-                        runs[n] = sent.begin(n, self.forwards)
+                        runs[n] = sent.begin(n, self.forwards, self.standing)
                 if taking_part:
                     self._forward(taking_part, rows, runs)
                 for n in taking_part:

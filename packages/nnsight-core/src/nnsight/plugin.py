@@ -43,7 +43,17 @@ from nnsight._core.model import NNsight
 from nnsight._core.notes import notes
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
-from nnsight._core.serving import Engine, EngineTracer, Forwards, SentBodies, ServedRun, decode_bodies
+from nnsight._core.serving import (
+    Engine,
+    EngineTracer,
+    Forwards,
+    SentBodies,
+    ServedRun,
+    begin_edits,
+    decode_bodies,
+    decode_edits,
+    encode_edits,
+)
 from nnsight._core.sharding import Sharding
 from nnsight._core.sites import Place
 from nnsight._core.source import Operation, operations_of
@@ -104,13 +114,16 @@ __all__ = [
     "WireError",
     "aliases_of",
     "become",
+    "begin_edits",
     "block_of_text",
     "check_bytes",
     "decode_bodies",
+    "decode_edits",
     "decode_error",
     "decode_message",
     "decode_request",
     "decode_results",
+    "encode_edits",
     "encode_error",
     "encode_message",
     "encode_request",

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nnsight import NNsightError
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
 from . import outputs
-from .worker.stage import KEY
+from .fields import TRACE
+from .standing import Standing
 
 _EXTENSION = "nnsight_vllm.worker.extension.Extension"
 _SCHEDULER = "nnsight_vllm.scheduling.TracedScheduler"
@@ -29,6 +29,7 @@ class SyncEngine:
         self.options = dict(options)
         self.turn_seconds = turn_seconds
         self.engine: Any = None
+        self.standing = Standing()
         self._numbers = itertools.count()
 
     @property
@@ -47,6 +48,7 @@ class SyncEngine:
         args = EngineArgs(**self.options, worker_extension_cls=_EXTENSION, scheduler_cls=_SCHEDULER)
         engine = LLMEngine.from_engine_args(args)
         engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
+        self.standing.watch(engine)
         self.engine = engine
 
     @property
@@ -74,13 +76,17 @@ class SyncEngine:
 
     def run(self, inputs: Iterable[Prepared]) -> list[Any]:
         """Run requests to their ends, and return what the engine gave, in their order."""
+        return [result for _, result in self._run(inputs)]
+
+    def _run(self, inputs: Iterable[Prepared]) -> list[tuple[str, Any]]:
+        """Do what `run` does; return what workers call each request, too."""
         self.start()
-        engine, added, done = self.engine, [], {}
+        engine, added = self.engine, list[tuple[str, str]]()
+        done: dict[str, Any] = {}
         try:
             for (prompt, params), others, _ in inputs:
                 number = f"nnsight-{next(self._numbers)}"
                 added.append((number, engine.add_request(number, prompt, params, **others)))
-                self._check(added[-1][1], params)
             while len(done) < len(added):
                 for output in engine.step():
                     if output.finished:
@@ -88,24 +94,22 @@ class SyncEngine:
         except BaseException:
             engine.abort_request([internal for _, internal in added], internal=True)
             raise
-        return [done[number] for number, _ in added]
+        return [(internal, done[number]) for number, internal in added]
 
-    def _check(self, request: str, params: Any) -> None:
-        """Refuse a traced prompt that cannot be seen whole."""
-        state = self.engine.output_processor.request_states.get(request)
-        most = self.engine.vllm_config.scheduler_config.max_num_batched_tokens
-        if state is not None and KEY in (params.extra_args or {}) and state.prompt_len > most:
-            raise NNsightError(
-                f"The prompt has {state.prompt_len} tokens, and the engine takes {most} in one step. A body sees a prompt "
-                "whole, so one that is traced must fit: start the engine with "
-                f"`max_num_batched_tokens={state.prompt_len}` or more."
-            )
+    def generate(self, inputs: Iterable[Prepared]) -> list[Any]:
+        """Run requests as `run` does; raise what a standing edit raised in one of them, once all are done."""
+        results = self._run(inputs)
+        for internal, result in results:
+            if any(output.finish_reason == "error" for output in result.outputs):
+                for answer in filter(None, self.engine.collective_rpc("nnsight_failure", args=(internal,))):
+                    raise decode_error(answer)
+        return [result for _, result in results]
 
 
 def traced(trace: str, inputs: Sequence[Prepared]) -> Iterable[Prepared]:
     """Return the requests of a trace, each with the number of its body."""
     for number, ((prompt, params), others, rows) in enumerate(inputs):
         params = params.clone()
-        params.extra_args = {**(params.extra_args or {}), KEY: [trace, number]}
+        params.extra_args = {**(params.extra_args or {}), TRACE: [trace, number]}
         # What a body changes lies in the cache of its own request, which sees every forward of its prompt.
         yield ({**prompt, "cache_salt": f"{trace}/{number}"}, params), others, rows

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace
 
 from . import prompts, skeleton
 from .engine import SyncEngine
+from .fields import STANDING
+from .standing import Installed, packed
 from .worker.places import ServedModel
 
 #: What an engine is started with unless something else is said: bodies run in modules, which graphs leave out.
@@ -80,7 +83,8 @@ class VLLM(ServedModel):
         Args:
             inputs: one prompt: text, token ids, or what a tokenizer returned.
             backend, remote: where to run, if not in an engine of this process; see `NNsight.trace`.
-            kwargs: how tokens are drawn, as in `vllm.SamplingParams`, and `lora_request=`.
+            kwargs: how tokens are drawn, as in `vllm.SamplingParams`, `lora_request=`, and `standing=`: the names of edits
+                that are installed, and that this request is to have.
         """
         if backend is not None or remote:
             return open_trace(self, inputs, kwargs, backend=backend, remote=remote)
@@ -96,7 +100,11 @@ class VLLM(ServedModel):
         given = inputs[0] if inputs else kwargs.pop("input_ids")
         others = {name: kwargs.pop(name) for name in prompts.OF_REQUESTS if name in kwargs}
         prompt = prompts.prompt_of(given, **beside)
-        return (prompt, prompts.sampling(kwargs)), others, 1
+        standing = kwargs.pop("standing", ())
+        params = prompts.sampling(kwargs)
+        if standing:
+            params.extra_args = {**(params.extra_args or {}), STANDING: standing}
+        return (prompt, params), others, 1
 
     def generate(self, *inputs: Any, **kwargs: Any) -> Any:
         """Run requests: as a plain call, return what vLLM gives for each; at the head of a `with`, the same as `trace`.
@@ -114,5 +122,50 @@ class VLLM(ServedModel):
         prepared = (
             [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
         )
-        results = self.__dict__["_engine"].run(prepared)
+        results = self.__dict__["_engine"].generate(prepared)
         return results if given else results[0]
+
+    # -- edits that stay -----------------------------------------------------------------------------------------------
+
+    def install(self, name: str, edits: Any, *, every: bool = False, tokenwise: bool = False) -> None:
+        """Install an edit on the engine, where it stays for requests to come.
+
+        Args:
+            name: what requests ask for it by. What had this name is replaced.
+            edits: an edited reference to this model, as `model.edit()` gives it, or a file or bytes that hold its edits.
+            every: whether all requests are to have it, or those that ask for it by `standing=`.
+            tokenwise: say that it changes each token's row by that row alone (it adds a vector to all of them, say). Then
+                prompts may come in parts, and requests with the same edits share what is computed of them.
+
+        Example::
+
+            with model.edit() as calm:
+                model.model.layers[8].output[0][:] += vector
+            model.install("calm", calm, tokenwise=True)
+            print(model.generate("How are you?", standing="calm").outputs[0].text)
+
+        Raises:
+            StandingError: there is no edit in what was given.
+            WireError: something that it reads cannot travel.
+        """
+        engine = self.__dict__["_engine"]
+        engine.start()
+        engine.standing.install(engine.engine, name, edits, every=every, tokenwise=tokenwise)
+
+    def uninstall(self, name: str) -> None:
+        """Remove an edit from the engine. Requests that have begun with it keep it.
+
+        Raises:
+            StandingError: there is none of this name.
+        """
+        engine = self.__dict__["_engine"]
+        engine.standing.uninstall(engine.engine, name)
+
+    @property
+    def installed(self) -> dict[str, Installed]:
+        """The edits that are installed on the engine, by name."""
+        return dict(self.__dict__["_engine"].standing.installed)
+
+    def save_edits(self, path: str | Path) -> None:
+        """Write the edits of this reference to the model into a file: `install` and a server take it from there."""
+        Path(path).write_bytes(packed(self))

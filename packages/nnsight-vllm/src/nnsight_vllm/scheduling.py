@@ -11,24 +11,36 @@ out and computed again:
 For all other requests nothing changes. What a body asks for (stop, or the end after its error) comes with the output of the
 step, and ends its request.
 
-relies on: `Scheduler.schedule` takes from `running` (in order; the last is preempted first) and then from `waiting`;
+relies on: `Request` makes its `block_hashes` by `update_block_hashes`, of its `cache_salt` among others;
+`Scheduler.schedule` takes from `running` (in order; the last is preempted first) and then from `waiting`;
 `_update_request_with_output` says whether a request ends; vLLM 0.30 to 0.32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from .worker.stage import KEY
+from .fields import SALT, sees_whole
 
 
 class TracedScheduler(Scheduler):
     """vLLM's scheduler, with a place for traced requests."""
 
-    _ended: frozenset[str] = frozenset()
+    _ended: Mapping[str, str | None] = {}
+
+    def add_request(self, request: Request) -> None:
+        """Take in a request. What is computed of a prompt that is edited is no other's, unless it has the same edits."""
+        extra = request.sampling_params.extra_args if request.sampling_params is not None else None
+        if extra and request.request_id not in self.requests and (SALT in extra or is_traced(request)):
+            of_edits = extra[SALT] if not is_traced(request) else request.request_id
+            request.cache_salt = f"{request.cache_salt or ''}/nnsight/{of_edits}"
+            request.block_hashes = []
+            request.update_block_hashes()
+        super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Say who takes part in the next step."""
@@ -83,21 +95,23 @@ class TracedScheduler(Scheduler):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in what a step gave."""
-        self._ended = frozenset(getattr(model_runner_output, "nnsight_ended", ()))
+        self._ended = getattr(model_runner_output, "nnsight_ended", {})
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def _update_request_with_output(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         tokens, stopped = super()._update_request_with_output(request, *args, **kwargs)
         if not stopped and request.request_id in self._ended:
-            request.status = RequestStatus.FINISHED_STOPPED
+            failure = self._ended[request.request_id]
+            request.status = RequestStatus.FINISHED_STOPPED if failure is None else RequestStatus.FINISHED_ERROR
+            request.stop_reason = failure
             stopped = True
         return tokens, stopped
 
 
 def is_traced(request: Request) -> bool:
-    """Say whether a body looks into a request."""
+    """Say whether a body looks into a request, or an edit that has to see it whole."""
     params = request.sampling_params
-    return params is not None and params.extra_args is not None and KEY in params.extra_args
+    return params is not None and sees_whole(params.extra_args)
 
 
 def _due(request: Request) -> int:

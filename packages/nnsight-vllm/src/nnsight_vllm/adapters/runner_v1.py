@@ -25,6 +25,7 @@ def attach(runner: Any, stage: Any) -> None:
 
 
 def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    stage.gone(scheduler_output.finished_req_ids)
     for new in scheduler_output.scheduled_new_reqs:
         if new.sampling_params is not None:
             count = scheduler_output.num_scheduled_tokens[new.req_id]

@@ -2,5 +2,6 @@
 
 extension.py  what vLLM lets a worker do besides its own work
 stage.py      the model as bodies see it, and the traces that are being served
+standing.py   edits that stay, for many requests
 places.py     values that are no module's: the logits, the tokens that are drawn
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nnsight.plugin import decode_message
+from nnsight.plugin import decode_message, encode_error
 
 from .. import outputs
 from ..adapters import adapt
@@ -26,6 +26,23 @@ class Extension:
         if "nnsight" not in vars(runner):
             outputs.register()
             runner.nnsight = adapt(runner, Stage(runner.get_model(), turn_seconds))
+
+    def nnsight_install(self, name: str, digest: str, data: bytes) -> bytes | None:
+        """Take in a standing edit; return the error if that fails."""
+        try:
+            self.model_runner.nnsight.standing.install(name, digest, data)
+        except Exception as error:  # it is the sender's, whichever it is
+            return encode_error(error)
+        return None
+
+    def nnsight_uninstall(self, name: str) -> None:
+        """Forget a standing edit."""
+        self.model_runner.nnsight.standing.uninstall(name)
+
+    def nnsight_failure(self, request: str) -> bytes | None:
+        """Return what a standing edit raised in a request."""
+        failure: bytes | None = self.model_runner.nnsight.failure(request)
+        return failure
 
     def nnsight_open(self, trace: str, data: bytes) -> None:
         """Take in the bodies of a trace."""

@@ -6,7 +6,7 @@ the same words whatever its version; here those words become runs, steps and row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,15 +19,18 @@ from nnsight.plugin import (
     Rows,
     SentBodies,
     ServedRun,
+    begin_edits,
     decode_bodies,
     encode_error,
     encode_results,
 )
 
+from ..fields import STANDING, sees_whole, trace_in
 from .places import ServedModel
+from .standing import KeptEdits
 
-#: Which body of which trace a request is for: in its `extra_args`, under this name.
-KEY = "nnsight"
+#: Characters of an error that are told in a request's `stop_reason`.
+_LONGEST = 2000
 _IN_PARTS = (
     "The engine has cut this prompt into parts, or computed some of it before, and a body sees a prompt whole. Start the "
     "engine through `VLLM`, whose scheduler sees to that, or with `scheduler_cls='nnsight_vllm.scheduling.TracedScheduler'`."
@@ -46,8 +49,11 @@ class Stage:
         self.model = ServedModel(module)
         self.forwards = Forwards(self.model, turn_seconds)
         self.traces: dict[str, SentBodies] = {}
+        self.standing = KeptEdits(self.model)
         #: The run of each request that takes part, by the engine's id.
         self.runs: dict[str, ServedRun] = {}
+        #: Those of them that have standing edits and are no part of a trace.
+        self.untraced: set[str] = set()
         self._forward = ExitStack()
         self._taking_part: dict[ServedRun, int] = {}
 
@@ -103,15 +109,35 @@ class Stage:
             extra: its `extra_args`.
             whole: whether all of its prompt is in that forward.
         """
-        key = (extra or {}).get(KEY)
-        if key is None:
-            return
-        trace, number = key
+        trace, number = trace_in(extra) or ("", 0)
         sent = self.traces.get(trace)
+        if extra is None or (sent is None and STANDING not in extra):
+            return
+        edits, refused = self.standing.of(extra)
         if sent is not None:
-            run = self.runs[request] = sent.begin(number, self.forwards)
-            if not whole:
-                run.fail(NNsightError(_IN_PARTS))
+            run = sent.begin(number, self.forwards, edits)
+        else:
+            run = begin_edits(edits, self.forwards)
+            self.untraced.add(request)
+        self.runs[request] = run
+        if refused is None and sees_whole(extra) and not whole:
+            refused = NNsightError(_IN_PARTS)
+        if refused is not None:
+            run.fail(refused)
+
+    def gone(self, requests: Iterable[str]) -> None:
+        """Hear that requests are over. Those of a trace are ended with it."""
+        for request in self.untraced.intersection(requests):
+            self.untraced.remove(request)
+            self.runs.pop(request).finish(None)
+
+    def failure(self, request: str) -> bytes | None:
+        """Return what a standing edit raised in a request (or in one of those that were made of it), if one did."""
+        for name in sorted(self.untraced):
+            failure = self.runs[name].failure
+            if failure is not None and (name == request or name.endswith(f"_{request}")):
+                return encode_error(failure)
+        return None
 
     def begin(self, requests: Sequence[str], counts: Sequence[int], total: int) -> None:
         """Begin a forward.
@@ -147,10 +173,15 @@ class Stage:
         """Let a value that is no module's pass, and return what the bodies made of it."""
         return self.model._pass(name, value) if self._taking_part else value
 
-    def end(self) -> list[str]:
-        """End a forward, and return the requests that need not go on."""
+    def end(self) -> dict[str, str | None]:
+        """End a forward, and return the requests that need not go on, each with what was raised there, if anything was."""
         if not self._taking_part:
-            return []
+            return {}
         part, self._taking_part = self._taking_part, {}
         self._forward.close()
-        return [request for request, run in self.runs.items() if run in part and run.wants_no_more]
+        ended = {request: run for request, run in self.runs.items() if run in part and run.wants_no_more}
+        return {request: _said(run.failure) for request, run in ended.items()}
+
+
+def _said(failure: BaseException | None) -> str | None:
+    return None if failure is None else f"{type(failure).__name__}: {failure}"[:_LONGEST]

@@ -9,6 +9,7 @@ bodies, which takes part in some of the forwards.
     lent.py       a value, as the bodies of several requests get it
     watch.py      how long one turn of a body may take
     sent.py       the bodies of one trace, as they travel to the engine
+    standing.py   edits that stay with the engine, for many requests
     tracing.py    the trace, in the frame of whoever wrote it
 """
 
@@ -17,6 +18,17 @@ from __future__ import annotations
 from .forwards import Forwards
 from .request import ServedRun
 from .sent import SentBodies, decode_bodies
+from .standing import begin_edits, decode_edits, encode_edits
 from .tracing import Engine, EngineTracer
 
-__all__ = ["Engine", "EngineTracer", "Forwards", "SentBodies", "ServedRun", "decode_bodies"]
+__all__ = [
+    "Engine",
+    "EngineTracer",
+    "Forwards",
+    "SentBodies",
+    "ServedRun",
+    "begin_edits",
+    "decode_bodies",
+    "decode_edits",
+    "encode_edits",
+]

@@ -108,6 +108,14 @@ class ServedRun(Interleaver):
                 mediator.resume()
         self.forwards.settle()
 
+    def _begin_edits(self) -> None:
+        # A request may take thousands of steps: of the replays that are over, none is kept.
+        met = {body.order for body in self.bodies if body.again is not None and body.done}
+        self.bodies[:] = [
+            body for body in self.bodies if body.again is not None or not body.done or body.order not in met
+        ]
+        super()._begin_edits()
+
     def passed(self, mediator: Mediator, place: Place, stage: str) -> bool:
         """Say whether the run has passed the visit that the mediator would ask for."""
         if self.over or self.scheduled or place.stepless:

@@ -16,6 +16,7 @@ from ..active import active
 from ..blocks import Body, Names
 from ..bypath import Sender, tensor_at
 from ..cache import Cache
+from ..edit import Edit, Edits
 from ..errors import NNsightError, NoTraceError, WireError
 from ..interleaver import RESULT
 from ..invoke import Invoke, join_names
@@ -109,12 +110,18 @@ class SentBodies:
             self.invokes.append(invoke)
         join_names(self.invokes)
 
-    def begin(self, number: int, forwards: Forwards) -> ServedRun:
-        """Let the request of one body take part in an engine's forwards."""
+    def begin(self, number: int, forwards: Forwards, standing: Iterable[Edit] = ()) -> ServedRun:
+        """Let the request of one body take part in an engine's forwards.
+
+        Args:
+            number: which body.
+            forwards: the engine's.
+            standing: edits that the request has besides those of the trace's model, and before them.
+        """
         invoke, body = self.invokes[number], self.invokes[number].body
         assert body is not None and invoke.names is not None
         run = self.runs[number] = ServedRun(forwards, (self.collector,))
-        self.tracer._node._root.__dict__["_edits"].begin_in(run)
+        Edits([*standing, *self.tracer._node._root.__dict__["_edits"]]).begin_in(run)
         body.assign(invoke.names, self.tracer if self.alone else invoke)
         invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
         forwards.admit(run)

@@ -72,7 +72,7 @@ def about(data: Buffer) -> dict[str, Any]:
 
     `kind` is the kind, and `packages` maps the installed packages that are needed to the sender's versions of them.
     """
-    document, _ = unpack(data, ("request", "results", "error", "message", "model"))
+    document, _ = unpack(data, ("request", "results", "error", "message", "model", "bodies", "edits"))
     facts, packages = document.get("about"), document.get("packages")
     said = {"kind": document["kind"], "packages": packages if isinstance(packages, dict) else {}}
     return {**(facts if isinstance(facts, dict) else {}), **said}
