@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import reprlib
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
 from . import outputs
-from .errors import refused
 from .fields import TRACE
 from .standing import Standing
 
@@ -83,20 +81,12 @@ class SyncEngine:
     def _run(self, inputs: Iterable[Prepared]) -> list[tuple[str, Any]]:
         """Do what `run` does; return what workers call each request, too."""
         self.start()
-        from vllm.sampling_params import RequestOutputKind
-
         engine, added = self.engine, list[tuple[str, str]]()
         done: dict[str, Any] = {}
         try:
             for (prompt, params), others, _ in inputs:
-                params = params.clone()
-                # All of a result at the end, also of several continuations: `run` looks at no part of it before.
-                params.output_kind = RequestOutputKind.FINAL_ONLY
                 number = f"nnsight-{next(self._numbers)}"
-                try:
-                    added.append((number, engine.add_request(number, prompt, params, **others)))
-                except Exception as error:
-                    raise refused(error, f"the prompt {reprlib.repr(prompt)}") from error
+                added.append((number, engine.add_request(number, prompt, params, **others)))
             while len(done) < len(added):
                 for output in engine.step():
                     if output.finished:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace
 
-from . import prompts, sampling, skeleton
+from . import prompts, skeleton
 from .engine import SyncEngine
 from .fields import STANDING
 from .standing import Installed, packed
@@ -81,17 +81,13 @@ class VLLM(ServedModel):
         Without a prompt, the block opens invokes, each of which is a request with options of its own.
 
         Args:
-            inputs: one prompt: text, a conversation, token ids, what a tokenizer returned, or a dictionary as vLLM takes it.
+            inputs: one prompt: text, token ids, or what a tokenizer returned.
             backend, remote: where to run, if not in an engine of this process; see `NNsight.trace`.
-            kwargs: how tokens are drawn, as in `vllm.SamplingParams` (`temperature=`, `max_tokens=`, `n=`, `seed=`, ...), and
-                `lora_request=`, `priority=`, and `standing=`: the names of edits that are installed, and that this request is
-                to have. Without a prompt they hold for all invokes that do not say otherwise. With `n=` above 1 the block
-                runs once for each continuation, and the names that it saves are lists, in their order.
+            kwargs: how tokens are drawn, as in `vllm.SamplingParams`, `lora_request=`, and `standing=`: the names of edits
+                that are installed, and that this request is to have.
         """
         if backend is not None or remote:
             return open_trace(self, inputs, kwargs, backend=backend, remote=remote)
-        if not self._has_input(inputs, kwargs):
-            sampling.check(kwargs)
         return EngineTracer(self, self, inputs, kwargs, self.__dict__["_engine"])
 
     def _has_input(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -100,27 +96,21 @@ class VLLM(ServedModel):
     def _prepare_input(self, *inputs: Any, **kwargs: Any) -> Prepared:
         if len(inputs) > 1:
             raise TypeError(f"a request has one prompt, and was given {len(inputs)}")
-        beside = {name: kwargs.pop(name) for name in prompts.BESIDE if name in kwargs}
+        beside = {name: kwargs.pop(name) for name in ("attention_mask",) if name in kwargs}
         given = inputs[0] if inputs else kwargs.pop("input_ids")
-        others = {name: kwargs.pop(name) for name in sampling.OF_REQUESTS if name in kwargs}
+        others = {name: kwargs.pop(name) for name in prompts.OF_REQUESTS if name in kwargs}
+        prompt = prompts.prompt_of(given, **beside)
         standing = kwargs.pop("standing", ())
-        params = sampling.sampling(kwargs)
+        params = prompts.sampling(kwargs)
         if standing:
             params.extra_args = {**(params.extra_args or {}), STANDING: standing}
-        return (prompts.prompt_of(given, lambda: self.tokenizer, **beside), params), others, 1
-
-    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return sampling.named(kwargs)
-
-    def _requests(self, prepared: Prepared) -> Sequence[Prepared]:
-        (prompt, params), others, rows = prepared
-        return [((prompt, one), others, rows) for one in sampling.samples(params)]
+        return (prompt, params), others, 1
 
     def generate(self, *inputs: Any, **kwargs: Any) -> Any:
         """Run requests: as a plain call, return what vLLM gives for each; at the head of a `with`, the same as `trace`.
 
         Args:
-            inputs: one prompt, or several: a list of them, or what a tokenizer returned for several texts.
+            inputs: one prompt, or a list of them.
             kwargs: see `trace`.
 
         Returns:
@@ -128,16 +118,12 @@ class VLLM(ServedModel):
         """
         if is_with_head(sys._getframe(1)):
             return self.trace(*inputs, **kwargs)
-        if len(inputs) != 1 and not (inputs == () and "input_ids" in kwargs):
-            raise TypeError(f"`generate` takes one prompt, or one list of prompts, and was given {len(inputs)}")
-        given, mask = inputs[0] if inputs else kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
-        several = prompts.separate(given, mask)
-        prepared = [
-            self._prepare_input(one, **({} if its is None else {"attention_mask": its}), **kwargs)
-            for one, its in ([(given, mask)] if several is None else several)
-        ]
+        given = inputs[0] if len(inputs) == 1 and prompts.are_several(inputs[0]) else None
+        prepared = (
+            [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
+        )
         results = self.__dict__["_engine"].generate(prepared)
-        return results[0] if several is None else results
+        return results if given else results[0]
 
     # -- edits that stay -----------------------------------------------------------------------------------------------
 

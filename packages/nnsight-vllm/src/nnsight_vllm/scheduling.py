@@ -3,24 +3,29 @@
 A body sees the whole prompt at once, and each step once. So a traced request is never cut into chunks, and never thrown
 out and computed again:
 
-- It begins when its prompt fits into a step whole. If those that run leave no room for it, the last of them pause for that
-  one step.
+- It begins when its prompt fits into a step whole, beside those that run and those that came before it. If it is first in
+  line and those that run leave no room, the last of them pause for one step; never in two steps after one another.
 - It begins when the memory for all of it, to its last token, is there beside what other traced requests may still come to
-  need. So they never have to make room for one another; requests that are not traced make room for them.
+  need. So they never have to make room for one another; requests that are not traced make room for them, and pass those
+  that wait for it.
 
-For all other requests nothing changes. What a body asks for (stop, or the end after its error) comes with the output of the
-step, and ends its request.
+Otherwise the line stays as it is, by arrival or by priority. What a body asks for (stop, or the end after its error) comes
+with the output of the step, and ends its request.
 
 relies on: `Request` makes its `block_hashes` by `update_block_hashes`, of its `cache_salt` among others;
-`Scheduler.schedule` takes from `running` (in order; the last is preempted first) and then from `waiting`;
-`_update_request_with_output` says whether a request ends; vLLM 0.30 to 0.32.
+`Scheduler.schedule` takes from `running` in order (under the policy "fcfs" it preempts the last), then from `waiting`, and
+cuts a prompt at the budget and at `long_prefill_token_threshold`; `_update_request_with_output` says whether a request ends;
+vLLM 0.30 to 0.32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -30,7 +35,15 @@ from .fields import SALT, sees_whole
 class TracedScheduler(Scheduler):
     """vLLM's scheduler, with a place for traced requests."""
 
+    policy: SchedulingPolicy
     _ended: Mapping[str, str | None] = {}
+    #: Whether somebody paused in the step before.
+    _paused_before = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: The traced requests that there may be.
+        self._traced: set[str] = set()
 
     def add_request(self, request: Request) -> None:
         """Take in a request. What is computed of a prompt that is edited is no other's, unless it has the same edits."""
@@ -41,57 +54,123 @@ class TracedScheduler(Scheduler):
             request.block_hashes = []
             request.update_block_hashes()
         super().add_request(request)
+        if is_traced(request):
+            self._traced.add(request.request_id)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Say who takes part in the next step."""
-        if not any(map(is_traced, self.requests.values())):
+        self._traced.intersection_update(self.requests)
+        if not self._traced:
             return super().schedule(*args, **kwargs)
-        self.running.sort(key=lambda request: not is_traced(request))  # stable: the order among the others stays
+        # The last make room first: those are plain, and of these the ones that came last or matter least.
+        self.running.sort(key=lambda request: (not is_traced(request), *self._rank(request)))
         held, paused = self._make_room()
+        self._paused_before = bool(paused)
         try:
-            return super().schedule(*args, **kwargs)
+            with self._whole():
+                return super().schedule(*args, **kwargs)
         finally:
             self.running += [request for request in paused if not request.is_finished()]
-            for request in reversed(held):
-                self.waiting.prepend_request(request)
+            for request in held:
+                self.waiting.add_request(request)
+
+    def _rank(self, request: Request) -> tuple[Any, ...]:
+        return (request.priority, request.arrival_time) if self.policy == SchedulingPolicy.PRIORITY else ()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Let no prompt be cut that need not, and let those make room who are last in `running`."""
+        config = self.scheduler_config
+        policy, threshold = self.policy, config.long_prefill_token_threshold
+        self.policy, config.long_prefill_token_threshold = SchedulingPolicy.FCFS, 0
+        try:
+            yield
+        finally:
+            self.policy, config.long_prefill_token_threshold = policy, threshold
+
+    # -- who begins --------------------------------------------------------------------------------------------------
 
     def _make_room(self) -> tuple[list[Request], list[Request]]:
-        """Put those who can begin now first; return those who cannot, and those who pause for them."""
-        traced = [request for request in self.waiting if is_traced(request)]
-        if not traced:
+        """Take from the line who cannot begin now, in order, and out of those that run who is to pause; return both."""
+        line = list(self.waiting)
+        if not any(map(is_traced, line)):
             return [], []
-        self.waiting.remove_requests(traced)
-        budget = self.max_num_scheduled_tokens
-        running = [request for request in self.running if is_traced(request)]
-        reserved = sum(self._blocks(request) for request in running)
-        needed = len(running)
-        places = self.max_num_running_reqs - len(self.running)
+        traced = [request for request in self.running if is_traced(request)]
+        reserved = sum(map(self._blocks, traced))
+        spent = sum(map(_due, self.running)) + sum(map(_due, getattr(self, "kv_holding_waiting", ())))
+        budget = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
         begin: list[Request] = []
-        for request in traced:
-            tokens, blocks = request.num_prompt_tokens, self._blocks(request)
-            if needed + tokens > budget or reserved + blocks > self._all_blocks or len(begin) >= places:
-                break  # in order, so that a long one is not passed for ever
-            needed, reserved = needed + tokens, reserved + blocks
-            begin.append(request)
+        held: list[Request] = []
         paused: list[Request] = []
-        if begin:
-            others = [request for request in self.running if not is_traced(request)]
-            while others and needed + sum(map(_due, others)) > budget:
-                paused.append(others.pop())
-            gone = set(map(id, paused))
-            self.running[:] = [request for request in self.running if id(request) not in gone]
-            for request in reversed(begin):
-                self.waiting.prepend_request(request)
-        return traced[len(begin) :], paused[::-1]
+        for place, request in enumerate(line):
+            if not is_traced(request):
+                spent += _due(request)
+                continue
+            if held or (reserved and reserved + self._blocks(request) > self._all_blocks):
+                held.append(request)  # in order, so that a long one is not passed by other traced ones for ever
+                continue
+            spent += request.num_prompt_tokens
+            if spent > budget and place == len(begin):
+                paused = self._pause(spent - budget, [*begin, request])
+            # What does not even fit alone is let go: it is told so where it runs.
+            fits = spent <= budget or bool(paused) or not (self.running or place)
+            if not fits or not self._has_adapter_room(request):
+                held += line[place:]
+                break
+            reserved += self._blocks(request)
+            begin.append(request)
+            if paused:
+                held += line[place + 1 :]
+                break
+        self.waiting.remove_requests(held)
+        return held, paused
+
+    def _pause(self, tokens: int, begin: list[Request]) -> list[Request]:
+        """Take the last of those that run out of this step until so many tokens are free, if that lets these begin."""
+        others = [request for request in self.running if not is_traced(request)]
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        # Who pauses keeps its memory, so all that this step asks for has to be free; and its place and adapter, too.
+        asked = (len(self.running) - len(others)) * len(self.kv_cache_config.kv_cache_groups)
+        asked += sum(self._blocks(request, more=0) for request in begin)
+        places = min(self.max_num_running_reqs, getattr(self, "max_num_active_reqs", self.max_num_running_reqs))
+        if self._paused_before or asked > free or len(self.running) + len(begin) > places:
+            return []
+        paused: list[Request] = []
+        while others and tokens > 0:
+            paused.append(others.pop())
+            tokens -= _due(paused[-1])
+        if tokens > 0:
+            return []
+        gone = set(map(id, paused))
+        self.running[:] = [request for request in self.running if id(request) not in gone]
+        return paused[::-1]
+
+    def _has_adapter_room(self, request: Request) -> bool:
+        """Say whether there is room for its adapter beside those of all that run, who may pause."""
+        if self.lora_config is None or request.lora_request is None:
+            return True
+        loaded = {other.lora_request.lora_int_id for other in self.running if other.lora_request is not None}
+        return len(loaded | {request.lora_request.lora_int_id}) <= self.lora_config.max_loras
 
     @property
     def _all_blocks(self) -> int:
         return self.kv_cache_config.num_blocks - 1  # one is vLLM's own
 
-    def _blocks(self, request: Request) -> int:
-        """How many blocks of the cache a request may come to need."""
-        tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
-        return sum(-(-tokens // group.kv_cache_spec.block_size) for group in self.kv_cache_config.kv_cache_groups)
+    def _blocks(self, request: Request, more: int | None = None) -> int:
+        """How many blocks of the cache a request may come to need, or needs with so many tokens more than its prompt."""
+        more = request.max_tokens if more is None else more
+        tokens = min(request.num_prompt_tokens + more, self.max_model_len)
+        specs = (group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups)
+        # A window or a state never takes more than it takes at the greatest length.
+        return sum(
+            min(
+                cdiv(tokens, spec.block_size),
+                cdiv(spec.max_memory_usage_bytes(self.vllm_config), spec.page_size_bytes),
+            )
+            for spec in specs
+        )
+
+    # -- who ends ----------------------------------------------------------------------------------------------------
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in what a step gave."""
@@ -115,5 +194,5 @@ def is_traced(request: Request) -> bool:
 
 
 def _due(request: Request) -> int:
-    """How many tokens a running request would take in a step."""
+    """How many tokens a request would take in a step, at most."""
     return max(1, request.num_tokens_with_spec - request.num_computed_tokens)

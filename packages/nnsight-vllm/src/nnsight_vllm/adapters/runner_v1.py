@@ -1,14 +1,18 @@
 """vLLM's first model runner (`vllm.v1.worker.gpu_model_runner.GPUModelRunner` and those made of it).
 
-relies on: `execute_model` takes a `SchedulerOutput` with `scheduled_new_reqs` and `num_scheduled_tokens`, calls
+relies on: `execute_model` takes a `SchedulerOutput` with `scheduled_new_reqs`, `scheduled_cached_reqs.resumed_req_ids`,
+`num_scheduled_tokens`, and `finished_req_ids` before anybody else gets the `block_ids` of those `requests`; it calls
 `_model_forward` once the rows of the batch are settled (`input_batch.req_ids`), and then the model's `compute_logits`;
-`sample_tokens` calls `_sample`; vLLM 0.30 to 0.32.
+`sample_tokens` calls `_sample`, and after it `compute_logits` for the logprobs of prompts; vLLM 0.30 to 0.32.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
+
+from ..worker import memory
 
 
 def attach(runner: Any, stage: Any) -> None:
@@ -20,18 +24,20 @@ def attach(runner: Any, stage: Any) -> None:
         ("sample_tokens", _sample_tokens),
     ):
         setattr(runner, name, functools.partial(around, runner, stage, getattr(runner, name)))
+    runner.nnsight_drawing = False
     model = runner.get_model()
     model.compute_logits = functools.partial(_compute_logits, runner, stage, model.compute_logits)
 
 
 def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-    stage.gone(scheduler_output.finished_req_ids)
+    _wipe(runner, stage.gone(scheduler_output.finished_req_ids))
     for new in scheduler_output.scheduled_new_reqs:
         if new.sampling_params is not None:
             count = scheduler_output.num_scheduled_tokens[new.req_id]
-            prompt = new.prompt_embeds if new.prompt_token_ids is None else new.prompt_token_ids
-            whole = new.num_computed_tokens == 0 and count == len(prompt)
+            whole = new.num_computed_tokens == 0 and count == len(new.prompt_token_ids or ())
             stage.arrive(new.req_id, new.sampling_params.extra_args, whole)
+    for again in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+        stage.come_again(again)
     runner.nnsight_scheduled = scheduler_output.num_scheduled_tokens
     output = None
     try:
@@ -53,6 +59,9 @@ def _model_forward(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any
 
 
 def _compute_logits(runner: Any, stage: Any, call: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    if runner.nnsight_drawing:
+        with stage.aside():  # for the logprobs of a prompt
+            return call(hidden, *args, **kwargs)
     stage.after_layers(hidden.shape[0])
     return stage.show("logits", call(hidden, *args, **kwargs))
 
@@ -65,11 +74,20 @@ def _sample(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any) -> An
 
 def _sample_tokens(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
     output = None
+    runner.nnsight_drawing = True
     try:
         output = call(*args, **kwargs)
         return output
     finally:
+        runner.nnsight_drawing = False
         _end(stage, output)
+
+
+def _wipe(runner: Any, requests: Collection[str]) -> None:
+    if requests:
+        held = (runner.requests[request].block_ids for request in requests if request in runner.requests)
+        blocks = {block for groups in held for group in groups for block in group}
+        memory.wipe(runner.kv_caches, blocks, runner.kv_cache_config.num_blocks)
 
 
 def _end(stage: Any, output: Any) -> None:

@@ -6,8 +6,8 @@ the same words whatever its version; here those words become runs, steps and row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -37,6 +37,13 @@ _IN_PARTS = (
 )
 
 
+_AGAIN = (
+    "The engine threw out what it had computed of this request, and began to compute it again: a body sees each step once. "
+    "`VLLM`'s scheduler never does so by itself; `reset_prefix_cache(reset_running_requests=True)` does, and so does a cache "
+    "that is too small for the request alone (`max_tokens=` says how much it may need)."
+)
+
+
 class Stage:
     """One worker's part in all traces.
 
@@ -54,6 +61,8 @@ class Stage:
         self.runs: dict[str, ServedRun] = {}
         #: Those of them that have standing edits and are no part of a trace.
         self.untraced: set[str] = set()
+        #: The requests that somebody looks into, and whose memory is nobody else's.
+        self._alone: set[str] = set()
         self._forward = ExitStack()
         self._taking_part: dict[ServedRun, int] = {}
 
@@ -120,16 +129,21 @@ class Stage:
             run = begin_edits(edits, self.forwards)
             self.untraced.add(request)
         self.runs[request] = run
+        if sees_whole(extra):
+            self._alone.add(request)
         if refused is None and sees_whole(extra) and not whole:
             refused = NNsightError(_IN_PARTS)
         if refused is not None:
             run.fail(refused)
 
-    def gone(self, requests: Iterable[str]) -> None:
-        """Hear that requests are over. Those of a trace are ended with it."""
+    def gone(self, requests: Iterable[str]) -> Collection[str]:
+        """Hear that requests are over, and return those whose memory is to be wiped. Those of a trace are ended with it."""
         for request in self.untraced.intersection(requests):
             self.untraced.remove(request)
             self.runs.pop(request).finish(None)
+        alone = self._alone.intersection(requests) if self._alone else ()
+        self._alone.difference_update(alone)
+        return alone
 
     def failure(self, request: str) -> bytes | None:
         """Return what a standing edit raised in a request (or in one of those that were made of it), if one did."""
@@ -138,6 +152,11 @@ class Stage:
             if failure is not None and (name == request or name.endswith(f"_{request}")):
                 return encode_error(failure)
         return None
+
+    def come_again(self, request: str) -> None:
+        """Hear that a request is computed once more from its beginning."""
+        if request in self._alone and request in self.runs:
+            self.runs[request].fail(NNsightError(_AGAIN))
 
     def begin(self, requests: Sequence[str], counts: Sequence[int], total: int) -> None:
         """Begin a forward.
@@ -168,6 +187,10 @@ class Stage:
         if self._taking_part:
             rows: dict[ServedRun, Rows] = {run: (position, 1) for run, position in self._taking_part.items()}
             self.forwards.lay_out(rows, PlainLayout(count))
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Surround what the engine computes with the model for itself, as the logprobs of a prompt."""
+        return self.forwards.aside()
 
     def show(self, name: str, value: Any) -> Any:
         """Let a value that is no module's pass, and return what the bodies made of it."""

@@ -91,6 +91,17 @@ class Forwards(Interleaver):
         self.count += 1
         self.here = self.layout = None
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Surround calls of the model within a forward that are the engine's own affair: nobody sees them."""
+        current = getcurrent()
+        mine = running.pop(current, None)
+        try:
+            yield
+        finally:
+            if mine is not None:
+                running[current] = mine
+
     def lay_out(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         """Say how rows lie from here on: one for each request, say, where they were one for each token."""
         self.layout = layout
