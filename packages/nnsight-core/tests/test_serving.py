@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import traceback
 
 import pytest
@@ -12,7 +13,10 @@ from toy_engine import Network, Served, ToyEngine
 import nnsight
 from nnsight import InvokeError, NNsight, NoInputError, NoTraceError, OutOfOrderError
 from nnsight.plugin import (
+    Forwards,
+    PlainLayout,
     WireError,
+    decode_bodies,
     decode_edits,
     decode_request,
     decode_results,
@@ -443,3 +447,40 @@ def test_edits_are_written_of_what_has_some_and_read_from_bytes_that_hold_some(m
     assert len(decode_edits(data, NNsight(module))) == 1
     with pytest.raises(WireError, match="error"):
         decode_edits(encode_error(ValueError("no")), NNsight(module))
+
+
+def test_what_bodies_print_is_kept_for_who_sent_them_and_what_others_print_is_not(capsys, module, prompts):
+    forwards, heard = Forwards(NNsight(module)), {}
+    model = Served(ToyEngine(module))
+
+    class Heard:
+        def serve(self, bodies, inputs):
+            sent = decode_bodies(bodies, model)
+            sent.hear()
+            print("of this process")
+            runs = {sent.begin(number, forwards): (number, 1) for number in range(len(inputs))}
+            with torch.inference_mode(), forwards.forward(runs, PlainLayout(len(inputs))):
+                module(torch.cat([args[0][:1] for args, _, _ in inputs]))
+            heard["first"] = sent.heard()
+            for run in runs:
+                run.finish(None)
+            heard["then"] = sent.heard()
+            return [sent.saved(number) for number in range(len(inputs))]
+
+    model.__dict__["engine"] = Heard()
+    before = sys.stdout, sys.stderr
+    try:
+        with model.trace() as tracer:
+            for number in range(2):
+                with tracer.invoke(prompts[number]):
+                    print(number, "began")
+                    model.second.output  # noqa: B018
+                    print(number, "saw it", file=sys.stderr)
+                    tracer.result  # noqa: B018
+                    tracer.log(number, "is done")
+    finally:
+        sys.stdout, sys.stderr = before
+    assert "0 began\n1 began\n" in heard["first"] and "0 saw it" in heard["first"] and "1 saw it" in heard["first"]
+    assert heard["then"] == "0 is done\n1 is done\n"
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("of this process\n", "")

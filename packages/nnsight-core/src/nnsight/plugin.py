@@ -36,6 +36,7 @@ from nnsight._core.envoy import Envoy
 from nnsight._core.errors import RemoteError, WireError
 from nnsight._core.foreign import become, store_edit
 from nnsight._core.hookspecs import hookimpl
+from nnsight._core.hosting import Shareable
 from nnsight._core.interleaver import Interleaver
 from nnsight._core.loading import LazyModel, Loadable
 from nnsight._core.lockstep import Lockstep, fingerprint
@@ -109,6 +110,7 @@ __all__ = [
     "SentBodies",
     "ServedRun",
     "Sharding",
+    "Shareable",
     "Text",
     "Tracer",
     "WireError",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
@@ -61,18 +62,14 @@ class SyncEngine:
         """Serve the requests of one trace; see `nnsight.plugin.Engine`."""
         self.start()
         trace = uuid.uuid4().hex
-        self.engine.collective_rpc("nnsight_open", args=(trace, bodies))
         try:
+            self.open(trace, bodies)
             results = self.run(traced(trace, inputs))
-            told = {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
-            answers = self.engine.collective_rpc("nnsight_finish", args=(trace, told))[0]
+            answers, _ = self.finish(trace, results)
         except BaseException:
-            self.engine.collective_rpc("nnsight_drop", args=(trace,))
+            self.drop(trace)
             raise
-        for answer in answers:
-            if inspect_bytes(answer)["kind"] == "error":
-                raise decode_error(answer)
-        return [decode_results(answer) for answer in answers]
+        return saved_or_raised(answers)
 
     def run(self, inputs: Iterable[Prepared]) -> list[Any]:
         """Run requests to their ends, and return what the engine gave, in their order."""
@@ -81,29 +78,89 @@ class SyncEngine:
     def _run(self, inputs: Iterable[Prepared]) -> list[tuple[str, Any]]:
         """Do what `run` does; return what workers call each request, too."""
         self.start()
-        engine, added = self.engine, list[tuple[str, str]]()
+        added: list[tuple[str, str]] = []
         done: dict[str, Any] = {}
         try:
-            for (prompt, params), others, _ in inputs:
-                number = f"nnsight-{next(self._numbers)}"
-                added.append((number, engine.add_request(number, prompt, params, **others)))
+            for one in inputs:
+                added.append(self.add(one))
             while len(done) < len(added):
-                for output in engine.step():
+                for output in self.engine.step():
                     if output.finished:
                         done[output.request_id] = output
         except BaseException:
-            engine.abort_request([internal for _, internal in added], internal=True)
+            self.abort(internal for _, internal in added)
             raise
         return [(internal, done[number]) for number, internal in added]
 
     def generate(self, inputs: Iterable[Prepared]) -> list[Any]:
         """Run requests as `run` does; raise what a standing edit raised in one of them, once all are done."""
         results = self._run(inputs)
+        self.check(results)
+        return [result for _, result in results]
+
+    def check(self, results: Iterable[tuple[str, Any]]) -> None:
+        """Raise what a standing edit raised in one of these requests: what workers call each, and what it gave."""
         for internal, result in results:
             if any(output.finish_reason == "error" for output in result.outputs):
                 for answer in filter(None, self.engine.collective_rpc("nnsight_failure", args=(internal,))):
                     raise decode_error(answer)
-        return [result for _, result in results]
+
+    # -- a trace, and its requests -----------------------------------------------------------------------------------
+
+    def open(self, trace: str, bodies: bytes, heard: bool = False) -> None:
+        """Take in the bodies of a trace.
+
+        Args:
+            trace: its name.
+            bodies: as they travel.
+            heard: whether what they print is asked for; see `heard`.
+        """
+        for problem in self.engine.collective_rpc("nnsight_open", args=(trace, bodies, heard)):
+            if problem:
+                raise decode_error(problem)
+
+    def add(self, prepared: Prepared) -> tuple[str, str]:
+        """Let a request begin with the next step, and return its names: among outputs, and inside the engine."""
+        (prompt, params), others, _ = prepared
+        number = f"nnsight-{next(self._numbers)}"
+        return number, self.engine.add_request(number, prompt, params, **others)
+
+    def abort(self, requests: Iterable[str]) -> None:
+        """Take requests out, by their names inside the engine."""
+        self.engine.abort_request(list(requests), internal=True)
+
+    def finish(self, trace: str, results: Sequence[Any]) -> tuple[list[bytes], str]:
+        """End a trace whose requests are done; return what each body saved or raised, and what all of them printed last."""
+        told = {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
+        answers: tuple[list[bytes], str] = self.engine.collective_rpc("nnsight_finish", args=(trace, told))[0]
+        return answers
+
+    def drop(self, trace: str) -> None:
+        """Give up a trace."""
+        self.engine.collective_rpc("nnsight_drop", args=(trace,))
+
+    def heard(self) -> dict[str, str]:
+        """Return what the bodies of each trace have printed since the last time, if anything."""
+        printed: dict[str, str] = self.engine.collective_rpc("nnsight_heard")[0]
+        return printed
+
+    def everywhere(self, call: Callable[[], None]) -> None:
+        """Call a function in this process and in every other that the engine has started."""
+
+        def called(worker: Any) -> int:
+            call()
+            return os.getpid()
+
+        if os.getpid() not in self.engine.collective_rpc(called):
+            call()
+
+
+def saved_or_raised(answers: Sequence[bytes]) -> list[Mapping[str, Any]]:
+    """Read what each body of a trace saved; raise what the first of them raised that did."""
+    for answer in answers:
+        if inspect_bytes(answer)["kind"] == "error":
+            raise decode_error(answer)
+    return [decode_results(answer) for answer in answers]
 
 
 def traced(trace: str, inputs: Sequence[Prepared]) -> Iterable[Prepared]:

@@ -7,11 +7,13 @@ runs in the engine's workers (`worker/`), each invoke as a request of its own be
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace
+import nnsight
+from nnsight import NNsightError
+from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace, run_there
 
 from . import prompts, skeleton
 from .engine import SyncEngine
@@ -75,20 +77,30 @@ class VLLM(ServedModel):
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def trace(self, *inputs: Any, backend: Any = None, remote: Any = None, **kwargs: Any) -> Any:
+    def trace(self, *inputs: Any, backend: Any = None, remote: Any = None, blocking: bool = True, **kwargs: Any) -> Any:
         """Run a request, or several, and look inside: `with model.trace(prompt, max_tokens=3):`.
 
         Without a prompt, the block opens invokes, each of which is a request with options of its own.
 
         Args:
             inputs: one prompt: text, token ids, or what a tokenizer returned.
-            backend, remote: where to run, if not in an engine of this process; see `NNsight.trace`.
+            backend, remote, blocking: where to run, if not in an engine of this process, and whether to wait for it; see
+                `NNsight.trace`. A server has this model if it was started with `nnsight serve --family VLLM`.
             kwargs: how tokens are drawn, as in `vllm.SamplingParams`, `lora_request=`, and `standing=`: the names of edits
                 that are installed, and that this request is to have.
         """
-        if backend is not None or remote:
-            return open_trace(self, inputs, kwargs, backend=backend, remote=remote)
-        return EngineTracer(self, self, inputs, kwargs, self.__dict__["_engine"])
+        if backend is not None or remote or not blocking:
+            _check_sent(remote)
+            return open_trace(self, inputs, kwargs, backend=backend, remote=remote, blocking=blocking)
+        return self._tracer(self, inputs, kwargs, None)
+
+    def session(self, *, backend: Any = None, remote: Any = None, blocking: bool = True) -> Any:
+        """Group several traces; see `NNsight.session`."""
+        _check_sent(remote)
+        return super().session(backend=backend, remote=remote, blocking=blocking)
+
+    def _tracer(self, node: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], method: Any) -> EngineTracer:
+        return EngineTracer(node, self, inputs, kwargs, self.__dict__["_engine"])
 
     def _has_input(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return bool(inputs) or "input_ids" in kwargs
@@ -106,18 +118,26 @@ class VLLM(ServedModel):
             params.extra_args = {**(params.extra_args or {}), STANDING: standing}
         return (prompt, params), others, 1
 
-    def generate(self, *inputs: Any, **kwargs: Any) -> Any:
+    def generate(
+        self, *inputs: Any, backend: Any = None, remote: Any = None, blocking: bool = True, **kwargs: Any
+    ) -> Any:
         """Run requests: as a plain call, return what vLLM gives for each; at the head of a `with`, the same as `trace`.
 
         Args:
             inputs: one prompt, or a list of them.
-            kwargs: see `trace`.
+            backend, remote, blocking, kwargs: see `trace`.
 
         Returns:
             A `vllm.RequestOutput`, or a list of them.
         """
         if is_with_head(sys._getframe(1)):
-            return self.trace(*inputs, **kwargs)
+            return self.trace(*inputs, backend=backend, remote=remote, blocking=blocking, **kwargs)
+        if backend is not None or remote or not blocking:
+            _check_sent(remote)
+            where: dict[str, Any] = {"backend": backend, "remote": remote, "blocking": blocking}
+            if len(inputs) == 1 and prompts.are_several(inputs[0]):
+                return _generate_there(self, inputs[0], kwargs, where)
+            return run_there(self, inputs, kwargs, method=None, **where)
         given = inputs[0] if len(inputs) == 1 and prompts.are_several(inputs[0]) else None
         prepared = (
             [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
@@ -169,3 +189,36 @@ class VLLM(ServedModel):
     def save_edits(self, path: str | Path) -> None:
         """Write the edits of this reference to the model into a file: `install` and a server take it from there."""
         Path(path).write_bytes(packed(self))
+
+    # -- where a server holds it ---------------------------------------------------------------------------------------
+
+    def _share(self, begin: Callable[[], None], close_in: Callable[[], None]) -> int:
+        from .hosting.start import SharedEngine
+
+        own = self.__dict__
+        own["_tokenizer"] = skeleton.tokenizer(own["_engine"].options)
+        own["_engine"] = SharedEngine(own["_engine"], begin, close_in)
+        return int(own["_engine"].control.fileno())
+
+    def _join(self) -> None:
+        own = self.__dict__
+        own["_engine"] = own["_engine"].join(own["_tokenizer"])
+
+
+def _check_sent(remote: Any) -> None:
+    if remote == "local":
+        raise NNsightError(
+            "remote='local' rehearses with a copy of the model, and an engine has none to give. Without it, bodies travel "
+            "to the engine as they do to a server's: what passes there passes on a server"
+        )
+
+
+def _generate_there(model: VLLM, given: Sequence[Any], kwargs: dict[str, Any], where: dict[str, Any]) -> Any:
+    """Run several requests elsewhere, as one job; return what the engine gives for each, or the job if nobody waits."""
+    found: Any = None
+    with open_trace(model, (), {}, **where) as tracer:
+        found = nnsight.save({})
+        for number, prompt in enumerate(given):
+            with tracer.invoke(prompt, **kwargs):
+                found[number] = tracer.result
+    return tracer if found is None else [found[number] for number in range(len(given))]

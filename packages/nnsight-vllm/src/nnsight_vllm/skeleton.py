@@ -19,6 +19,7 @@ from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 #: What spreads a model over processes.
@@ -37,6 +38,12 @@ def build(options: Mapping[str, Any]) -> torch.nn.Module:
         torch.device("meta"),
     ):
         return initialize_model(vllm_config=config)
+
+
+def tokenizer(options: Mapping[str, Any]) -> Any:
+    """Load the tokenizer that an engine with these options would have; None if it would have none."""
+    config = EngineArgs(**options).create_model_config()
+    return None if config.skip_tokenizer_init else cached_tokenizer_from_config(config)
 
 
 @contextmanager

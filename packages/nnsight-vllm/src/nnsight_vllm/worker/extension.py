@@ -44,14 +44,23 @@ class Extension:
         failure: bytes | None = self.model_runner.nnsight.failure(request)
         return failure
 
-    def nnsight_open(self, trace: str, data: bytes) -> None:
-        """Take in the bodies of a trace."""
-        self.model_runner.nnsight.open(trace, data)
+    def nnsight_open(self, trace: str, data: bytes, heard: bool = False) -> bytes:
+        """Take in the bodies of a trace; return why that cannot be, if it cannot: across processes, errors are texts."""
+        try:
+            self.model_runner.nnsight.open(trace, data, heard)
+        except Exception as error:
+            return encode_error(error)
+        return b""
 
-    def nnsight_finish(self, trace: str, results: Mapping[int, bytes]) -> list[bytes]:
+    def nnsight_heard(self) -> dict[str, str]:
+        """Return what the bodies of each trace have printed since the last time, if anything."""
+        printed: dict[str, str] = self.model_runner.nnsight.heard()
+        return printed
+
+    def nnsight_finish(self, trace: str, results: Mapping[int, bytes]) -> tuple[list[bytes], str]:
         """End a trace; see `Stage.finish`."""
         decoded = {number: decode_message(data)[1] for number, data in results.items()}
-        told: list[bytes] = self.model_runner.nnsight.finish(trace, decoded)
+        told: tuple[list[bytes], str] = self.model_runner.nnsight.finish(trace, decoded)
         return told
 
     def nnsight_drop(self, trace: str) -> None:

@@ -68,12 +68,18 @@ class Stage:
 
     # -- traces ------------------------------------------------------------------------------------------------------
 
-    def open(self, trace: str, data: bytes) -> None:
-        """Take in the bodies of a trace, before its requests come."""
-        self.traces[trace] = decode_bodies(data, self.model)
+    def open(self, trace: str, data: bytes, heard: bool = False) -> None:
+        """Take in the bodies of a trace, before its requests come; `heard` if what they print is asked for."""
+        sent = self.traces[trace] = decode_bodies(data, self.model)
+        if heard:
+            sent.hear()
 
-    def finish(self, trace: str, results: Mapping[int, Any]) -> list[bytes]:
-        """End a trace whose requests are done, and return what each body saved or raised.
+    def heard(self) -> dict[str, str]:
+        """Return what the bodies of each trace have printed since the last time, if anything."""
+        return {trace: text for trace, sent in self.traces.items() if (text := sent.heard())}
+
+    def finish(self, trace: str, results: Mapping[int, Any]) -> tuple[list[bytes], str]:
+        """End a trace whose requests are done; return what each body saved or raised, and what they printed last.
 
         Args:
             trace: which.
@@ -83,7 +89,7 @@ class Stage:
         for number, run in sent.runs.items():
             run.finish(results.get(number))
         self._forget(sent)
-        return [self._told(sent, number) for number in range(len(sent.invokes))]
+        return [self._told(sent, number) for number in range(len(sent.invokes))], sent.heard()
 
     def drop(self, trace: str) -> None:
         """Give up a trace."""

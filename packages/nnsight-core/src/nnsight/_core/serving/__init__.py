@@ -7,6 +7,7 @@ bodies, which takes part in some of the forwards.
     forwards.py   what a forward passes, and who is served there
     request.py    one request: its bodies, its steps, its end
     lent.py       a value, as the bodies of several requests get it
+    printed.py    what bodies print
     watch.py      how long one turn of a body may take
     sent.py       the bodies of one trace, as they travel to the engine
     standing.py   edits that stay with the engine, for many requests

@@ -24,6 +24,7 @@ from .watch import TooLongError
 if TYPE_CHECKING:
     from ..active import Answers
     from .forwards import Forwards
+    from .printed import Printed
 
 #: What begins the steps of a run here: nothing that is called; the engine says it.
 _STEP = Place("step")
@@ -57,6 +58,8 @@ class ServedRun(Interleaver):
     rows: Rows = (0, 0)
     #: What the first of its bodies raised that did.
     failure: BaseException | None = None
+    #: Takes what its bodies print, if somebody wants to hear it.
+    printed: Printed | None = None
 
     def __init__(self, forwards: Forwards, stack: tuple[Answers, ...] = ()) -> None:
         self.forwards = forwards

@@ -27,6 +27,7 @@ from ..trace import Install, Tracer
 from ..wire import Decoder
 from ..wire.format import Buffer
 from ..wire.kinds import makes
+from .printed import Printed, listen
 from .request import ServedMediator, ServedRun
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class SentBodies:
         self.invokes: list[Invoke] = []
         #: The requests that have begun, by the number of their body.
         self.runs: dict[int, ServedRun] = {}
+        self._printed: Printed | None = None
         for number, body in enumerate(bodies):
             invoke = Invoke(tracer, number, None)
             invoke.body, invoke.names = body, Names(body.outer, body.real)
@@ -122,10 +124,20 @@ class SentBodies:
         assert body is not None and invoke.names is not None
         run = self.runs[number] = ServedRun(forwards, (self.collector,))
         Edits([*standing, *self.tracer._node._root.__dict__["_edits"]]).begin_in(run)
+        run.printed = self._printed
         body.assign(invoke.names, self.tracer if self.alone else invoke)
         invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
         forwards.admit(run)
         return run
+
+    def hear(self) -> None:
+        """Keep what the bodies will print, instead of printing it in this process."""
+        listen()
+        self._printed = Printed()
+
+    def heard(self) -> str:
+        """Return what they have printed since the last time."""
+        return "" if self._printed is None else self._printed.take()
 
     def saved(self, number: int) -> dict[str, Any]:
         """Return what one body saved, by name."""
