@@ -17,6 +17,9 @@ from vllm import SamplingParams
 from nnsight import NNsightError
 from nnsight.plugin import Prepared, decode_message, encode_message
 
+from ..fields import STANDING
+from ..prompts import OF_REQUESTS
+
 _SIZE = struct.Struct("<Q")
 #: Bytes of one frame; what a job may send is bounded by its server, long before.
 MOST = 1 << 31
@@ -104,10 +107,7 @@ def written(inputs: Sequence[Prepared]) -> list[Input]:
     """Write requests, as a model prepared them."""
     found = []
     for (prompt, params), others, _ in inputs:
-        if params.extra_args:
-            raise NNsightError(
-                "`extra_args` are for the engine's own plugins, and requests of a server's users have none"
-            )
+        _check_extra(params)
         found.append(Input(encode_message("value", prompt, "the prompt"), params, encode_message("value", others)))
     return found
 
@@ -122,15 +122,22 @@ def read(inputs: Sequence[Input]) -> list[Prepared]:
     found: list[Prepared] = []
     for one in inputs:
         prompt, others = decode_message(one.prompt)[1], decode_message(one.others)[1]
-        if type(prompt) is not dict or type(others) is not dict or one.params.extra_args:
+        if type(prompt) is not dict or type(others) is not dict:
             raise NNsightError("a request has a prompt and options, and this one something else")
+        _check_extra(one.params)
         found.append(((prompt, one.params), _known(others), 1))
     return found
 
 
-def _known(others: dict[str, Any]) -> dict[str, Any]:
-    from ..prompts import OF_REQUESTS
+def _check_extra(params: SamplingParams) -> None:
+    if set(params.extra_args or ()) - {STANDING}:
+        raise NNsightError(
+            f"of `extra_args` a request to a server has {STANDING!r} only, for edits that stay on its engine; all else is "
+            "between the engine and its plugins"
+        )
 
+
+def _known(others: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(others) - set(OF_REQUESTS))
     if unknown:
         raise NNsightError(f"nothing is known of {', '.join(map(repr, unknown))}, said of a request")

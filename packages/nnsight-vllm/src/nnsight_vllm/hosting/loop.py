@@ -101,6 +101,7 @@ class Loop:
         results = [asked.results[number] for number, _ in asked.added]
         try:
             if asked.trace is None:
+                self.engine.check((internal, asked.results[number]) for number, internal in asked.added)
                 answers = [encode_message("result", outputs.bare(result)) for result in results]
             else:
                 answers, text = self.engine.finish(asked.trace, results)
