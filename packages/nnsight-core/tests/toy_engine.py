@@ -42,6 +42,8 @@ class ToyEngine:
         self.forwards = Forwards(NNsight(module), turn_seconds)
         #: The edits of all requests.
         self.standing: Any = ()
+        #: Whether it computes something of its own in each forward.
+        self.curious = False
         #: How many rows each forward had.
         self.batches: list[int] = []
 
@@ -90,6 +92,9 @@ class ToyEngine:
             at += len(rows[n])
         self.batches.append(at)
         with self.forwards.forward(where, PlainLayout(at)):
+            if self.curious:
+                with self.forwards.aside():
+                    self.module(torch.ones(2, rows[0].shape[1]))
             out = self.module(torch.cat([rows[n] for n in taking_part]))
         ends = [start + count - 1 for start, count in where.values()]
         for n, end in zip(taking_part, ends):
