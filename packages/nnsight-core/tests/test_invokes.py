@@ -264,8 +264,13 @@ def test_where_tokens_lie_is_the_familys_to_say(net):
             tracer.tokens
     with pytest.raises(NoTraceError, match="inside the block"):
         tracer.tokens
+    with pytest.raises(NoInputError, match="has no input"):
+        with Counting(net).trace() as tracer:
+            tracer.tokens
     with pytest.raises(NoTraceError, match="within one of its invokes"):
         with Counting(net).trace() as tracer:
+            with tracer.invoke(x):
+                net
             tracer.tokens
 
 

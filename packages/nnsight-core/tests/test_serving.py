@@ -228,6 +228,65 @@ def test_values_pass_from_one_request_to_another_that_comes_later(model, module,
     torch.testing.assert_close(output, alone(module, prompts[1], 1, first=lambda _: a[-1:])[0][2])
 
 
+class Drawn(Served):
+    """Takes `n=`, as often as an input is to be served."""
+
+    def _has_input(self, inputs, kwargs):
+        return bool(inputs)
+
+    def _prepare_input(self, x, n=1):
+        return (x,), {}, n
+
+    def _requests(self, prepared):
+        args, kwargs, n = prepared
+        return [((args[0] + number,), kwargs, 1) for number in range(n)]
+
+
+def test_a_body_runs_once_for_each_request_of_its_input_and_its_names_are_lists(engine, module, prompts):
+    model = Drawn(engine)
+    with model.trace() as tracer:
+        shapes = nnsight.save([])
+        with tracer.invoke(prompts[0], n=3):
+            first = model.first.output.save()
+            shapes.append(len(first))
+        with tracer.invoke(prompts[1]):
+            second = model.first.output.save()
+            shapes.append(len(second))
+    assert len(first) == 3 and sorted(shapes) == [1, 3, 3, 3]
+    for number, one in enumerate(first):
+        torch.testing.assert_close(one, alone(module, prompts[0] + number)[0][0])
+    torch.testing.assert_close(second, alone(module, prompts[1])[0][0])
+
+
+def test_a_name_that_some_of_the_requests_save_is_none_for_the_others(engine, prompts):
+    with Drawn(engine).trace(prompts[1], n=2) as tracer:
+        total = tracer.model.first.input.sum()
+        if total > prompts[1].sum() + 1:
+            larger = total.save()
+    assert larger[0] is None and larger[1] == (prompts[1] + 1).sum()
+
+
+def test_which_of_several_values_another_invoke_means_is_not_guessed(engine, prompts):
+    model = Drawn(engine)
+    with pytest.raises(nnsight.CrossInvokeError, match="several continuations"):
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[0], n=2):
+                vector = model.first.output[-1]
+            with tracer.invoke(prompts[1]):
+                for _ in tracer.iter[0:1]:
+                    model.first.output = vector[None]
+
+
+def test_what_a_trace_is_given_holds_for_its_invokes_unless_they_say_otherwise(engine, prompts):
+    model = Drawn(engine)
+    with model.trace(n=2) as tracer:
+        with tracer.invoke(prompts[0]):
+            both = model.first.output.save()
+        with tracer.invoke(prompts[0], n=1):
+            one = model.first.output.save()
+    assert len(both) == 2 and torch.is_tensor(one)
+
+
 def test_requests_meet_at_a_barrier(model, prompts):
     with model.trace() as tracer:
         order = nnsight.save([])

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from vllm.sampling_params import RequestOutputKind
 
 import nnsight
 from nnsight_vllm.errors import PromptTooLongError, StandingError
@@ -136,7 +135,7 @@ def test_what_is_computed_of_a_prompt_is_shared_with_requests_of_the_same_tokenw
 def test_several_samples_of_one_request_all_have_its_edit(gpt2, steered, vector):
     model = gpt2.served
     model.install("calm", steered)
-    sampling = {"n": 3, "top_k": 1, "max_tokens": 5, "ignore_eos": True, "output_kind": RequestOutputKind.FINAL_ONLY}
+    sampling = {"n": 3, "top_k": 1, "max_tokens": 5, "ignore_eos": True}
     (output,) = model.generate([PROMPTS[2]], standing="calm", **sampling)
     with hooked(gpt2.plain.transformer.h[1], lambda output: output + vector):
         plain = tokens_of(gpt2.plain, PROMPTS[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import reprlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
 from . import outputs
+from .errors import refused
 from .fields import TRACE
 from .standing import Standing
 
@@ -121,9 +123,17 @@ class SyncEngine:
 
     def add(self, prepared: Prepared) -> tuple[str, str]:
         """Let a request begin with the next step, and return its names: among outputs, and inside the engine."""
+        from vllm.sampling_params import RequestOutputKind
+
         (prompt, params), others, _ = prepared
+        params = params.clone()
+        # All of a result at the end, also of several continuations: nobody looks at a part of it before.
+        params.output_kind = RequestOutputKind.FINAL_ONLY
         number = f"nnsight-{next(self._numbers)}"
-        return number, self.engine.add_request(number, prompt, params, **others)
+        try:
+            return number, self.engine.add_request(number, prompt, params, **others)
+        except Exception as error:
+            raise refused(error, f"the prompt {reprlib.repr(prompt)}") from error
 
     def abort(self, requests: Iterable[str]) -> None:
         """Take requests out, by their names inside the engine."""

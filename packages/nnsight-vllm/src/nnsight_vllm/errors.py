@@ -11,3 +11,16 @@ class PromptTooLongError(NNsightError, ValueError):
 
 class StandingError(NNsightError, ValueError):
     """A request asks for a standing edit that there is not, or one cannot be installed."""
+
+
+class RequestError(NNsightError, ValueError):
+    """vLLM refuses a request: its prompt, or how tokens are to be drawn."""
+
+
+def refused(error: Exception, what: str) -> Exception:
+    """Return what is raised where vLLM refuses something: a ValueError or TypeError, whatever its own errors are."""
+    if isinstance(error, (ValueError, TypeError)):
+        if hasattr(error, "add_note"):  # not in Python 3.10
+            error.add_note(f"nnsight: vLLM does not take {what}")
+        return error
+    return RequestError(f"vLLM does not take {what}: {error}")

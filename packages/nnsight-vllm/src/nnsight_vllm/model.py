@@ -15,7 +15,7 @@ import nnsight
 from nnsight import NNsightError
 from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace, run_there
 
-from . import prompts, skeleton
+from . import prompts, sampling, skeleton
 from .engine import SyncEngine
 from .fields import STANDING
 from .standing import Installed, packed
@@ -83,12 +83,16 @@ class VLLM(ServedModel):
         Without a prompt, the block opens invokes, each of which is a request with options of its own.
 
         Args:
-            inputs: one prompt: text, token ids, or what a tokenizer returned.
+            inputs: one prompt: text, a conversation, token ids, what a tokenizer returned, or a dictionary as vLLM takes it.
             backend, remote, blocking: where to run, if not in an engine of this process, and whether to wait for it; see
                 `NNsight.trace`. A server has this model if it was started with `nnsight serve --family VLLM`.
-            kwargs: how tokens are drawn, as in `vllm.SamplingParams`, `lora_request=`, and `standing=`: the names of edits
-                that are installed, and that this request is to have.
+            kwargs: how tokens are drawn, as in `vllm.SamplingParams` (`temperature=`, `max_tokens=`, `n=`, `seed=`, ...), and
+                `lora_request=`, `priority=`, and `standing=`: the names of edits that are installed, and that this request is
+                to have. Without a prompt they hold for all invokes that do not say otherwise. With `n=` above 1 the block
+                runs once for each continuation, and the names that it saves are lists, in their order.
         """
+        if not self._has_input(inputs, kwargs):
+            sampling.check(kwargs)
         if backend is not None or remote or not blocking:
             _check_sent(remote)
             return open_trace(self, inputs, kwargs, backend=backend, remote=remote, blocking=blocking)
@@ -108,15 +112,21 @@ class VLLM(ServedModel):
     def _prepare_input(self, *inputs: Any, **kwargs: Any) -> Prepared:
         if len(inputs) > 1:
             raise TypeError(f"a request has one prompt, and was given {len(inputs)}")
-        beside = {name: kwargs.pop(name) for name in ("attention_mask",) if name in kwargs}
+        beside = {name: kwargs.pop(name) for name in prompts.BESIDE if name in kwargs}
         given = inputs[0] if inputs else kwargs.pop("input_ids")
-        others = {name: kwargs.pop(name) for name in prompts.OF_REQUESTS if name in kwargs}
-        prompt = prompts.prompt_of(given, **beside)
+        others = {name: kwargs.pop(name) for name in sampling.OF_REQUESTS if name in kwargs}
         standing = kwargs.pop("standing", ())
-        params = prompts.sampling(kwargs)
+        params = sampling.sampling(kwargs)
         if standing:
             params.extra_args = {**(params.extra_args or {}), STANDING: standing}
-        return (prompt, params), others, 1
+        return (prompts.prompt_of(given, lambda: self.tokenizer, **beside), params), others, 1
+
+    def _options(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return sampling.named(kwargs)
+
+    def _requests(self, prepared: Prepared) -> Sequence[Prepared]:
+        (prompt, params), others, rows = prepared
+        return [((prompt, one), others, rows) for one in sampling.samples(params)]
 
     def generate(
         self, *inputs: Any, backend: Any = None, remote: Any = None, blocking: bool = True, **kwargs: Any
@@ -124,7 +134,7 @@ class VLLM(ServedModel):
         """Run requests: as a plain call, return what vLLM gives for each; at the head of a `with`, the same as `trace`.
 
         Args:
-            inputs: one prompt, or a list of them.
+            inputs: one prompt, or several: a list of them, or what a tokenizer returned for several texts.
             backend, remote, blocking, kwargs: see `trace`.
 
         Returns:
@@ -135,15 +145,19 @@ class VLLM(ServedModel):
         if backend is not None or remote or not blocking:
             _check_sent(remote)
             where: dict[str, Any] = {"backend": backend, "remote": remote, "blocking": blocking}
-            if len(inputs) == 1 and prompts.are_several(inputs[0]):
-                return _generate_there(self, inputs[0], kwargs, where)
+            if len(inputs) == 1 and (there := prompts.separate(inputs[0], kwargs.get("attention_mask"))) is not None:
+                return _generate_there(self, there, kwargs, where)
             return run_there(self, inputs, kwargs, method=None, **where)
-        given = inputs[0] if len(inputs) == 1 and prompts.are_several(inputs[0]) else None
-        prepared = (
-            [self._prepare_input(one, **kwargs) for one in given] if given else [self._prepare_input(*inputs, **kwargs)]
-        )
+        if len(inputs) != 1 and not (inputs == () and "input_ids" in kwargs):
+            raise TypeError(f"`generate` takes one prompt, or one list of prompts, and was given {len(inputs)}")
+        given, mask = inputs[0] if inputs else kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
+        several = prompts.separate(given, mask)
+        prepared = [
+            self._prepare_input(one, **({} if its is None else {"attention_mask": its}), **kwargs)
+            for one, its in ([(given, mask)] if several is None else several)
+        ]
         results = self.__dict__["_engine"].generate(prepared)
-        return results if given else results[0]
+        return results[0] if several is None else results
 
     # -- edits that stay -----------------------------------------------------------------------------------------------
 
@@ -213,12 +227,16 @@ def _check_sent(remote: Any) -> None:
         )
 
 
-def _generate_there(model: VLLM, given: Sequence[Any], kwargs: dict[str, Any], where: dict[str, Any]) -> Any:
+def _generate_there(
+    model: VLLM, given: Sequence[tuple[Any, Any]], kwargs: dict[str, Any], where: dict[str, Any]
+) -> Any:
     """Run several requests elsewhere, as one job; return what the engine gives for each, or the job if nobody waits."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "attention_mask"}
     found: Any = None
     with open_trace(model, (), {}, **where) as tracer:
         found = nnsight.save({})
-        for number, prompt in enumerate(given):
-            with tracer.invoke(prompt, **kwargs):
+        for number, (prompt, mask) in enumerate(given):
+            own = kwargs if mask is None else {**kwargs, "attention_mask": mask}
+            with tracer.invoke(prompt, **own):
                 found[number] = tracer.result
     return tracer if found is None else [found[number] for number in range(len(given))]

@@ -6,19 +6,29 @@ text, tokens and numbers, so they are read as data.
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 from vllm import RequestOutput
 from vllm.logprobs import Logprob
-from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 
 import nnsight
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """Which adapter a request had, in what its result says: vLLM's own word for it is read by running it."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
 def register() -> None:
     """Let results travel, and be saved as other values are."""
-    for cls in (RequestOutput, CompletionOutput, Logprob, LoRARequest):
+    for cls in (RequestOutput, CompletionOutput, Logprob, Adapter):
         nnsight.register(cls)
     if "save" not in vars(RequestOutput):
         RequestOutput.save = _save
@@ -31,5 +41,14 @@ def _save(self: Any) -> Any:
 
 def bare(result: RequestOutput) -> RequestOutput:
     """Return a result without what is the engine's own (the times it took)."""
-    result.metrics = None
-    return result
+    made = _with_adapter(result)
+    made.metrics = None
+    made.outputs = [_with_adapter(one) for one in result.outputs]
+    return made
+
+
+def _with_adapter(result: Any) -> Any:
+    made = copy.copy(result)
+    if (lora := made.lora_request) is not None:
+        made.lora_request = Adapter(lora.lora_name, lora.lora_int_id, lora.lora_path)
+    return made

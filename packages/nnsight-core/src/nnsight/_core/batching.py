@@ -120,6 +120,10 @@ class Batchable:
             return inputs, kwargs, first.size(0)
         return inputs, kwargs, _count_rows((inputs, kwargs))
 
+    def _requests(self, prepared: Prepared) -> Sequence[Prepared]:
+        """Return the requests that one prepared input is for, where an engine serves it: several, if it is drawn from."""
+        return [prepared]
+
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put several prepared inputs into one call."""
         return join_inputs(prepared)

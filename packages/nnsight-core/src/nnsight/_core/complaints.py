@@ -124,6 +124,14 @@ def never_bound(name: str, reader: str, writers: list[str]) -> str:
     )
 
 
+def bound_often(name: str, reader: str, writer: str) -> str:
+    """Return the message for a name that one invoke reads and the several runs of another bind."""
+    return (
+        f"name '{name}' is read by {reader} and bound by {writer}, which runs once for each of several continuations, so "
+        "there are several values. Save the name, and use the list of them in another trace."
+    )
+
+
 def note_where(error: BaseException, run: Interleaver, frame: FrameType, debugging: bool) -> None:
     """Note on an error that left a block which block it was, where the model stood, and how, when debugging is on."""
     if not hasattr(error, "add_note"):  # Python 3.10

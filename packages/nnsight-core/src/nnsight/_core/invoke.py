@@ -88,6 +88,8 @@ class Invoke:
             self.names.elsewhere = lambda name: self._from_siblings(name, binders.get(name, ()))
 
     def _from_siblings(self, name: str, binders: Sequence[Invoke]) -> Any:
+        # Others that run the same body draw from the same input: each is by itself.
+        binders = [other for other in binders if other.body is not self.body]
         if not binders:
             raise KeyError(name)
         # The nearest before this one in the text, and what it may leave unbound, the one before that.
@@ -103,6 +105,8 @@ class Invoke:
             assert isinstance(names, InvokeNames)
             self.mediator.wait_until(functools.partial(names.is_settled, name, self.mediator.step))
             if name in names:
+                if sum(other.body is writer.body for other in writers) > 1:
+                    raise CrossInvokeError(complaints.bound_often(name, self.name, writer.name))
                 return names[name]
         if self._is_outside(name):
             raise KeyError(name)

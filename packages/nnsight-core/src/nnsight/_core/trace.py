@@ -286,6 +286,11 @@ class Tracer:
         for member in reversed(scopes.active.get()):
             if isinstance(member, Mediator) and member.run is self._run:
                 return member
+        if self._run is None and self in scopes.active.get() and not self._invoked:
+            raise NoInputError(
+                "This was asked of a trace that has no input, so nothing runs. Write `with model.trace(input) as tracer:`, "
+                "or open `with tracer.invoke(input):` inside the block and ask there."
+            )
         raise NoTraceError(
             "This can be asked of a tracer inside its block only"
             + (", within one of its invokes." if self._mediator is None else ".")

@@ -18,7 +18,7 @@ from nnsight import NNsightError
 from nnsight.plugin import Prepared, decode_message, encode_message
 
 from ..fields import STANDING
-from ..prompts import OF_REQUESTS
+from ..sampling import OF_REQUESTS
 
 _SIZE = struct.Struct("<Q")
 #: Bytes of one frame; what a job may send is bounded by its server, long before.

@@ -39,7 +39,7 @@ def encode_bodies(tracer: Tracer, bodies: Sequence[Body], saved: Iterable[Any] =
 
     Args:
         tracer: the trace; over there its name means the trace there.
-        bodies: the bodies, in their order.
+        bodies: the bodies, in the order of their requests; one that runs for several of them is there as often.
         saved: values that count as saved when the bodies begin.
         alone: the one body is the block of the trace itself, and not that of an invoke.
 
@@ -106,8 +106,9 @@ class SentBodies:
         #: The requests that have begun, by the number of their body.
         self.runs: dict[int, ServedRun] = {}
         self._printed: Printed | None = None
-        for number, body in enumerate(bodies):
-            invoke = Invoke(tracer, number, None)
+        numbers: dict[int, int] = {}  # one body may be there for several requests: it is one invoke in the text
+        for body in bodies:
+            invoke = Invoke(tracer, numbers.setdefault(id(body), len(numbers)), None)
             invoke.body, invoke.names = body, Names(body.outer, body.real)
             self.invokes.append(invoke)
         join_names(self.invokes)

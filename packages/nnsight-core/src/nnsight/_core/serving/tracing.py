@@ -1,11 +1,13 @@
 """A trace whose bodies an engine runs: what stands in the caller's frame.
 
 One idea: the block of a trace with an input is a body itself; the block of one without is run here, and the blocks of its
-invokes are bodies. All are captured, and travel together (`sent.py`). Only what they saved comes back.
+invokes are bodies. All are captured, and travel together (`sent.py`). Only what they saved comes back. An input may stand for
+several requests; then its body runs once for each.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import active as scopes
 from ..batching import Batchable, Prepared
-from ..blocks import skipped, write_back
+from ..blocks import Body, skipped, write_back
 from ..errors import NoInputError, NoTraceError
 from ..invoke import Invoke
 from ..saved import Collector
@@ -83,6 +85,11 @@ class EngineTracer(Tracer):
         self._own = Invoke(self, 0, self._family._prepare_input(*self._inputs, **self._kwargs))
         return self._own
 
+    def invoke(self, *inputs: Any, **kwargs: Any) -> Invoke:
+        """Open one request: `with tracer.invoke(input):`. Options of the trace hold for it where it says none."""
+        options = self._family._options
+        return super().invoke(*inputs, **{**options(self._kwargs), **options(kwargs)})
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         try:
             if self._own is None:
@@ -107,14 +114,17 @@ class EngineTracer(Tracer):
                     f"{invoke.name} has no input. An engine serves each input as a request of its own, so there is no "
                     "whole batch that an invoke without one could see."
                 )
-        bodies = [invoke.body for invoke in invokes if invoke.body is not None]
+        requests = [self._family._requests(invoke.prepared) for invoke in invokes if invoke.prepared is not None]
+        bodies = [invoke.body for invoke, own in zip(invokes, requests) for _ in own if invoke.body is not None]
         around = [member for member in scopes.active.get() if isinstance(member, Collector)]
         saved_before = {id(value): value for collector in (*around, self._collector) for value in collector.values}
         data = encode_bodies(self, bodies, saved_before.values(), alone=self._own is not None)
         self._ready()
-        found = self._engine.serve(data, [invoke.prepared for invoke in invokes if invoke.prepared is not None])
+        found = iter(self._engine.serve(data, list(itertools.chain(*requests))))
         bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
-        for invoke, saved in zip(invokes, found):
+        for invoke, own in zip(invokes, requests):
+            assert invoke.body is not None
+            saved = joined(invoke.body, list(itertools.islice(found, len(own))))
             # Of a session that runs here, this is a result like any other that a block saves.
             for collector in around:
                 for value in saved.values():
@@ -132,3 +142,20 @@ class EngineTracer(Tracer):
         raise NoTraceError(
             "a cache on an engine belongs to one request: call `tracer.cache()` in the invoke whose values it is to keep"
         )
+
+
+def joined(body: Body, saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what one body saved in its requests: as it is, or where there were several, in a list for each name.
+
+    A list holds None for a request that did not save the name. What was around the body before it began is one thing, which
+    all of them saw.
+    """
+    if len(saved) == 1:
+        return dict(saved[0])
+    names = dict.fromkeys(name for one in saved for name in one)
+    return {
+        name: [one.get(name) for one in saved]
+        if name in body.writes
+        else next(one[name] for one in reversed(saved) if name in one)
+        for name in names
+    }
