@@ -54,6 +54,7 @@ from nnsight._core.serving import (
     decode_bodies,
     decode_edits,
     encode_edits,
+    hand_over,
 )
 from nnsight._core.sharding import Sharding
 from nnsight._core.sites import Place
@@ -133,6 +134,7 @@ __all__ = [
     "end_steps",
     "eproperty",
     "fingerprint",
+    "hand_over",
     "hookimpl",
     "inspect_bytes",
     "installed_as",

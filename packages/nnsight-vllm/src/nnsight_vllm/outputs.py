@@ -16,6 +16,9 @@ from vllm.outputs import CompletionOutput
 
 import nnsight
 
+#: What the engine gives for a request, and the parts of it.
+RESULTS = (RequestOutput, CompletionOutput)
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -63,6 +63,11 @@ class Extension:
         told: tuple[list[bytes], str] = self.model_runner.nnsight.finish(trace, decoded)
         return told
 
+    def nnsight_hand_over(self, trace: str, results: Mapping[int, Any]) -> list[dict[str, Any] | bytes]:
+        """End a trace of this very process; see `Stage.hand_over`."""
+        found: list[dict[str, Any] | bytes] = self.model_runner.nnsight.hand_over(trace, results)
+        return found
+
     def nnsight_drop(self, trace: str) -> None:
         """Give up a trace."""
         self.model_runner.nnsight.drop(trace)

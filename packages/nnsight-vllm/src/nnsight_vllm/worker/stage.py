@@ -23,8 +23,10 @@ from nnsight.plugin import (
     decode_bodies,
     encode_error,
     encode_results,
+    hand_over,
 )
 
+from .. import outputs
 from ..fields import STANDING, sees_whole, trace_in
 from .places import ServedModel
 from .standing import KeptEdits
@@ -85,11 +87,27 @@ class Stage:
             trace: which.
             results: what the engine gave for each body's request.
         """
+        sent = self._end(trace, results)
+        return [self._told(sent, number) for number in range(len(sent.invokes))], sent.heard()
+
+    def _end(self, trace: str, results: Mapping[int, Any]) -> SentBodies:
         sent = self.traces.pop(trace)
         for number, run in sent.runs.items():
             run.finish(results.get(number))
         self._forget(sent)
-        return [self._told(sent, number) for number in range(len(sent.invokes))], sent.heard()
+        return sent
+
+    def hand_over(self, trace: str, results: Mapping[int, Any]) -> list[dict[str, Any] | bytes]:
+        """End a trace whose sender is in this process: what a body saved needs bytes only where it is more than data."""
+        sent = self._end(trace, results)
+        return [self._handed(sent, number) for number in range(len(sent.invokes))]
+
+    def _handed(self, sent: SentBodies, number: int) -> dict[str, Any] | bytes:
+        run = sent.runs.get(number)
+        if run is None or run.failure is not None:
+            return self._told(sent, number)
+        found = hand_over(sent.saved(number), outputs.RESULTS)
+        return self._told(sent, number) if found is None else found
 
     def drop(self, trace: str) -> None:
         """Give up a trace."""
@@ -175,7 +193,7 @@ class Stage:
         runs, part, rows, at = self.runs, {}, {}, 0
         for position, (request, count) in enumerate(zip(requests, counts)):
             run = runs.get(request)
-            if run is not None:
+            if run is not None and not run.idle:
                 part[run] = position
                 rows[run] = (at, count)
             at += count

@@ -11,12 +11,14 @@ bodies, which takes part in some of the forwards.
     watch.py      how long one turn of a body may take
     sent.py       the bodies of one trace, as they travel to the engine
     standing.py   edits that stay with the engine, for many requests
+    handed.py     what was saved, for a caller in the same process
     tracing.py    the trace, in the frame of whoever wrote it
 """
 
 from __future__ import annotations
 
 from .forwards import Forwards
+from .handed import hand_over
 from .request import ServedRun
 from .sent import SentBodies, decode_bodies
 from .standing import begin_edits, decode_edits, encode_edits
@@ -32,4 +34,5 @@ __all__ = [
     "decode_bodies",
     "decode_edits",
     "encode_edits",
+    "hand_over",
 ]

@@ -48,10 +48,11 @@ class Forwards(Interleaver):
 
     def admit(self, run: ServedRun) -> None:
         """Let a run take part from the next forward on."""
-        if not self.tapped:
-            self.rigging.follow()
-            self.tap()
         self.runs.append(run)
+
+    def _tap_again(self) -> None:
+        self.rigging.follow()
+        self.tap()
 
     @contextmanager
     def forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> Iterator[None]:
@@ -61,6 +62,8 @@ class Forwards(Interleaver):
             taking_part: the runs whose rows are in it, and where they lie.
             layout: how rows lie in its values; `lay_out` says another while it is on.
         """
+        if not self.tapped:
+            self._tap_again()
         current = self.model = getcurrent()
         self.entered.clear()
         self.left.clear()
@@ -90,6 +93,8 @@ class Forwards(Interleaver):
             self.last[place] = self.count
         self.count += 1
         self.here = self.layout = None
+        if all(run.idle for run in self.runs):
+            self.untap()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -122,7 +127,7 @@ class Forwards(Interleaver):
         due = [mediator for mediator in waiting if mediator.due(visit)]
         if not due and not watchers:
             return None
-        here = self.here = Lent(place, stage, value, visit, self.layout)
+        here = self.here = Lent(place, stage, value, visit, self.layout, len(due) > 1)
         if due:
             left = [mediator for mediator in waiting if mediator not in due] if len(due) < len(waiting) else []
             if left or watchers:

@@ -21,13 +21,31 @@ from ..structures import leaves, tree_map
 class Lent(Here):
     """Where an engine stands, with what it lends."""
 
-    __slots__ = ("lent",)
+    __slots__ = ("lent", "several", "whole")
 
-    def __init__(self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None) -> None:
+    def __init__(
+        self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None, several: bool = False
+    ) -> None:
         super().__init__(place, stage, value, visit, layout)
         #: For the rows of each request: what the engine has, the copy, and how often that had been edited when it was made.
         self.lent: dict[Rows, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
+        #: A copy of all rows, of which each request gets its own, once several may ask; if each gets a copy for itself, None.
+        self.whole: Any = None
+        self.several = several
         self.roughen()
+
+    def _lend_whole(self) -> None:
+        self.several = False
+        if self._is_small():
+            self.whole = tree_map(copied, self.value)
+
+    def _is_small(self) -> bool:
+        # Of large values a request is not to keep the rows of others in memory; what has no rows is everybody's own.
+        layout, path = self._stated(), self.place.path
+        layout.look(self.value, path)
+        tensors = leaves(self.value)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return size <= _SMALL and all(layout.take(tensor, (0, 1), path) is not None for tensor in tensors)
 
     def read(self, rows: Rows | None) -> Any:
         """Return a copy of the rows of one request, the same at each reading."""
@@ -38,6 +56,11 @@ class Lent(Here):
         if rows in self.pieces:
             return self.pieces[rows]
         if rows not in self.views:
+            if self.several:
+                self._lend_whole()
+            if self.whole is not None:
+                mine = self.views[rows] = narrow(self.whole, rows, self._stated(), self.place.path)
+                return mine
             theirs = narrow(self.value, rows, self._stated(), self.place.path)
             mine = self.views[rows] = tree_map(copied, theirs)
             self.lent[rows] = [(one, copy, copy._version) for one, copy in zip(leaves(theirs), leaves(mine))]
@@ -60,6 +83,10 @@ class Lent(Here):
         if rows in self.pieces:
             return
         layout, path = self._stated(), self.place.path
+        if self.whole is not None and rows in self.views and any(one._version for one in leaves(self.whole)):
+            theirs = narrow(self.value, rows, layout, path)
+            if any(one.shape != mine.shape for one, mine in zip(leaves(theirs), leaves(self.views[rows]))):
+                raise self._refuse_shared("edit it in place")
         for at, (theirs, mine, version) in enumerate(self.lent.get(rows, ())):
             if mine._version == version:
                 continue
@@ -70,6 +97,11 @@ class Lent(Here):
 
     def join(self) -> None:
         """Make `value` what the requests have made of it."""
+        if self.whole is not None:
+            # Where nobody edited, these are the numbers that are there.
+            for theirs, mine in zip(leaves(self.value), leaves(self.whole)):
+                if mine._version:
+                    theirs.copy_(mine)
         if self.pieces:
             self.value = self._joined()
             self._clear_pieces()
@@ -79,6 +111,10 @@ class Lent(Here):
             f"{self._site()} was asked for by an invoke without an input. An engine serves each input as a request of its "
             "own, beside those of others, so there is no whole batch: ask in the invoke of each input."
         )
+
+
+#: How many bytes a value may have for the rows of several requests to be copied together: there the call costs more.
+_SMALL = 1 << 17
 
 
 def copied(tensor: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,8 @@ class ServedRun(Interleaver):
     #: Whether it takes part in the forward that is on, and where its rows lie there.
     scheduled = False
     rows: Rows = (0, 0)
+    #: Whether nobody wants anything more of its steps: an engine may leave it out of its forwards.
+    idle = False
     #: What the first of its bodies raised that did.
     failure: BaseException | None = None
     #: Takes what its bodies print, if somebody wants to hear it.
@@ -133,7 +135,12 @@ class ServedRun(Interleaver):
         """Let a watcher see its rows of every visit of these places from now on, as copies."""
         watching = _Watching(self, watcher)
         self._watching.append(watching)
+        self.idle = False
         self.forwards.watch(places, stages, watching)
+
+    def look_idle(self) -> None:
+        """See whether anybody wants something of later steps, now that a body is done."""
+        self.idle = not self._watching and all(body.done and body.again is None for body in self.bodies)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -228,6 +235,8 @@ class ServedMediator(BodyMediator):
             self.run.fail(self.failure)
         elif self.run.stopped:
             self.run.dismiss()
+        if self.done:
+            self.run.look_idle()
 
 
 class _Earlier:

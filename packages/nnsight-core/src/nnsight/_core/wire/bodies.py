@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..blocks import Block, Body, Found
 from ..blocks.bindings import declared_global
@@ -25,29 +25,42 @@ from .texts import Sparse
 from .uses import Uses, uses
 
 
+class _Said(NamedTuple):
+    """What a message says of a block, once for all of the bodies that are made of it."""
+
+    step: list[Any]
+    used: Uses
+    bound: set[str]
+
+
 @writes(Body)
 def _write_body(encoder: Encoder, body: Body) -> int:
-    found = body.block.found
     around = body.real.real if isinstance(body.real, BodyGlobals) else body.real
+    blocks: dict[Block, _Said] = encoder.kept.setdefault("blocks", {})
+    said = blocks.get(body.block)
+    if said is None:
+        said = blocks[body.block] = _say(encoder, body.block)
+    return encoder.emit("body", *said.step, space_of(encoder, around), _names(encoder, body, around, said))
+
+
+def _say(encoder: Encoder, block: Block) -> _Said:
+    found, code = block.found, block.code
     first, lines = _lines(found)
-    file = encoder.files.add(body.filename, first, lines)
+    file = encoder.files.add(block.filename, first, lines)
     target = found.item.optional_vars
-    code = body.block.code
-    return encoder.emit(
-        "body",
-        [file, first, first + len(lines) - 1, body.lineno],
+    step = [
+        [file, first, first + len(lines) - 1, block.lineno],
         [ast.unparse(target) if target is not None else None, [ast.unparse(item) for item in found.items_after]],
         _owners(found),
         [code.co_name, getattr(code, "co_qualname", code.co_name), code.co_flags & FUTURES],
-        space_of(encoder, around),
-        _names(encoder, body, around, uses(code)),
-    )
+    ]
+    return _Said(step, uses(code), bound_first(block))
 
 
-def _names(encoder: Encoder, body: Body, around: dict[str, Any], used: Uses) -> list[Any]:
+def _names(encoder: Encoder, body: Body, around: dict[str, Any], block: _Said) -> list[Any]:
     """Write the values that the block reads; return those of the function around it."""
     said: list[Any] = []
-    bound = bound_first(body.block)
+    used, bound = block.used, block.bound
     for name in sorted(body.outer.keys() - bound):
         value, chains = body.outer[name], used.names.get(name, [()])
         try:
@@ -104,18 +117,27 @@ def _owners(found: Found) -> list[Any]:
 
 @makes("body")
 def _make_body(decoder: Decoder, step: list[Any]) -> Body:
-    _, [file, first, last, line], [target, items], owners, [name, qualname, flags], space, names = step
+    *said, space, names = step[1:]
+    module = decoder.value([space])
+    if not isinstance(module, ModuleType):
+        raise WireError("the globals of a block are those of no module")
+    # Many bodies may be made of one block, which is compiled once.
+    blocks: dict[str, Block] = decoder.kept.setdefault("blocks", {})
+    block = blocks.get(repr(said))
+    if block is None:
+        block = blocks[repr(said)] = _block(decoder, *said)
+    return Body(block, dict(decoder.pairs(names)), vars(module))
+
+
+def _block(decoder: Decoder, place: list[Any], head: list[Any], owners: list[Any], code: list[Any]) -> Block:
+    [file, first, last, line], [target, items], [name, qualname, flags] = place, head, code
     filename = decoder.files.filename(file)
     statements, text = parse_block(decoder.files.cut(file, first, last), first)
     lines = dict(enumerate(text, start=first - 1))
     lines.pop(0, None)
     node = with_around(target, items, statements, line)
     found = Found(node, 0, _synthetic(*owners), Sparse(lines), filename)
-    module = decoder.value([space])
-    if not isinstance(module, ModuleType):
-        raise WireError("the globals of a block are those of no module")
-    block = Block(found, code_like(filename, name, qualname, flags), None)
-    return Body(block, dict(decoder.pairs(names)), vars(module))
+    return Block(found, code_like(filename, name, qualname, flags), None)
 
 
 def with_around(target: str | None, items: Iterable[str], body: list[ast.stmt], line: int) -> ast.With:

@@ -1,0 +1,104 @@
+"""What bodies saved, on its way to a caller in the same process.
+
+One idea: where nothing has to be crossed, values need no bytes. They become the caller's own all the same: containers and
+tensors are copied, and what shared memory shares it afterwards; tensors come to lie on the CPU, as those that travelled do.
+Anything that is more than data (an object of a class, a function) is left to the bytes, which know how it travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+
+
+class _NotDataError(Exception):
+    """Something is more than data."""
+
+
+def hand_over(values: Mapping[str, Any], as_they_are: tuple[type, ...] = ()) -> dict[str, Any] | None:
+    """Return copies of values that a caller in this process may keep and change; None if they hold more than data.
+
+    Args:
+        values: by name.
+        as_they_are: objects of these types were made for the caller, and are handed over themselves.
+    """
+    copies = _Copies(_ATOMS.union(as_they_are))
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for value in values.values():
+                copies.look(value)
+            return {name: copies.copy(value) for name, value in values.items()}
+    except (_NotDataError, RecursionError):
+        return None
+
+
+class _Copies:
+    """Copies of values, which share what these share."""
+
+    def __init__(self, plain: frozenset[type]) -> None:
+        self._plain = plain
+        self._seen: set[int] = set()
+        self._copies: dict[int, Any] = {}
+        #: The tensors that lie in each storage.
+        self._stored: dict[int, list[torch.Tensor]] = {}
+
+    def look(self, value: Any) -> None:
+        """Find the tensors in a value.
+
+        Raises:
+            _NotDataError: it holds something that is neither a tensor nor a plain container of plain values.
+        """
+        kind = type(value)
+        if kind in self._plain or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if kind is torch.Tensor:
+            if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_conj() or value.is_neg():
+                raise _NotDataError
+            self._stored.setdefault(value.untyped_storage()._cdata, []).append(value)
+        elif kind is dict:
+            for key, part in value.items():
+                self.look(key)
+                self.look(part)
+        elif kind in (list, tuple, set, frozenset):
+            for part in value:
+                self.look(part)
+        else:
+            raise _NotDataError
+
+    def copy(self, value: Any) -> Any:
+        """Return the copy of a value that was looked at."""
+        kind = type(value)
+        if kind in self._plain:
+            return value
+        found = self._copies.get(id(value))
+        if found is not None:
+            return found
+        if kind is torch.Tensor:
+            self._copy_storage(self._stored[value.untyped_storage()._cdata])
+        elif kind is list:
+            made = self._copies[id(value)] = []
+            made += map(self.copy, value)
+        elif kind is dict:
+            filled = self._copies[id(value)] = {}
+            filled.update((self.copy(key), self.copy(part)) for key, part in value.items())
+        else:
+            self._copies[id(value)] = kind(map(self.copy, value))
+        return self._copies[id(value)]
+
+    def _copy_storage(self, tensors: list[torch.Tensor]) -> None:
+        if len(tensors) == 1:
+            tensor = tensors[0].detach()
+            self._copies[id(tensors[0])] = tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+            return
+        storage = tensors[0].untyped_storage()
+        if storage.nbytes() > 2 * sum(tensor.numel() * tensor.itemsize for tensor in tensors):
+            raise _NotDataError  # the bytes take along just the part that is shown
+        whole = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+        for tensor in tensors:
+            made = torch.empty(0, dtype=tensor.dtype)
+            self._copies[id(tensor)] = made.set_(whole, tensor.storage_offset(), tensor.shape, tensor.stride())
