@@ -57,7 +57,7 @@ class _Copies:
             return
         self._seen.add(id(value))
         if kind is torch.Tensor:
-            if value.layout is not torch.strided or value.is_quantized or value.is_nested or value.is_conj() or value.is_neg():
+            if value.layout is not torch.strided or _is_special(value):
                 raise _NotDataError
             self._stored.setdefault(value.untyped_storage()._cdata, []).append(value)
         elif kind is dict:
@@ -98,7 +98,12 @@ class _Copies:
         storage = tensors[0].untyped_storage()
         if storage.nbytes() > 2 * sum(tensor.numel() * tensor.itemsize for tensor in tensors):
             raise _NotDataError  # the bytes take along just the part that is shown
-        whole = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+        numbers = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        whole = (numbers.clone() if storage.device.type == "cpu" else numbers.cpu()).untyped_storage()
         for tensor in tensors:
             made = torch.empty(0, dtype=tensor.dtype)
             self._copies[id(tensor)] = made.set_(whole, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _is_special(tensor: torch.Tensor) -> bool:
+    return tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()

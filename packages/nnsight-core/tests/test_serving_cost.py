@@ -1,0 +1,155 @@
+"""What serving many requests does once, and not for each of them or at each step; and that nobody can tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_engine import Network, Served, ToyEngine
+
+import nnsight
+from nnsight import NNsight
+from nnsight._core.serving.handed import hand_over
+from nnsight.plugin import PlainLayout, decode_bodies
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Network()
+
+
+class Looking(ToyEngine):
+    """An engine that shows what it was sent, and what is on the model at the end of each forward."""
+
+    def serve(self, bodies, inputs):
+        self.sent = decode_bodies(bodies, NNsight(self.module))
+        self.tapped = []
+        return super().serve(bodies, inputs)
+
+    def _forward(self, taking_part, rows, runs):
+        super()._forward(taking_part, rows, runs)
+        self.tapped.append(self.forwards.tapped)
+
+
+def test_a_block_is_compiled_once_for_all_bodies_made_of_it(module):
+    engine = Looking(module)
+    model = Served(engine)
+    with model.trace() as tracer:
+        got = nnsight.save([])
+        for number in range(4):
+            with tracer.invoke(torch.randn(2, 4)):
+                got.append(number)
+    assert sorted(got) == [0, 1, 2, 3]
+    bodies = [invoke.body for invoke in engine.sent.invokes]
+    assert len({id(body.block) for body in bodies}) == 1
+    assert [body.outer["number"] for body in bodies] == [0, 1, 2, 3]
+
+
+def test_nothing_is_tapped_while_nobody_wants_anything(module):
+    engine = Looking(module, steps=4)
+    model = Served(engine)
+    with model.trace(torch.randn(2, 4)):
+        first = model.first.output.save()
+    assert first.shape == (2, 4)
+    assert engine.tapped == [False] * 4
+    with model.trace(torch.randn(2, 4)):
+        later = model.next(2).first.output.save()
+    assert later.shape == (1, 4)
+    assert engine.tapped == [True, True, False, False]
+
+
+def test_taps_come_back_for_a_request_that_joins_when_all_others_are_done(module):
+    model = Served(ToyEngine(module, steps=4))
+    with model.trace() as tracer:
+        with tracer.invoke(torch.ones(2, 4)):
+            a = model.first.output.save()
+        with tracer.invoke(torch.ones(3, 4)):
+            b = model.first.output.save()
+            cache = tracer.cache()
+    torch.testing.assert_close(a, module.first(torch.ones(2, 4)).detach())
+    torch.testing.assert_close(b, module.first(torch.ones(3, 4)).detach())
+    assert len(cache["model.second"]) == 4  # a request that watches does so to its end
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_requests_that_stand_at_one_place_edit_their_own_rows_only(module, large, monkeypatch):
+    monkeypatch.setattr("nnsight._core.serving.lent._SMALL", 0 if large else 1 << 20)
+    model, xs = Served(ToyEngine(module, steps=1)), [torch.randn(n, 4) for n in (2, 1, 3)]
+    kept = []
+    # Of three blocks, so that each body runs by itself.
+    with model.trace() as tracer:
+        with tracer.invoke(xs[0]):
+            a = model.first.output.save()
+            a[:] += 1
+            model.second.output[:] = 0
+            a[:] = 7  # the engine has gone on
+            x = nnsight.save(tracer.result)
+        with tracer.invoke(xs[1]):
+            b = model.first.output.save()
+            model.second.output[:] = 0
+            y = nnsight.save(tracer.result)
+        with tracer.invoke(xs[2]):
+            model.first.output = model.first.output * 2
+            c = model.first.output.save()
+            model.second.output[:] = 0
+            z = nnsight.save(tracer.result)
+    kept = [module.first(x).detach() for x in xs]
+    torch.testing.assert_close(a, torch.full((2, 4), 7.0))
+    torch.testing.assert_close(b, kept[1])
+    torch.testing.assert_close(c, kept[2] * 2)
+    for got, wanted in ((x, kept[0] + 1), (y, kept[1]), (z, kept[2] * 2)):
+        torch.testing.assert_close(got, wanted[-1:])
+
+
+def test_a_change_of_shape_in_place_is_refused_however_rows_are_lent(module):
+    model = Served(ToyEngine(module, steps=1))
+    with pytest.raises(nnsight.RowsError):
+        with model.trace() as tracer:
+            with tracer.invoke(torch.randn(2, 4)):
+                value = model.first.output
+                value[:] += 1
+                value.t_()
+            with tracer.invoke(torch.randn(1, 4)):
+                model.first.output.save()
+
+
+def test_what_is_handed_over_is_the_callers_own_and_shares_what_was_shared():
+    base = torch.arange(12.0).reshape(3, 4)
+    twice = [base[1], "text", 5, None]
+    given = {
+        "a": twice,
+        "b": {"again": twice, "rows": (base[0:2], base[1:3])},
+        "c": {1, 2},
+        "d": torch.randn(4, 4)[:, 0],
+    }
+    given["b"]["self"] = given["b"]
+    got = hand_over(given)
+    assert got is not None and set(got) == set(given)
+    assert got["a"] == [got["a"][0], "text", 5, None] and got["b"]["again"] is got["a"] and got["b"]["self"] is got["b"]
+    assert got["a"] is not twice and got["c"] == {1, 2} and got["c"] is not given["c"]
+    torch.testing.assert_close(got["d"], given["d"])
+    got["a"][0].fill_(9)
+    assert base[1].tolist() == [4, 5, 6, 7]  # the engine's is as it was
+    for rows, at in zip(got["b"]["rows"], (1, 0)):
+        assert rows[at].tolist() == [9, 9, 9, 9]
+    with torch.inference_mode():
+        made = hand_over({"x": torch.ones(2) * 2})
+    assert not made["x"].is_inference()
+
+
+@pytest.mark.parametrize(
+    "more", [object(), lambda: 0, torch.nn.Linear(1, 1), torch.ones(2).to_sparse(), [{"x": PlainLayout(1)}]]
+)
+def test_what_is_more_than_data_is_left_to_the_bytes(more):
+    assert hand_over({"plain": 1, "more": more}) is None
+
+
+def test_objects_that_were_made_for_the_caller_are_handed_over_themselves():
+    layout = PlainLayout(3)
+    assert hand_over({"x": [layout]}, (PlainLayout,))["x"][0] is layout
+
+
+def test_parts_of_a_large_memory_do_not_take_all_of_it_along():
+    weight = torch.randn(1000, 10)
+    assert hand_over({"one": weight[0]})["one"].untyped_storage().nbytes() == 40
+    assert hand_over({"two": [weight[0], weight[1]]}) is None
