@@ -130,7 +130,7 @@ class Arrivals:
         if output is None:
             self.engine.collective_rpc("nnsight_drop", args=(guest.request,))
             return
-        (answer,) = self.engine.collective_rpc("nnsight_finish", args=(guest.request, {}))[0]
+        (answer,), _ = self.engine.collective_rpc("nnsight_finish", args=(guest.request, {}))[0]
         wrong = inspect_bytes(answer)["kind"] == "error"
         guest.saved = decode_error(answer) if wrong else decode_results(answer)
 
