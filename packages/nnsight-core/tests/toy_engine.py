@@ -39,7 +39,8 @@ class ToyEngine:
     def __init__(self, module: torch.nn.Module, steps: int = 3, turn_seconds: float = 0) -> None:
         self.module = module
         self.steps = steps
-        self.forwards = Forwards(NNsight(module), turn_seconds)
+        self.model = NNsight(module)
+        self.forwards = Forwards(self.model, turn_seconds)
         #: The edits of all requests.
         self.standing: Any = ()
         #: Whether it computes something of its own in each forward.
@@ -48,7 +49,7 @@ class ToyEngine:
         self.batches: list[int] = []
 
     def install(self, edits: bytes) -> None:
-        self.standing = decode_edits(edits, NNsight(self.module))
+        self.standing = decode_edits(edits, self.model)
 
     def run(self, rows: torch.Tensor) -> Any:
         """Serve one request without a body; return its run and what it gave."""
@@ -63,7 +64,7 @@ class ToyEngine:
         return run, given[0]
 
     def serve(self, bodies: bytes, inputs: Any) -> list[dict[str, Any]]:
-        sent = decode_bodies(bodies, NNsight(self.module))
+        sent = decode_bodies(bodies, self.model)
         rows = [args[0] for args, _, _ in inputs]
         runs: dict[int, Any] = {}
         done: dict[int, torch.Tensor] = {}

@@ -13,12 +13,14 @@ import json
 import math
 import time
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from .errors import RanksError
+
+T = TypeVar("T")
 
 #: How long a rank waits for the others, in seconds. One whose process has ended is not waited for.
 PATIENCE = 600.0
@@ -78,6 +80,11 @@ class Lockstep:
         if odd:
             raise RanksError(_differ_in_values(notes, odd[0]))
 
+    def together(self, doing: str, what: Callable[[], T]) -> T:
+        """Do something that all ranks do, when all have come to do it; see `meet`."""
+        self.meet(doing)
+        return what()
+
     def part(self, doing: str, where: str = "") -> None:
         """Say what this rank does, and wait for nobody: it leaves the run."""
         self._write(doing, where, ())
@@ -126,9 +133,16 @@ def _leave(reference: weakref.ref[Lockstep]) -> None:
 
 def fingerprint(tensor: torch.Tensor) -> Print:
     """Return what tells a tensor from others by its numbers, cheap and the same for equal ones."""
+    shape, numbers = outline(tensor)
+    total, magnitude = numbers.tolist()
+    return shape, total, magnitude
+
+
+def outline(tensor: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """Return what a fingerprint is made of, as numbers that need not have been computed yet."""
     shape = list(tensor.shape)
     if tensor.is_meta or not tensor.numel():
-        return shape, 0.0, 0.0
+        return shape, torch.zeros(2, dtype=torch.float64)
     flat = tensor.detach().reshape(-1)
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
     total = magnitude = torch.zeros((), dtype=torch.float64, device=flat.device)
@@ -137,7 +151,7 @@ def fingerprint(tensor: torch.Tensor) -> Print:
         # Weighed by place, so that the same numbers in another order are something else.
         total = total + torch.dot(numbers, torch.linspace(1, 2, len(numbers), dtype=torch.float64, device=flat.device))
         magnitude = magnitude + numbers.abs().sum()
-    return shape, float(total), float(magnitude)
+    return shape, torch.stack((total, magnitude))
 
 
 def same(one: Print, other: Print, tolerance: float = 1e-4) -> bool:

@@ -92,9 +92,15 @@ class ShardedRun(Interleaver):
     ) -> None:
         super().__init__(call, rigging, layout, step_place)
         self.sharding = sharding
-        self.ranks = Ranks(sharding.lockstep)
+        lockstep = sharding.lockstep
+        if not isinstance(lockstep, Lockstep):
+            raise RanksError(
+                f"`{rigging.path}` is a model that an engine calls, spread over several processes. It cannot be traced in "
+                "the middle of that: open traces of it where its engine was started."
+            )
+        self.ranks = Ranks(lockstep)
         self.before_turn = self.ranks.agree
-        sharding.lockstep.begin()
+        lockstep.begin()
         self.ranks.meet(f"opens a run of `{rigging.path}`", leaves(given))
 
     def ended(self, mediator: Mediator, error: BaseException | None) -> None:

@@ -8,17 +8,25 @@ from asking for different things, is `sharded.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from .lockstep import Lockstep
 from .sites import INPUT, OUTPUT
+
+T = TypeVar("T")
+
+
+class Together(Protocol):
+    """What sees to it that all ranks do something at once: a `Lockstep`, or an engine's forwards."""
+
+    def together(self, doing: str, what: Callable[[], T]) -> T:
+        """Do something when all ranks have come to do it, and return what it gives here."""
 
 
 @runtime_checkable
 class Sharding(Protocol):
     """How the values of one model lie on its ranks. All of its methods may be collective: every rank calls them."""
 
-    lockstep: Lockstep
+    lockstep: Together
 
     def gather(self, path: str, stage: str, value: Any) -> Any:
         """Return the whole of a value at a site, of which `value` is this rank's part; itself, if that is the whole.
@@ -39,6 +47,9 @@ class Sharding(Protocol):
 
 def call_whole(sharding: Sharding, path: str, module: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a module by hand with whole values, and return the whole of what it gives."""
-    sharding.lockstep.meet(f"calls `{path}`")
-    args, kwargs = sharding.split(path, INPUT, (args, kwargs), None)
-    return sharding.gather(path, OUTPUT, module(*args, **kwargs))
+
+    def call() -> Any:
+        mine, named = sharding.split(path, INPUT, (args, kwargs), None)
+        return sharding.gather(path, OUTPUT, module(*mine, **named))
+
+    return sharding.lockstep.together(f"calls `{path}`", call)

@@ -9,6 +9,8 @@ bodies, which takes part in some of the forwards.
     lent.py       a value, as the bodies of several requests get it
     printed.py    what bodies print
     watch.py      how long one turn of a body may take
+    spread.py     all of that for a model that is spread over several processes
+    ranks.py      what keeps those in step
     sent.py       the bodies of one trace, as they travel to the engine
     standing.py   edits that stay with the engine, for many requests
     handed.py     what was saved, for a caller in the same process
@@ -19,8 +21,10 @@ from __future__ import annotations
 
 from .forwards import Forwards
 from .handed import hand_over
+from .ranks import Peers
 from .request import ServedRun
 from .sent import SentBodies, decode_bodies
+from .spread import SpreadForwards
 from .standing import begin_edits, decode_edits, encode_edits
 from .tracing import Engine, EngineTracer
 
@@ -28,8 +32,10 @@ __all__ = [
     "Engine",
     "EngineTracer",
     "Forwards",
+    "Peers",
     "SentBodies",
     "ServedRun",
+    "SpreadForwards",
     "begin_edits",
     "decode_bodies",
     "decode_edits",

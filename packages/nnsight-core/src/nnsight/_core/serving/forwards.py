@@ -7,7 +7,7 @@ is the end of its own run: the model goes on, and so do the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from .watch import Watch
 
 if TYPE_CHECKING:
     from ..tree import Node
-    from .request import ServedRun
+    from .request import ServedMediator, ServedRun
 
 
 class Forwards(Interleaver):
@@ -74,6 +74,7 @@ class Forwards(Interleaver):
         try:
             for run, rows in taking_part.items():
                 run.begin_step(rows)
+            self.settle()
             yield
         finally:
             if outer is None:
@@ -127,7 +128,7 @@ class Forwards(Interleaver):
         due = [mediator for mediator in waiting if mediator.due(visit)]
         if not due and not watchers:
             return None
-        here = self.here = Lent(place, stage, value, visit, self.layout, len(due) > 1)
+        here = self.here = self._stand(place, stage, value, visit, len(due) > 1)
         if due:
             left = [mediator for mediator in waiting if mediator not in due] if len(due) < len(waiting) else []
             if left or watchers:
@@ -145,6 +146,9 @@ class Forwards(Interleaver):
         self.here = None
         return here
 
+    def _stand(self, place: Place, stage: str, value: Any, visit: int, several: bool) -> Lent:
+        return Lent(place, stage, value, visit, self.layout, several)
+
     def _carry_back(self, run: ServedRun, here: Lent) -> None:
         try:
             here.carry_back(run.rows)
@@ -154,6 +158,10 @@ class Forwards(Interleaver):
     def check_holder(self, place: Place) -> None:
         """Let it be if a place turns out to be called from elsewhere: those who came late for it are told at their end."""
         self.late = self.late.difference((place,))
+
+    def give_turn(self, mediator: ServedMediator, switch: Callable[[], Any]) -> bool:
+        """Let a body have its turn, and say whether it gave it back in time."""
+        return self.watch_turns.turn(switch)
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 

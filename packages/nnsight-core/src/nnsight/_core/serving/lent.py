@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..batching import Layout, Rows
-from ..errors import InvokeError
+from ..errors import InvokeError, RanksError
 from ..here import Here, narrow
 from ..sites import Place
 from ..structures import leaves, tree_map
@@ -21,7 +21,7 @@ from ..structures import leaves, tree_map
 class Lent(Here):
     """Where an engine stands, with what it lends."""
 
-    __slots__ = ("lent", "several", "whole")
+    __slots__ = ("edited", "lent", "refusal", "several", "whole")
 
     def __init__(
         self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None, several: bool = False
@@ -32,6 +32,10 @@ class Lent(Here):
         #: A copy of all rows, of which each request gets its own, once several may ask; if each gets a copy for itself, None.
         self.whole: Any = None
         self.several = several
+        #: The rows of those whose edits were carried back into what the engine has.
+        self.edited: set[Rows] = set()
+        #: Why nobody can be shown what lies here.
+        self.refusal = ""
         self.roughen()
 
     def _lend_whole(self) -> None:
@@ -49,6 +53,8 @@ class Lent(Here):
 
     def read(self, rows: Rows | None) -> Any:
         """Return a copy of the rows of one request, the same at each reading."""
+        if self.refusal:
+            raise RanksError(self.refusal)
         if rows is None:
             raise self._refuse_all()
         if self.backs:
@@ -68,6 +74,8 @@ class Lent(Here):
 
     def write(self, rows: Rows | None, value: Any) -> None:
         """Replace the rows of one request."""
+        if self.refusal:
+            raise RanksError(self.refusal)
         if rows is None:
             raise self._refuse_all()
         super().write(rows, value)
@@ -93,6 +101,7 @@ class Lent(Here):
             if theirs.shape != mine.shape or not _has_rows(self.value, at, layout, rows, path):
                 raise self._refuse_shared("edit it in place")
             theirs.copy_(mine)
+            self.edited.add(rows)
             self.lent[rows][at] = theirs, mine, mine._version
 
     def join(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..active import Answers
     from .forwards import Forwards
     from .printed import Printed
+    from .spread import Asked
 
 #: What begins the steps of a run here: nothing that is called; the engine says it.
 _STEP = Place("step")
@@ -111,6 +112,9 @@ class ServedRun(Interleaver):
                 self.step_waiters.remove(mediator)
                 mediator.served = True
                 mediator.resume()
+
+    def settle(self) -> None:
+        """Resume bodies that waited for one another, until none can go on."""
         self.forwards.settle()
 
     def _begin_edits(self) -> None:
@@ -217,6 +221,8 @@ class ServedMediator(BodyMediator):
     """The mediator of a body of one request. It is served while its request takes part, and never leaves the model."""
 
     run: ServedRun
+    #: What it wants all ranks of the engine to do together; see `spread.py`.
+    asked: Asked | None = None
 
     def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""
@@ -225,10 +231,11 @@ class ServedMediator(BodyMediator):
     def resume(self) -> None:
         """Give the body its turn."""
         assert self.greenlet is not None
-        switch, watch = self.greenlet.switch, self.run.forwards.watch_turns
-        if not watch.turn(switch if gettrace() is None else functools.partial(hop, switch)):
+        switch, forwards = self.greenlet.switch, self.run.forwards
+        if not forwards.give_turn(self, switch if gettrace() is None else functools.partial(hop, switch)):
+            seconds = forwards.watch_turns.seconds
             self.failure = TooLongError(
-                f"{self.name} had its turn for more than {watch.seconds:g} s, while the engine and all of its requests "
+                f"{self.name} had its turn for more than {seconds:g} s, while the engine and all of its requests "
                 "waited. Let it do what takes long after the trace, with what it saved"
             )
         if self.failure is not None:
@@ -266,6 +273,11 @@ class _Watching:
         run = self._run
         if run.scheduled and layout is not None:
             self._watcher.see(place, stage, tree_map(copied, narrow(value, run.rows, layout, place.path)), None)
+
+    def refuse(self, error: BaseException) -> None:
+        """Hear that what lies where the model stands cannot be shown."""
+        if self._run.scheduled:
+            self._run.fail(error)
 
     def end(self) -> None:
         """Hear that the run is over."""
