@@ -109,10 +109,10 @@ class TwoRanks:
     def serve(self, bodies, inputs):
         with ThreadPoolExecutor(2) as pool:
             self.answers = list(pool.map(lambda rank: self._serve(rank, bodies, inputs), (0, 1)))
-        found = self.answers[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        errors = [answer for answer in self.answers if isinstance(answer, Exception)]
+        for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+            raise error
+        return self.answers[0]
 
     def _serve(self, rank, bodies, inputs):
         part = Whole()

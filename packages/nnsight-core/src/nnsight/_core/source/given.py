@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TypeAlias
 
+from ..parsing import reading
+
 Scope: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -78,7 +80,8 @@ _LOCALS = "<locals>"
 
 
 def _statement(text: str) -> Scope:
-    (statement,) = ast.parse(text).body
+    with reading:
+        (statement,) = ast.parse(text).body
     assert isinstance(statement, Scope)
     return statement
 

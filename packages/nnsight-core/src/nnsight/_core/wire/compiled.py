@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
 
+from ..parsing import reading
+
 FUTURES = __future__.annotations.compiler_flag | __future__.barry_as_FLUFL.compiler_flag
 CELLS, MAKE, BASES, VALUES = ".cells", ".make", ".bases", ".values"  # no name in a program begins with a dot
 
@@ -45,7 +47,8 @@ def parse_block(lines: Sequence[str], first: int) -> tuple[list[ast.stmt], list[
     """Read statements from their lines, as they are indented; see `parse_at`."""
     indented = lines[0][:1] in " \t"
     text = ["if 1:\n" if indented else "\n", *lines]
-    tree = ast.parse("".join(text))
+    with reading:
+        tree = ast.parse("".join(text))
     ast.increment_lineno(tree, first - 2)
     head: Any = tree.body[0]
     return (head.body if indented else tree.body), text
@@ -58,7 +61,8 @@ def _parse_lambda(lines: Sequence[str], first: int, place: Sequence[int]) -> tup
     # A parenthesis lets it go on over several lines; the line above holds it, so that the columns stay.
     kept[0] = b" " * column + kept[0][column:]
     text = ["(\n", *(part.decode() for part in kept), "\n)"]
-    tree = ast.parse("".join(text), mode="eval")
+    with reading:
+        tree = ast.parse("".join(text), mode="eval")
     ast.increment_lineno(tree, line - 2)
     return tree.body, text
 
