@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nox
@@ -89,25 +91,26 @@ def run_tests(session: nox.Session, package: str, constraints: Path = ROOT / "co
     session.run("pytest", *spread(session), f"{FOLDERS[package]}/tests", *session.posargs, env=TESTING)
 
 
-def served_by_vllm(session: nox.Session, pins: Path = VLLM_PINS) -> str:
+def served_by_vllm(session: nox.Session) -> str:
     """Make the environment with an engine, if no session has made it yet, put the packages as they are now into it, and
     return its Python. All that it holds is pinned: vLLM declares packages that have no builds for a CPU."""
-    place = session.cache_dir.resolve() / f"vllm-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    place = session.cache_dir.resolve() / f"vllm-{hashlib.sha256(VLLM_PINS.read_bytes()).hexdigest()[:12]}"
     pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
     if not (place / "complete").exists():
         session.run("python", "-m", "venv", "--clear", str(place), silent=True)
-        session.run(*pip, "--requirement", str(pins), external=True)
+        session.run(*pip, "--requirement", str(VLLM_PINS), external=True)
         (place / "complete").touch()
     ours = [FOLDERS[package] for package in ("nnsight-core", "nnsight-remote", VLLM)]
     session.run(*pip, "--force-reinstall", *ours, external=True)
     return pip[0]
 
 
-def run_vllm_tests(session: nox.Session, *arguments: str, pins: Path = VLLM_PINS) -> None:
+def run_vllm_tests(session: nox.Session, *arguments: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
     """Run tests of engines: in one process, for several engines at once starve one another."""
-    python = served_by_vllm(session, pins)
+    python = served_by_vllm(session)
     # An engine that starts counts for the test that asks for it first.
-    session.run(python, "-m", "pytest", "--timeout=300", *arguments, *session.posargs, env=TESTING, external=True)
+    arguments = ("--timeout=300", *arguments, *session.posargs)
+    session.run(python, "-m", "pytest", *arguments, env={**TESTING, **env}, external=True)
 
 
 each_package = nox.parametrize("package", [nox.param(package, id=package) for package in PROJECTS])
@@ -176,8 +179,26 @@ def tests_vllm_spread(session: nox.Session) -> None:
 
 @nox.session(name="tests-vllm-v2")
 def tests_vllm_v2(session: nox.Session) -> None:
-    """Test vLLM's second model runner."""
-    run_vllm_tests(session, f"{FOLDERS[VLLM]}/tests/v2")
+    """Test vLLM's second model runner: with Triton, in a folder beside the environment of all others, which has none."""
+    pins, backend = VLLM_PINS.with_name("requirements-cpu-v2.txt"), f"{FOLDERS[VLLM]}/tests/v2/triton-cpu"
+    beside = session.cache_dir.resolve() / f"vllm-v2-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    if not beside.exists():
+        made = beside.with_suffix(".new")
+        shutil.rmtree(made, ignore_errors=True)
+        pip = [
+            served_by_vllm(session),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--no-deps",
+            "--target",
+            str(made),
+        ]
+        session.run(*pip, "--requirement", str(pins), backend, external=True)
+        made.rename(beside)
+    run_vllm_tests(session, f"{FOLDERS[VLLM]}/tests/v2", env={"PYTHONPATH": str(beside)})
 
 
 @nox.session

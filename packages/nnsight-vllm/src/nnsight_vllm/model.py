@@ -15,6 +15,9 @@ import nnsight
 from nnsight import NNsightError
 from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace, run_there
 
+from . import versions  # noqa: F401  # first: it refuses what of vLLM is not supported, and says what to install
+
+# isort: split
 from . import prompts, sampling, skeleton
 from .engine import SyncEngine
 from .fields import STANDING

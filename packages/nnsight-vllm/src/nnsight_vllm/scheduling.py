@@ -15,7 +15,7 @@ with the output of the step, and ends its request.
 relies on: `Request` makes its `block_hashes` by `update_block_hashes`, of its `cache_salt` among others;
 `Scheduler.schedule` takes from `running` in order (under the policy "fcfs" it preempts the last), then from `waiting`, and
 cuts a prompt at the budget and at `long_prefill_token_threshold`; `_update_request_with_output` says whether a request ends;
-vLLM 0.30 to 0.32.
+vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations

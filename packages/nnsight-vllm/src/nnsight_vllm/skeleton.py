@@ -50,7 +50,7 @@ def tokenizer(options: Mapping[str, Any]) -> Any:
 def _own_rotations() -> Iterator[None]:
     """Keep rotary embeddings without numbers from the models that are built here later.
 
-    relies on: `rotary_embedding._ROPE_DICT` holds those that were made, for all models, vLLM 0.28 to 0.33.
+    relies on: `rotary_embedding._ROPE_DICT` holds those that were made, for all models, vLLM 0.30 to 0.33.
     """
     known = rotary_embedding._ROPE_DICT
     before = dict(known)

@@ -1,16 +1,35 @@
 """What differs between versions of vLLM, and between its two model runners: one small file each.
 
 An adapter puts itself into a model runner's methods and tells a `Stage` what happens there.
+
+relies on: the modules in which vLLM defines its two model runners, 0.30 to 0.33.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import runner_v1
+from nnsight import NNsightError
+
+from .. import versions  # noqa: F401  # a worker may have another vLLM than whoever started the engine
+from . import runner_v1, runner_v2
+
+#: Who knows a model runner, by the module in which vLLM defines it; those of other devices are made of these.
+RUNNERS = {"vllm.v1.worker.gpu_model_runner": runner_v1, "vllm.v1.worker.gpu.model_runner": runner_v2}
 
 
 def adapt(runner: Any, stage: Any) -> Any:
-    """Let a stage hear what a model runner does, and return the stage."""
-    runner_v1.attach(runner, stage)
-    return stage
+    """Let a stage hear what a model runner does, and return the stage.
+
+    Raises:
+        NNsightError: it is none of those that are known.
+    """
+    for cls in type(runner).__mro__:
+        if cls.__module__ in RUNNERS:
+            RUNNERS[cls.__module__].attach(runner, stage)
+            return stage
+    cls = type(runner)
+    raise NNsightError(
+        f"The engine's model runner is {cls.__module__}.{cls.__qualname__}, which is made of neither of vLLM's own "
+        f"({' and '.join(RUNNERS)}), so bodies cannot be served in it. Another vLLM plugin has put it there."
+    )

@@ -3,7 +3,7 @@
 relies on: `execute_model` takes a `SchedulerOutput` with `scheduled_new_reqs`, `scheduled_cached_reqs.resumed_req_ids`,
 `num_scheduled_tokens`, and `finished_req_ids` before anybody else gets the `block_ids` of those `requests`; it calls
 `_model_forward` once the rows of the batch are settled (`input_batch.req_ids`), and then the model's `compute_logits`;
-`sample_tokens` calls `_sample`, and after it `compute_logits` for the logprobs of prompts; vLLM 0.30 to 0.32.
+`sample_tokens` calls `_sample`, and after it `compute_logits` for the logprobs of prompts; vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def _model_forward(runner: Any, stage: Any, call: Any, *args: Any, **kwargs: Any
     given = kwargs.get("input_ids")
     given = kwargs.get("positions") if given is None else given
     stage.begin(requests, counts, sum(counts) if given is None else given.shape[-1])
+    runner.nnsight_logits_due = True
     return call(*args, **kwargs)
 
 

@@ -1,0 +1,172 @@
+"""What bodies see and do whichever of vLLM's model runners is at work; few tokens, for one of them is slow without a GPU."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+import torch
+
+import nnsight
+from nnsight.plugin import leaves
+from nnsight_vllm import adapters
+
+GREEDY = {"temperature": 0, "ignore_eos": True}
+PROMPTS = [[7, 30, 12], [44], [5, 60, 21, 9, 71, 33, 18, 2 + 40, 11], [90, 8]]
+TOKENS = [4, 3, 1, 2]
+
+
+def stream(output):
+    """The residual stream after a layer: a fused layer hands on what is to be added to it, and it."""
+    return output if isinstance(output, torch.Tensor) else output[0] + output[1]
+
+
+def alone(plain, ids, tokens, at=None, change=None):
+    """Return the tokens that transformers draws, and the stream after layer `at` and the logits where vLLM has them."""
+    seen, handles = [], []
+
+    def hook(module, args, output):
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        seen.append(hidden.clone())
+        if change is not None:
+            return change(hidden) if isinstance(output, torch.Tensor) else (change(hidden), *output[1:])
+
+    if at is not None:
+        handles.append(plain.model.layers[at].register_forward_hook(hook))
+    given, logits = torch.tensor([ids]), []
+    with torch.no_grad():
+        for _ in range(tokens):
+            logits.append(plain(given, use_cache=False).logits[0, -1])
+            given = torch.cat([given, logits[-1].argmax().view(1, 1)], 1)
+    for handle in handles:
+        handle.remove()
+    return given[0, len(ids) :].tolist(), seen[-1][0] if seen else None, torch.stack(logits)
+
+
+class RunnerBehaviour:
+    """A subclass says which module defines its runner."""
+
+    module: str
+
+    def test_it_is_this_runner_that_is_at_work(self, llama):
+        runner = llama.served.dispatch()._engine.engine.model_executor.driver_worker.worker.model_runner
+        (found,) = [cls.__module__ for cls in type(runner).__mro__ if cls.__module__ in adapters.RUNNERS]
+        assert found == self.module
+
+    def test_rows_of_requests_of_different_lengths_are_their_own(self, llama):
+        model, layers = llama.served, llama.served.model.layers
+        with model.trace() as tracer:
+            found = nnsight.save({})
+            for number, (ids, tokens) in enumerate(zip(PROMPTS, TOKENS)):
+                with tracer.invoke(ids, **GREEDY, max_tokens=tokens):
+                    streams, logits, samples = [], [], []
+                    for _ in tracer.iter[:]:
+                        streams.append(stream(layers[2].output))
+                        logits.append(model.logits.output)
+                        samples.append(model.samples.output)
+                    found[number] = streams, logits, samples, list(tracer.result.outputs[0].token_ids)
+        for number, (ids, tokens) in enumerate(zip(PROMPTS, TOKENS)):
+            streams, logits, samples, told = found[number]
+            drawn, hidden, wanted = alone(llama.plain, ids, tokens, at=2)
+            assert told == drawn
+            assert [len(value) for value in streams] == [len(ids)] + [1] * (tokens - 1)
+            torch.testing.assert_close(torch.cat(streams), hidden, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(torch.cat(logits), wanted, rtol=1e-4, atol=1e-4)
+            assert torch.cat(samples).flatten().tolist() == drawn
+
+    def test_a_request_is_steered_on_every_token_and_its_neighbours_on_none(self, llama):
+        model, layers, vector = llama.served, llama.served.model.layers, torch.randn(128) * 3
+        with model.trace() as tracer:
+            found = nnsight.save({})
+            for number, (ids, tokens) in enumerate(zip(PROMPTS, TOKENS)):
+                with tracer.invoke(ids, **GREEDY, max_tokens=tokens):
+                    if number % 2 == 0:
+                        for _ in tracer.iter[:]:
+                            layers[1].output[0][:] += vector
+                    found[number] = list(tracer.result.outputs[0].token_ids)
+        for number, (ids, tokens) in enumerate(zip(PROMPTS, TOKENS)):
+            change = (lambda hidden: hidden + vector) if number % 2 == 0 else None
+            assert found[number] == alone(llama.plain, ids, tokens, at=1, change=change)[0]
+
+    def test_logits_that_are_replaced_decide_what_is_drawn(self, llama):
+        model = llama.served
+        with model.trace() as tracer:
+            with tracer.invoke(PROMPTS[0], **GREEDY, max_tokens=3):
+                for step in tracer.iter[:]:
+                    if step == 1:
+                        model.logits.output[:, 50] = 1e4
+                first = nnsight.save(list(tracer.result.outputs[0].token_ids))
+            with tracer.invoke(PROMPTS[1], **GREEDY, max_tokens=3):
+                second = nnsight.save(list(tracer.result.outputs[0].token_ids))
+        before = alone(llama.plain, PROMPTS[0], 1)[0]
+        assert first == [*before, 50, *alone(llama.plain, [*PROMPTS[0], *before, 50], 1)[0]]
+        assert second == alone(llama.plain, PROMPTS[1], 3)[0]
+
+    def test_a_token_that_is_replaced_is_what_the_model_reads_next(self, llama):
+        model = llama.served
+        with model.trace() as tracer:
+            with tracer.invoke(PROMPTS[0], **GREEDY, max_tokens=3):
+                for step in tracer.iter[:]:
+                    if step == 0:
+                        model.samples.output[:] = 61
+                first = nnsight.save(list(tracer.result.outputs[0].token_ids))
+            with tracer.invoke(PROMPTS[3], **GREEDY, max_tokens=2):
+                second = nnsight.save(list(tracer.result.outputs[0].token_ids))
+        assert first == [61, *alone(llama.plain, [*PROMPTS[0], 61], 2)[0]]
+        assert second == alone(llama.plain, PROMPTS[3], 2)[0]
+
+    def test_stopping_and_errors_end_their_own_requests_at_once(self, llama):
+        model, layers = llama.served, llama.served.model.layers
+        engine = model.dispatch()._engine.engine
+        steps, step = [], engine.step
+        engine.step = lambda: (steps.append(None), step())[1]
+        try:
+            with pytest.raises(ZeroDivisionError) as caught:
+                with model.trace() as tracer:
+                    with tracer.invoke(PROMPTS[0], **GREEDY, max_tokens=100):
+                        for number in tracer.iter[:]:
+                            layers[0].output  # noqa: B018
+                            if number == 1:
+                                1 / 0  # noqa: B018
+                    with tracer.invoke(PROMPTS[1], **GREEDY, max_tokens=100):
+                        stopped = nnsight.save([])
+                        for _ in tracer.iter[:]:
+                            stopped.append(layers[3].output)
+                            if len(stopped) == 2:
+                                tracer.stop()
+                    with tracer.invoke(PROMPTS[3], **GREEDY, max_tokens=3):
+                        model.logits.output.save()
+        finally:
+            del engine.step
+        assert "1 / 0" in "".join(traceback.format_exception(caught.value))
+        assert len(steps) < 8
+        assert not engine.has_unfinished_requests()
+
+    def test_log_probabilities_of_a_prompt_are_no_logits_of_a_step(self, llama):
+        model = llama.served
+        with model.trace() as tracer:
+            with tracer.invoke(PROMPTS[2], **GREEDY, max_tokens=2, prompt_logprobs=1):
+                told = nnsight.save(tracer.result.prompt_logprobs)
+            with tracer.invoke(PROMPTS[0], **GREEDY, max_tokens=3):
+                cache = tracer.cache(modules=["logits"])
+        values = [entry.output for entry in cache["model.logits"]]
+        torch.testing.assert_close(torch.cat(values), alone(llama.plain, PROMPTS[0], 3)[2], rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            wanted = torch.log_softmax(llama.plain(torch.tensor([PROMPTS[2]])).logits[0, :-1], -1)
+        for number, token in enumerate(PROMPTS[2][1:], 1):
+            assert told[number][token].logprob == pytest.approx(wanted[number - 1, token].item(), abs=1e-4)
+
+    def test_the_memory_of_a_request_is_wiped_when_it_is_over(self, llama):
+        runner = llama.served.dispatch()._engine.engine.model_executor.driver_worker.worker.model_runner
+        with llama.served.trace(PROMPTS[2], **GREEDY, max_tokens=3):
+            for layer in (0, 1, 2):
+                llama.served.model.layers[layer].output[0][:] = float("nan")
+        assert any(not cache.isfinite().all() for cache in leaves(runner.kv_caches))
+        told = llama.served.generate(PROMPTS[0], **GREEDY, max_tokens=2)
+        assert all(cache.isfinite().all() for cache in leaves(runner.kv_caches))
+        assert list(told.outputs[0].token_ids) == alone(llama.plain, PROMPTS[0], 2)[0]
+
+    def test_a_later_trace_begins_anew(self, llama):
+        with llama.served.trace(PROMPTS[1], **GREEDY, max_tokens=1):
+            before = stream(llama.served.model.layers[0].output).save()
+        torch.testing.assert_close(before, alone(llama.plain, PROMPTS[1], 1, at=0)[1], rtol=1e-4, atol=1e-4)
