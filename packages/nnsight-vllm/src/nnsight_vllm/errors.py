@@ -1,4 +1,4 @@
-"""What this package refuses on its own account. A server answers these as mistakes of the sender: they are ValueErrors."""
+"""What this package refuses on its own account. What a server answers as a mistake of the sender is a ValueError."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from nnsight import NNsightError
 
 class PromptTooLongError(NNsightError, ValueError):
     """A prompt has to be seen whole, and has more tokens than the engine takes in one step."""
+
+
+class EditFailedError(NNsightError, RuntimeError):
+    """A standing edit raised in a request of a server, and ended it."""
 
 
 class StandingError(NNsightError, ValueError):

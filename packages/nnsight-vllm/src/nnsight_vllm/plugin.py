@@ -21,3 +21,9 @@ def import_aliases() -> dict[str, str]:
 def travels_by_reference() -> dict[str, str]:
     """What a model has at both ends."""
     return {"vllm.tokenizer": "nnsight_vllm.references:tokenizer"}
+
+
+@hookimpl
+def commands() -> dict[str, str]:
+    """Subcommands of `nnsight`."""
+    return {"vllm-serve": "nnsight_vllm.command:serve"}

@@ -131,9 +131,13 @@ class Standing:
 
     def uninstall(self, engine: Any, name: str) -> None:
         """Remove an edit from such an engine; see `VLLM.uninstall`."""
+        self.remove(name)
+        engine.collective_rpc("nnsight_uninstall", args=(name,))
+
+    def remove(self, name: str) -> None:
+        """Let no request have an edit any more."""
         self.chosen([name])
         del self.installed[name]
-        engine.collective_rpc("nnsight_uninstall", args=(name,))
 
     def made(self, name: str, edits: Any, every: bool, tokenwise: bool) -> tuple[Installed, bytes]:
         """Return an edit that is to be installed, and what the workers need of it."""
