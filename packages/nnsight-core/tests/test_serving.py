@@ -8,7 +8,7 @@ import traceback
 
 import pytest
 import torch
-from toy_engine import Network, Served, ToyEngine
+from toy_engine import Network, Patient, Served, ToyEngine
 
 import nnsight
 from nnsight import InvokeError, NNsight, NoInputError, NoTraceError, OutOfOrderError
@@ -537,3 +537,30 @@ def test_what_bodies_print_is_kept_for_who_sent_them_and_what_others_print_is_no
     assert heard["then"] == "0 is done\n1 is done\n"
     said = capsys.readouterr()
     assert (said.out, said.err) == ("of this process\n", "")
+
+
+def test_an_engine_that_does_not_wait_leaves_what_is_under_way_and_names_are_bound_when_it_is_done(
+    module, engine, prompts
+):
+    model = Served(Patient(engine))
+    with model.trace(prompts[0]) as tracer:
+        hidden = model.first.output.save()
+    with pytest.raises(NameError):
+        hidden  # noqa: B018
+    (saved,) = tracer.backend()
+    torch.testing.assert_close(hidden, alone(module, prompts[0])[0][0])
+    assert saved["hidden"] is hidden
+
+    with model.trace() as several:
+        with several.invoke(prompts[0]):
+            first = model.first.output.save()
+        with several.invoke(prompts[1]):
+            second = model.second.output.save()
+    with pytest.raises(NameError):
+        first  # noqa: B018
+    assert [list(saved) for saved in several.backend()] == [["first"], ["second"]]
+    torch.testing.assert_close(first, alone(module, prompts[0])[0][0])
+    torch.testing.assert_close(second, alone(module, prompts[1])[0][1])
+    with pytest.raises(nnsight.NNsightError, match="Write `as tracer`"):
+        with model.trace(prompts[0]):
+            model.first.output.save()

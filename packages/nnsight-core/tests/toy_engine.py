@@ -117,3 +117,29 @@ class Served(NNsight):
 
     def _tracer(self, node: Any, inputs: Any, kwargs: Any, method: Any) -> EngineTracer:
         return EngineTracer(node, self, inputs, kwargs, self.__dict__["engine"])
+
+
+class Patient:
+    """A toy engine that does not wait: it serves what is under way when it is told to."""
+
+    def __init__(self, engine: ToyEngine) -> None:
+        self.module = engine.module
+        self.engine = engine
+
+    def serve(self, bodies: bytes, inputs: Any) -> Patience:
+        return Patience(lambda: self.engine.serve(bodies, inputs))
+
+
+class Patience:
+    """What is under way there."""
+
+    def __init__(self, serve: Any) -> None:
+        self.serve = serve
+
+    def deliver_to(self, bind: Any) -> None:
+        self.bind = bind
+
+    def __call__(self) -> Any:
+        found = self.serve()
+        self.bind(found)
+        return found

@@ -26,7 +26,7 @@ from .request import ServedRun
 from .sent import SentBodies, decode_bodies
 from .spread import SpreadForwards
 from .standing import begin_edits, decode_edits, encode_edits
-from .tracing import Engine, EngineTracer
+from .tracing import Engine, EngineTracer, Underway
 
 __all__ = [
     "Engine",
@@ -36,6 +36,7 @@ __all__ = [
     "SentBodies",
     "ServedRun",
     "SpreadForwards",
+    "Underway",
     "begin_edits",
     "decode_bodies",
     "decode_edits",

@@ -1,22 +1,24 @@
 """A trace whose bodies an engine runs: what stands in the caller's frame.
 
 One idea: the block of a trace with an input is a body itself; the block of one without is run here, and the blocks of its
-invokes are bodies. All are captured, and travel together (`sent.py`). Only what they saved comes back. An input may stand for
+invokes are bodies. All are captured, and travel together (`sent.py`). Only what they saved comes back; an engine that does
+not wait for its requests gives what stands for them (`Underway`), and the values when they are there. An input may stand for
 several requests; then its body runs once for each.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .. import active as scopes
 from ..batching import Batchable, Prepared
 from ..blocks import Body, skipped, write_back
-from ..errors import NoInputError, NoTraceError
+from ..errors import NNsightError, NoInputError, NoTraceError
 from ..invoke import Invoke
 from ..saved import Collector
 from ..trace import Install, Tracer
@@ -27,13 +29,21 @@ if TYPE_CHECKING:
     from ..tree import Node
 
 
+@runtime_checkable
+class Underway(Protocol):
+    """The requests of a trace that nobody has waited for yet: `tracer.backend`."""
+
+    def deliver_to(self, bind: Callable[[Sequence[Mapping[str, Any]]], None]) -> None:
+        """Take what binds the saved values where the bodies stand. To be called once, with those of each body, by name."""
+
+
 class Engine(Protocol):
     """Where the requests of a trace are served."""
 
-    def serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
+    def serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]] | Underway:
         """Serve one request for each input, with the body of the same number; return what each saved, by name.
 
-        Raises what a body raised, once the others are done.
+        Raises what a body raised, once the others are done. An engine that does not wait returns what is under way instead.
         """
 
 
@@ -44,6 +54,9 @@ class EngineTracer(Tracer):
         node, family, inputs, kwargs: see `Tracer`.
         engine: where it runs.
     """
+
+    #: What is under way, if the engine did not wait for it: how to get at it is the engine's to say.
+    backend: Any = None
 
     def __init__(
         self, node: Node, family: Batchable, inputs: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine
@@ -120,23 +133,36 @@ class EngineTracer(Tracer):
         saved_before = {id(value): value for collector in (*around, self._collector) for value in collector.values}
         data = encode_bodies(self, bodies, saved_before.values(), alone=self._own is not None)
         self._ready()
-        found = iter(self._engine.serve(data, list(itertools.chain(*requests))))
-        bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
-        for invoke, own in zip(invokes, requests):
-            assert invoke.body is not None
-            saved = joined(invoke.body, list(itertools.islice(found, len(own))))
-            # Of a session that runs here, this is a result like any other that a block saves.
-            for collector in around:
-                for value in saved.values():
-                    collector.add(value)
-            if invoke.frame is None:
-                assert invoke.names is not None
-                invoke.names.update(saved)
-            else:
-                bound.setdefault(id(invoke.frame), (invoke.frame, {}))[1].update(saved)
+        found = self._engine.serve(data, list(itertools.chain(*requests)))
+        stands = [
+            (invoke.frame or invoke.names, invoke.body, len(own))
+            for invoke, own in zip(invokes, requests)
+            if invoke.body is not None
+        ]
+        bind = functools.partial(_deliver, stands, around)
+        if isinstance(found, list):
+            bind(found)
+        else:
+            self._leave_under_way(found, bind)
+        for invoke in invokes:
             invoke.release()
-        for frame, names in bound.values():
-            write_back(frame, names)
+
+    def _leave_under_way(self, found: Underway, bind: Callable[[Sequence[Mapping[str, Any]]], None]) -> None:
+        own = self._own
+        if own is not None and own.body is not None:
+            if own.frame is None:
+                raise NNsightError(
+                    "this block came from elsewhere, and whoever sent it waits for it; the engine here does not wait for "
+                    "its requests. Let one that does serve the model"
+                )
+            if not own.body.has_target:
+                raise NNsightError(
+                    "this engine does not wait for its requests: what stands after `as` is asked for what they give, and "
+                    "this `with` has none. Write `as tracer`, and then `tracer.backend()`"
+                )
+            own.body.bind(own.frame, self)
+        self.backend = found
+        found.deliver_to(bind)
 
     def _install(self, install: Install) -> None:
         raise NoTraceError(
@@ -159,3 +185,25 @@ def joined(body: Body, saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else next(one[name] for one in reversed(saved) if name in one)
         for name in names
     }
+
+
+def _deliver(
+    stands: Sequence[tuple[FrameType | Names | None, Body, int]],
+    around: Sequence[Collector],
+    found: Sequence[Mapping[str, Any]],
+) -> None:
+    """Bind what was saved in the requests of each body where it stands."""
+    given = iter(found)
+    bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
+    for place, body, requests in stands:
+        saved = joined(body, list(itertools.islice(given, requests)))
+        # Of a session that runs here, this is a result like any other that a block saves.
+        for collector in around:
+            for value in saved.values():
+                collector.add(value)
+        if isinstance(place, FrameType):
+            bound.setdefault(id(place), (place, {}))[1].update(saved)
+        elif place is not None:
+            place.update(saved)
+    for frame, names in bound.values():
+        write_back(frame, names)
