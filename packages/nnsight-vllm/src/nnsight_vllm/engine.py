@@ -18,7 +18,7 @@ from .fields import TRACE
 from .standing import Standing
 
 _EXTENSION = "nnsight_vllm.worker.extension.Extension"
-_SCHEDULER = "nnsight_vllm.scheduling.TracedScheduler"
+_SCHEDULER = "nnsight_vllm.scheduling.scheduler"
 
 
 class SyncEngine:
@@ -48,9 +48,7 @@ class SyncEngine:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        outputs.register()
-        args = EngineArgs(**self.options, worker_extension_cls=_EXTENSION, scheduler_cls=_SCHEDULER)
-        engine = LLMEngine.from_engine_args(args)
+        engine = LLMEngine.from_engine_args(EngineArgs(**options_of(self.options)))
         engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
         self.standing.watch(engine)
         self.engine = engine
@@ -122,6 +120,12 @@ class SyncEngine:
                 for answer in filter(None, self.engine.collective_rpc("nnsight_failure", args=(internal,))):
                     raise decode_error(answer)
 
+    def shutdown(self) -> None:
+        """End it, and free what it had. The next run starts it again."""
+        engine, self.engine = self.engine, None
+        if engine is not None:
+            engine.engine_core.shutdown()
+
     # -- a trace, and its requests -----------------------------------------------------------------------------------
 
     def open(self, trace: str, bodies: bytes, heard: bool = False) -> None:
@@ -132,9 +136,7 @@ class SyncEngine:
             bodies: as they travel.
             heard: whether what they print is asked for; see `heard`.
         """
-        for problem in self.engine.collective_rpc("nnsight_open", args=(trace, bodies, heard)):
-            if problem:
-                raise decode_error(problem)
+        check_opened(self.engine.collective_rpc("nnsight_open", args=(trace, bodies, heard)))
 
     def add(self, prepared: Prepared) -> tuple[str, str]:
         """Let a request begin with the next step, and return its names: among outputs, and inside the engine."""
@@ -156,9 +158,7 @@ class SyncEngine:
 
     def finish(self, trace: str, results: Sequence[Any]) -> tuple[list[bytes], str]:
         """End a trace whose requests are done; return what each body saved or raised, and what all of them printed last."""
-        told = {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
-        answers: tuple[list[bytes], str] = self.engine.collective_rpc("nnsight_finish", args=(trace, told))[0]
-        return answers
+        return that_counts(self.engine.collective_rpc("nnsight_finish", args=(trace, told(results))))
 
     def drop(self, trace: str) -> None:
         """Give up a trace."""
@@ -178,6 +178,29 @@ class SyncEngine:
 
         if os.getpid() not in self.engine.collective_rpc(called):
             call()
+
+
+def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an engine in which bodies run is started with."""
+    outputs.register()
+    return {**options, "worker_extension_cls": _EXTENSION, "scheduler_cls": _SCHEDULER}
+
+
+def told(results: Iterable[Any]) -> dict[int, bytes]:
+    """Write what the engine gave for each request of a trace, for the bodies that ask for it."""
+    return {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
+
+
+def that_counts(answers: Sequence[Any]) -> Any:
+    """Return the answer that counts among those of all workers."""
+    return answers[0]
+
+
+def check_opened(answers: Iterable[bytes]) -> None:
+    """Raise what a worker says of bodies that it cannot take in."""
+    for problem in answers:
+        if problem:
+            raise decode_error(problem)
 
 
 def saved_or_raised(answers: Sequence[Mapping[str, Any] | bytes]) -> list[Mapping[str, Any]]:

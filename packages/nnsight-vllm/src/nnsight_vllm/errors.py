@@ -21,6 +21,16 @@ class RequestError(NNsightError, ValueError):
     """vLLM refuses a request: its prompt, or how tokens are to be drawn."""
 
 
+class DeadEngineError(NNsightError, RuntimeError):
+    """vLLM's engine has ended, and with it all that it was doing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "vLLM's engine has died, and with it every request that it had; what it wrote before says why (memory, a signal, "
+            "a defect). `model.shutdown()` clears it away, and the next run starts another"
+        )
+
+
 def refused(error: Exception, what: str) -> Exception:
     """Return what is raised where vLLM refuses something: a ValueError or TypeError, whatever its own errors are."""
     if isinstance(error, (ValueError, TypeError)):

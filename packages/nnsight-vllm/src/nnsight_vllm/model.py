@@ -20,6 +20,7 @@ from . import versions  # noqa: F401  # first: it refuses what of vLLM is not su
 # isort: split
 from . import prompts, sampling, skeleton
 from .engine import SyncEngine
+from .engines import Stream, engine_for
 from .fields import STANDING
 from .standing import Installed, packed
 from .worker.places import ServedModel
@@ -33,6 +34,8 @@ class VLLM(ServedModel):
 
     Args:
         model: a hub id, or a local folder.
+        mode: "sync" for traces that are waited for where they end; "async" for traces whose outputs come as tokens are made:
+            `async for output in tracer.backend()`.
         dispatch: start the engine now, and not at the first run.
         rename, envoys: see `NNsight`.
         turn_seconds: how long one turn of a body may take, while the engine and all of its requests wait; 0 for as long as it
@@ -51,6 +54,7 @@ class VLLM(ServedModel):
         self,
         model: str,
         *,
+        mode: str = "sync",
         dispatch: bool = False,
         rename: Mapping[str | type, str | Sequence[str]] | None = None,
         envoys: Any = None,
@@ -58,8 +62,9 @@ class VLLM(ServedModel):
         **options: Any,
     ) -> None:
         options = {**DEFAULTS, "model": model, **options}
+        engine = engine_for(mode, options, turn_seconds)
         super().__init__(skeleton.build(options), rename=rename, envoys=envoys)
-        self.__dict__["_engine"] = SyncEngine(options, turn_seconds)
+        self.__dict__["_engine"] = engine
         if dispatch:
             self.dispatch()
 
@@ -72,6 +77,17 @@ class VLLM(ServedModel):
         """Start the engine, if it is not there yet."""
         self.__dict__["_engine"].start()
         return self
+
+    def shutdown(self) -> None:
+        """End the engine, and free what it has; what is under way is given up. The next run starts it again."""
+        self.__dict__["_engine"].shutdown()
+
+    def __enter__(self) -> VLLM:
+        """Return itself: `with VLLM(...) as model:` ends the engine with its block."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
 
     @property
     def tokenizer(self) -> Any:
@@ -141,7 +157,8 @@ class VLLM(ServedModel):
             backend, remote, blocking, kwargs: see `trace`.
 
         Returns:
-            A `vllm.RequestOutput`, or a list of them.
+            A `vllm.RequestOutput`, or a list of them. With `mode="async"`, what `await` and `async for` turn into that; see
+            `Stream`.
         """
         if is_with_head(sys._getframe(1)):
             return self.trace(*inputs, backend=backend, remote=remote, blocking=blocking, **kwargs)
@@ -160,6 +177,8 @@ class VLLM(ServedModel):
             for one, its in ([(given, mask)] if several is None else several)
         ]
         results = self.__dict__["_engine"].generate(prepared)
+        if isinstance(results, Stream):
+            return results.of(several is not None)
         return results[0] if several is None else results
 
     # -- edits that stay -----------------------------------------------------------------------------------------------
@@ -213,8 +232,11 @@ class VLLM(ServedModel):
         from .hosting.start import SharedEngine
 
         own = self.__dict__
-        own["_tokenizer"] = skeleton.tokenizer(own["_engine"].options)
-        own["_engine"] = SharedEngine(own["_engine"], begin, close_in)
+        ours = own["_engine"]
+        own["_tokenizer"] = skeleton.tokenizer(ours.options)
+        # It gets a process that is the server's to make, and is run there.
+        engine = ours if isinstance(ours, SyncEngine) else SyncEngine(ours.options, ours.turn_seconds)
+        own["_engine"] = SharedEngine(engine, begin, close_in)
         return int(own["_engine"].control.fileno())
 
     def _join(self) -> None:

@@ -32,6 +32,11 @@ from vllm.v1.request import Request, RequestStatus
 from .fields import SALT, sees_whole
 
 
+def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> TracedScheduler:
+    """Return the scheduler that a configuration asks for, with a place for traced requests."""
+    return TracedScheduler(vllm_config, *args, **kwargs)
+
+
 class TracedScheduler(Scheduler):
     """vLLM's scheduler, with a place for traced requests."""
 

@@ -9,8 +9,8 @@ early by what comes late. An edit that changes each token's row by that row alon
 request is scheduled like any: its prompt may come in parts, and what is computed of it is shared with requests that have the
 same edits, and with no others.
 
-relies on: `LLMEngine` and `AsyncLLM` make each `EngineCoreRequest` by `input_processor.process_inputs`, and use its
-`sampling_params`; vLLM 0.30 to 0.32.
+relies on: `LLMEngine` and `AsyncLLM` make each `EngineCoreRequest` by `input_processor.process_inputs` or
+`process_inputs_async`, and use its `sampling_params`; vLLM 0.30 to 0.32.
 """
 
 from __future__ import annotations
@@ -74,9 +74,15 @@ class Standing:
         processor = engine.input_processor
         most = engine.vllm_config.scheduler_config.max_num_batched_tokens
         processor.process_inputs = functools.partial(self._process, processor.process_inputs, most)
+        processor.process_inputs_async = functools.partial(self._process_later, processor.process_inputs_async, most)
+
+    async def _process_later(self, call: Any, most: int, *args: Any, **kwargs: Any) -> Any:
+        return self._met(await call(*args, **kwargs), most)
 
     def _process(self, call: Any, most: int, *args: Any, **kwargs: Any) -> Any:
-        request = call(*args, **kwargs)
+        return self._met(call(*args, **kwargs), most)
+
+    def _met(self, request: Any, most: int) -> Any:
         params = request.sampling_params
         if params is not None:
             self.mark(params)

@@ -57,6 +57,11 @@ class Extension:
         printed: dict[str, str] = self.model_runner.nnsight.heard()
         return printed
 
+    def nnsight_end(self, trace: str, number: int, result: bytes) -> bytes:
+        """End the request of one body of a trace; see `Stage.finish_one`."""
+        told: bytes = self.model_runner.nnsight.finish_one(trace, number, decode_message(result)[1])
+        return told
+
     def nnsight_finish(self, trace: str, results: Mapping[int, bytes]) -> tuple[list[bytes], str]:
         """End a trace; see `Stage.finish`."""
         decoded = {number: decode_message(data)[1] for number, data in results.items()}

@@ -33,9 +33,11 @@ from .standing import KeptEdits
 
 #: Characters of an error that are told in a request's `stop_reason`.
 _LONGEST = 2000
+#: How many errors of requests that are over are kept for whoever asks.
+_FAILED = 64
 _IN_PARTS = (
     "The engine has cut this prompt into parts, or computed some of it before, and a body sees a prompt whole. Start the "
-    "engine through `VLLM`, whose scheduler sees to that, or with `scheduler_cls='nnsight_vllm.scheduling.TracedScheduler'`."
+    "engine through `VLLM`, whose scheduler sees to that, or with `scheduler_cls='nnsight_vllm.scheduling.scheduler'`."
 )
 
 
@@ -63,6 +65,8 @@ class Stage:
         self.runs: dict[str, ServedRun] = {}
         #: Those of them that have standing edits and are no part of a trace.
         self.untraced: set[str] = set()
+        #: What was raised in some that are over.
+        self._failed: dict[str, BaseException] = {}
         #: The requests that somebody looks into, and whose memory is nobody else's.
         self._alone: set[str] = set()
         self._forward = ExitStack()
@@ -108,6 +112,14 @@ class Stage:
             return self._told(sent, number)
         found = hand_over(sent.saved(number), outputs.RESULTS)
         return self._told(sent, number) if found is None else found
+
+    def finish_one(self, trace: str, number: int, result: Any) -> bytes:
+        """End the request of one body whose siblings may go on, and return what it saved or raised."""
+        sent = self.traces[trace]
+        run = sent.runs.get(number)
+        if run is not None:
+            run.finish(result)
+        return self._told(sent, number)
 
     def drop(self, trace: str) -> None:
         """Give up a trace."""
@@ -164,16 +176,23 @@ class Stage:
         """Hear that requests are over, and return those whose memory is to be wiped. Those of a trace are ended with it."""
         for request in self.untraced.intersection(requests):
             self.untraced.remove(request)
-            self.runs.pop(request).finish(None)
+            run = self.runs.pop(request)
+            run.finish(None)
+            if run.failure is not None:  # the sender may be in another process, and ask when the engine has gone on
+                self._failed[request] = run.failure
+                while len(self._failed) > _FAILED:
+                    del self._failed[next(iter(self._failed))]
         alone = self._alone.intersection(requests) if self._alone else ()
         self._alone.difference_update(alone)
         return alone
 
     def failure(self, request: str) -> bytes | None:
         """Return what a standing edit raised in a request (or in one of those that were made of it), if one did."""
-        for name in sorted(self.untraced):
-            failure = self.runs[name].failure
-            if failure is not None and (name == request or name.endswith(f"_{request}")):
+        failures = {**self._failed, **{name: self.runs[name].failure for name in sorted(self.untraced)}}
+        for name, failure in failures.items():
+            # vLLM puts a number and `_` before what it makes of a request, and `-` and some letters behind a sender's name.
+            made_of = name.rpartition("_")[2]
+            if failure is not None and (made_of == request or made_of.startswith(f"{request}-")):
                 return encode_error(failure)
         return None
 
