@@ -92,16 +92,14 @@ class Arrivals:
         """Let everybody come, and drive the engine until all are done."""
         engine, self.step = self.engine, 0
         due = sorted(self.guests, key=lambda guest: guest.at)
-        inside: dict[str, Guest] = {}
-        since: dict[str, int] = {}
+        inside = self._inside = dict[str, Guest]()
+        since = self._since = dict[str, int]()
         while due or inside:
             assert self.step < most, (
                 f"still there after {self.step} steps: {[(g.at, g.inputs[0]) for g in inside.values()]}"
             )
             while due and due[0].at <= self.step:
-                guest = due.pop(0)
-                self._enter(guest)
-                inside[guest.request], since[guest.request] = guest, self.step
+                self.enter_now(due.pop(0))
             if self.step in self.at_step:
                 self.at_step[self.step]()
             for guest in list(inside.values()):
@@ -115,11 +113,16 @@ class Arrivals:
             self.step += 1
         return self
 
+    def enter_now(self, guest: Guest) -> None:
+        """Let somebody come."""
+        self._enter(guest)
+        self._inside[guest.request], self._since[guest.request] = guest, self.step
+
     def _enter(self, guest: Guest) -> None:
         number = guest.request = f"guest-{id(guest)}"
         (prompt, params), others, _ = guest.inputs
         if guest.bodies is not None:
-            self.engine.collective_rpc("nnsight_open", args=(number, guest.bodies))
+            assert not any(self.engine.collective_rpc("nnsight_open", args=(number, guest.bodies)))
             (((prompt, params), others, _),) = traced(number, [guest.inputs])
         guest.internal = self.engine.add_request(number, prompt, params, **others)
 

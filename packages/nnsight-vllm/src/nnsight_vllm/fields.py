@@ -16,6 +16,39 @@ SALT = "nnsight_salt"
 TRACE = "nnsight_trace"
 
 
+_PLAIN = (str, bytes, bool, int, float, type(None))
+
+
+def check(extra: Any) -> None:
+    """Refuse what an engine in another process could not be told, or would not survive.
+
+    Raises:
+        TypeError: it is no dictionary of plain values.
+    """
+    if extra is not None and not isinstance(extra, dict):
+        raise TypeError(f"`extra_args` of a request is a dictionary, not {type(extra).__name__}")
+    for name, value in (extra or {}).items():
+        if not isinstance(name, str):
+            raise TypeError(f"`extra_args` of a request has names that are texts, not {type(name).__name__}")
+        if not _is_plain(value, 20):
+            raise TypeError(
+                f"`extra_args[{name!r}]` of a request holds something else than plain values (texts, numbers, bytes, and "
+                "lists and dictionaries of them)"
+            )
+
+
+def _is_plain(value: Any, deep: int) -> bool:
+    if type(value) in _PLAIN:
+        return True
+    if not deep:
+        return False
+    if type(value) in (list, tuple):
+        return all(_is_plain(one, deep - 1) for one in value)
+    if type(value) is dict:
+        return all(isinstance(name, str) and _is_plain(one, deep - 1) for name, one in value.items())
+    return False
+
+
 def names_in(extra: Mapping[str, Any] | None) -> list[str]:
     """Return the names of the standing edits that a request asks for.
 
@@ -33,7 +66,7 @@ def names_in(extra: Mapping[str, Any] | None) -> list[str]:
 
 def trace_in(extra: Mapping[str, Any] | None) -> tuple[str, int] | None:
     """Return the trace that a request is for, and the number of its body there."""
-    said = (extra or {}).get(TRACE)
+    said = extra.get(TRACE) if isinstance(extra, Mapping) else None
     if isinstance(said, (list, tuple)) and len(said) == 2 and isinstance(said[0], str) and isinstance(said[1], int):
         return said[0], said[1]
     return None
@@ -41,4 +74,4 @@ def trace_in(extra: Mapping[str, Any] | None) -> tuple[str, int] | None:
 
 def sees_whole(extra: Mapping[str, Any] | None) -> bool:
     """Say whether something looks into a request that has to see its prompt whole, and each step once."""
-    return bool(extra) and (TRACE in extra or (STANDING in extra and SALT not in extra))  # type: ignore[operator]
+    return isinstance(extra, Mapping) and (TRACE in extra or (STANDING in extra and SALT not in extra))

@@ -53,7 +53,11 @@ class TracedScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take in a request. What is computed of a prompt that is edited is no other's, unless it has the same edits."""
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
-        if extra and request.request_id not in self.requests and (SALT in extra or is_traced(request)):
+        if (
+            isinstance(extra, dict)
+            and request.request_id not in self.requests
+            and (SALT in extra or is_traced(request))
+        ):
             of_edits = extra[SALT] if not is_traced(request) else request.request_id
             request.cache_salt = f"{request.cache_salt or ''}/nnsight/{of_edits}"
             request.block_hashes = []

@@ -25,7 +25,7 @@ from typing import Any
 from nnsight.plugin import Envoy, WireError, decode_error, encode_edits, inspect_bytes
 
 from .errors import PromptTooLongError, StandingError
-from .fields import SALT, STANDING, names_in, sees_whole
+from .fields import SALT, STANDING, check, names_in, sees_whole
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Standing:
     def _met(self, request: Any, most: int) -> Any:
         params = request.sampling_params
         if params is not None:
+            check(params.extra_args)
             self.mark(params)
             tokens = len(request.prompt_token_ids or ())
             if sees_whole(params.extra_args) and tokens > most:

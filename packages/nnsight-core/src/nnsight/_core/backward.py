@@ -7,7 +7,9 @@ while such a block is open, and the replacement serves its own block alone.
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import FrameType
 from typing import Any
 
 import torch
@@ -36,7 +38,27 @@ def _read(tensor: torch.Tensor) -> Any:
     stack = scopes.active.get()
     if stack and isinstance(stack[-1], GradMediator):
         return stack[-1].read(tensor)
+    if stack and not tensor.requires_grad and not _is_torchs(sys._getframe(1)):
+        check_gradients()
     return plain_grad.__get__(tensor)
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    # It looks at `.grad` itself, to copy a tensor for example.
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "torch"
+
+
+def check_gradients() -> None:
+    """Refuse gradients where a body looks into a model that computes without.
+
+    Raises:
+        BackwardError: it does.
+    """
+    for member in reversed(scopes.active.get()):
+        if isinstance(member, Mediator) and not isinstance(member, GradMediator):
+            if member.run.no_gradients:
+                raise BackwardError(member.run.no_gradients)
+            return
 
 
 def _write(tensor: torch.Tensor, value: Any) -> None:
@@ -51,7 +73,8 @@ def _delete(tensor: torch.Tensor) -> None:
     plain_grad.__delete__(tensor)
 
 
-def _open_grads() -> None:
+def open_grads() -> None:
+    """Let nnsight answer for `tensor.grad`, until as many calls of `close_grads`."""
     global _open
     with _lock:
         _open += 1
@@ -59,7 +82,8 @@ def _open_grads() -> None:
             torch.Tensor.grad = property(_read, _write, _delete)  # type: ignore[assignment]
 
 
-def _close_grads() -> None:
+def close_grads() -> None:
+    """Give `tensor.grad` back to torch."""
     global _open
     with _lock:
         _open -= 1
@@ -125,6 +149,7 @@ class GradMediator(InlineMediator):
         if known is not None:
             return known[1]
         if not tensor.requires_grad:
+            check_gradients()
             raise BackwardError(
                 "The gradient of a tensor was asked for that does not require one. Call `.requires_grad_()` on it "
                 "where you read it, before what is differentiated is computed from it."
@@ -189,13 +214,13 @@ class Backward:
             run.ranks.meet("runs backward")
         self._mediator = GradMediator(run)
         scopes.enter(self._mediator)
-        _open_grads()
+        open_grads()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         mediator = self._mediator
         run = mediator.run
-        _close_grads()
+        close_grads()
         scopes.leave(mediator)
         try:
             if error is None and run.ranks is not None:

@@ -61,6 +61,8 @@ class Interleaver(Visits):
     #: Whether this is a single forward, with an inline body beside it, that has been started and is not over.
     plain = False
     model: Greenlet | None = None
+    #: Why nothing can be differentiated through the model, if that is so.
+    no_gradients = ""
     #: What the model raised, on its way to the body that waits.
     error: BaseException | None = None
     stopped = False

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .backward import Backward, plain_backward
+from .backward import Backward, check_gradients, plain_backward
 from .blocks import is_with_head
 from .config import CONFIG
 from .saved import save
@@ -36,6 +36,8 @@ def _backward(
 ) -> Any:
     if is_with_head(_frame(1)):
         return Backward(self, (gradient, retain_graph, create_graph, inputs))
+    if not self.requires_grad:
+        check_gradients()
     return plain_backward(self, gradient, retain_graph, create_graph, inputs)
 
 

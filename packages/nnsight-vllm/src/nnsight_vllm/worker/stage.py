@@ -27,7 +27,8 @@ from nnsight.plugin import (
 )
 
 from .. import outputs
-from ..fields import STANDING, sees_whole, trace_in
+from ..fields import STANDING, TRACE, sees_whole, trace_in
+from .bounds import Bounds
 from .places import ServedModel
 from .standing import KeptEdits
 
@@ -59,6 +60,7 @@ class Stage:
     def __init__(self, module: torch.nn.Module, turn_seconds: float) -> None:
         self.model = ServedModel(module)
         self.forwards = Forwards(self.model, turn_seconds)
+        self.forwards.check_numbers = Bounds(module, self.model._path).check
         self.traces: dict[str, SentBodies] = {}
         self.standing = KeptEdits(self.model)
         #: The run of each request that takes part, by the engine's id.
@@ -154,23 +156,32 @@ class Stage:
             extra: its `extra_args`.
             whole: whether all of its prompt is in that forward.
         """
-        trace, number = trace_in(extra) or ("", 0)
-        sent = self.traces.get(trace)
-        if extra is None or (sent is None and STANDING not in extra):
+        if not isinstance(extra, Mapping) or (TRACE not in extra and STANDING not in extra):
             return
-        edits, refused = self.standing.of(extra)
-        if sent is not None:
-            run = sent.begin(number, self.forwards, edits)
-        else:
-            run = begin_edits(edits, self.forwards)
+        sent, number = self._asked(extra)
+        try:
+            edits, refused = self.standing.of(extra)
+            if sent is not None and number in sent.runs:
+                raise NNsightError("Another request is the one of this body already.")
+            if sent is None and TRACE in extra:
+                raise NNsightError(f"There is no such trace here, or it has no such body: {extra[TRACE]!r}.")
+            run = begin_edits(edits, self.forwards) if sent is None else sent.begin(number, self.forwards, edits)
+            if refused is None and sees_whole(extra) and not whole:
+                refused = NNsightError(_IN_PARTS)
+        except Exception as error:  # whatever a request says, the engine goes on
+            sent, refused, run = None, error, begin_edits((), self.forwards)
+        if sent is None:
             self.untraced.add(request)
         self.runs[request] = run
         if sees_whole(extra):
             self._alone.add(request)
-        if refused is None and sees_whole(extra) and not whole:
-            refused = NNsightError(_IN_PARTS)
         if refused is not None:
             run.fail(refused)
+
+    def _asked(self, extra: Mapping[str, Any]) -> tuple[SentBodies | None, int]:
+        trace, number = trace_in(extra) or ("", 0)
+        sent = self.traces.get(trace)
+        return (sent if sent is not None and 0 <= number < len(sent.invokes) else None), number
 
     def gone(self, requests: Iterable[str]) -> Collection[str]:
         """Hear that requests are over, and return those whose memory is to be wiped. Those of a trace are ended with it."""
@@ -250,4 +261,9 @@ class Stage:
 
 
 def _said(failure: BaseException | None) -> str | None:
-    return None if failure is None else f"{type(failure).__name__}: {failure}"[:_LONGEST]
+    if failure is None:
+        return None
+    try:
+        return f"{type(failure).__name__}: {failure}"[:_LONGEST]
+    except Exception:  # of the user's own __str__
+        return type(failure).__name__

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..backward import close_grads, open_grads
 from ..batching import Layout, Rows
 from ..errors import NNsightError
 from ..here import Here
@@ -19,7 +20,7 @@ from ..mediator import Mediator
 from ..sites import OUTPUT, Place
 from ..taps import running
 from ..turns import getcurrent
-from .lent import Lent
+from .lent import Check, Lent
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Forwards(Interleaver):
 
     # Steps are the runs', each with its own count.
     steps_over = True
+    #: Looks at whole numbers that bodies have changed: they say where kernels read.
+    check_numbers: Check = staticmethod(lambda place, old, new: None)
 
     def __init__(self, root: Node, turn_seconds: float = 0) -> None:
         super().__init__(_never, root._rig())
@@ -48,6 +51,8 @@ class Forwards(Interleaver):
 
     def admit(self, run: ServedRun) -> None:
         """Let a run take part from the next forward on."""
+        if not self.runs:
+            open_grads()
         self.runs.append(run)
 
     def _tap_again(self) -> None:
@@ -140,7 +145,7 @@ class Forwards(Interleaver):
             self.settle()
             for run in {mediator.run for mediator in due}:
                 self._carry_back(run, here)  # type: ignore[arg-type]  # those who wait here are bodies of such runs
-            here.join()
+            self._join(here)
         for watcher in watchers:
             watcher.see(place, stage, here.value, self.layout)
         self.here = None
@@ -151,9 +156,41 @@ class Forwards(Interleaver):
 
     def _carry_back(self, run: ServedRun, here: Lent) -> None:
         try:
-            here.carry_back(run.rows)
+            here.carry_back(run.rows, self.check_numbers)
         except Exception as error:  # whatever a body did to its values is its own business
             run.fail(error)
+
+    def _join(self, here: Lent) -> None:
+        try:
+            here.join()
+        except Exception as error:  # no memory is left to put together what they wrote: the engine goes on as it was
+            for run in self.runs:
+                if run.scheduled and run.rows in here.pieces:
+                    run.fail(error)
+
+    def _skip(
+        self,
+        place: Place,
+        visit: int,
+        skipped: dict[Any, Any],
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        # What a module keeps for later steps (keys and values), it keeps of all: else a later step would read there what
+        # others have left. So it runs, and those who skip it get their own value.
+        value = call(*args, **kwargs)
+        here = Lent(place, OUTPUT, value, visit, self.layout)
+        for run in self.runs:
+            if run.scheduled and run.rows in skipped:
+                try:
+                    here.write(run.rows, skipped[run.rows])
+                except Exception as error:
+                    run.fail(error)
+                else:
+                    self._carry_back(run, here)
+        self._join(here)
+        return here.value
 
     def check_holder(self, place: Place) -> None:
         """Let it be if a place turns out to be called from elsewhere: those who came late for it are told at their end."""
@@ -178,9 +215,11 @@ class Forwards(Interleaver):
 
     def let_go(self, run: ServedRun) -> None:
         """Forget a run that is over. With the last one the taps come off."""
-        if run in self.runs:
-            self.runs.remove(run)
+        if run not in self.runs:
+            return
+        self.runs.remove(run)
         if not self.runs:
+            close_grads()
             self.untap()
             self.last.clear()
 

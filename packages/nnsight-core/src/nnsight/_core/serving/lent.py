@@ -7,15 +7,19 @@ is never written over. A copy is a tensor like any other, not one of inference m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..batching import Layout, Rows
-from ..errors import InvokeError, RanksError
+from ..errors import InvokeError, RanksError, RowsError
 from ..here import Here, narrow
 from ..sites import Place
-from ..structures import leaves, tree_map
+from ..structures import leaves, tree_map, zip_map
+
+#: Looks at whole numbers that a body has changed: the place, what the engine has there, what it is to have.
+Check = Callable[[Place, torch.Tensor, torch.Tensor], None]
 
 
 class Lent(Here):
@@ -80,29 +84,81 @@ class Lent(Here):
             raise self._refuse_all()
         super().write(rows, value)
 
-    def carry_back(self, rows: Rows) -> None:
-        """Take what the bodies of one request edited in place into what the engine has.
+    def carry_back(self, rows: Rows, check: Check) -> None:
+        """Take what the bodies of one request edited in place, or wrote, into what the engine has.
+
+        Args:
+            rows: where those of the request lie.
+            check: looks at whole numbers that bodies have changed, before the model gets them.
 
         Raises:
-            RowsError: they edited what has no rows, and so belongs to all requests.
+            RowsError: they edited what has no rows, and so belongs to all requests, or what they wrote is no such value.
         """
         if self.backs:
             self._carry()
         if rows in self.pieces:
+            try:
+                self._fit(rows, check)
+            except BaseException:
+                del self.pieces[rows]
+                self.spans.remove(rows)
+                raise
             return
         layout, path = self._stated(), self.place.path
         if self.whole is not None and rows in self.views and any(one._version for one in leaves(self.whole)):
-            theirs = narrow(self.value, rows, layout, path)
-            if any(one.shape != mine.shape for one, mine in zip(leaves(theirs), leaves(self.views[rows]))):
-                raise self._refuse_shared("edit it in place")
+            pairs = list(zip(leaves(narrow(self.value, rows, layout, path)), leaves(self.views[rows])))
+            try:
+                for theirs, mine in pairs:
+                    self._check_edited(theirs, mine, check)
+            except BaseException:
+                for (theirs, _), mine in zip(pairs, leaves(narrow(self.whole, rows, layout, path))):
+                    mine.copy_(theirs)
+                raise
         for at, (theirs, mine, version) in enumerate(self.lent.get(rows, ())):
             if mine._version == version:
                 continue
-            if theirs.shape != mine.shape or not _has_rows(self.value, at, layout, rows, path):
+            if not _has_rows(self.value, at, layout, rows, path):
                 raise self._refuse_shared("edit it in place")
+            self._check_edited(theirs, mine, check)
             theirs.copy_(mine)
             self.edited.add(rows)
             self.lent[rows][at] = theirs, mine, mine._version
+
+    def _check_edited(self, theirs: torch.Tensor, mine: torch.Tensor, check: Check) -> None:
+        if theirs.shape != mine.shape:
+            raise RowsError(
+                f"{self._site()} has shape {tuple(theirs.shape)} in this invoke, and was given the shape "
+                f"{tuple(mine.shape)} in place. A value keeps its shape, here as when it is assigned."
+            )
+        if _counts(theirs):
+            check(self.place, theirs, mine)
+
+    def _fit(self, rows: Rows, check: Check) -> None:
+        """Make what was written as the engine has it; it may have been edited since."""
+        layout, path = self._stated(), self.place.path
+        self._check(rows, self.pieces[rows])
+
+        def fit(old: Any, new: Any) -> Any:
+            mine = layout.take(old, rows, path) if isinstance(old, torch.Tensor) else None
+            if mine is None:
+                return new
+            if _counts(mine):
+                check(self.place, mine, new)
+            return new.to(device=mine.device, dtype=mine.dtype)
+
+        self.pieces[rows] = zip_map(fit, self.value, self.pieces[rows])
+
+    def _check(self, rows: Rows, value: Any) -> None:
+        super()._check(rows, value)
+        zip_map(self._check_kind, self.value, value)
+
+    def _check_kind(self, old: Any, new: Any) -> Any:
+        if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+            if new.is_meta and not old.is_meta:
+                raise RowsError(f"a tensor without numbers (on the meta device) was written to {self._site()}")
+            if new.is_complex() and not old.is_complex():
+                raise RowsError(f"{self._site()} holds real numbers, and complex ones were written to it")
+        return new
 
     def join(self) -> None:
         """Make `value` what the requests have made of it."""
@@ -132,6 +188,10 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().clone()
     with torch.inference_mode(False):
         return tensor.clone()
+
+
+def _counts(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
 def _has_rows(value: Any, at: int, layout: Layout, rows: Rows, path: str) -> bool:

@@ -53,6 +53,11 @@ class ServedRun(Interleaver):
     parked = _of_forwards("parked")
     thread = _of_forwards("thread")
     tapped = True
+    no_gradients = (
+        "An engine computes without gradients, so nothing can be differentiated through its model. Use `LanguageModel` with "
+        "the same checkpoint and the same block. What a block computes itself can be differentiated here, within `with "
+        "torch.inference_mode(False), torch.enable_grad():`."
+    )
 
     #: Whether it takes part in the forward that is on, and where its rows lie there.
     scheduled = False
@@ -271,8 +276,12 @@ class _Watching:
     def see(self, place: Place, stage: str, value: Any, layout: Layout | None) -> None:
         """Show the watcher the rows of its own run."""
         run = self._run
-        if run.scheduled and layout is not None:
+        if not run.scheduled or layout is None:
+            return
+        try:
             self._watcher.see(place, stage, tree_map(copied, narrow(value, run.rows, layout, place.path)), None)
+        except Exception as error:  # no memory is left for its copies
+            run.fail(error)
 
     def refuse(self, error: BaseException) -> None:
         """Hear that what lies where the model stands cannot be shown."""

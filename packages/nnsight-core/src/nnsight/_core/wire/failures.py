@@ -64,8 +64,15 @@ def _lenient(encoder: Encoder, value: Any) -> Any:
     try:
         trial.value(value)
     except WireError:
+        return _looks(value)
+    return encoder.value(value) if all(step[0] in _DATA for step in trial.nodes) else _looks(value)
+
+
+def _looks(value: Any) -> str:
+    try:
         return repr(value)[:1000]
-    return encoder.value(value) if all(step[0] in _DATA for step in trial.nodes) else repr(value)[:1000]
+    except Exception:  # of the user's own __repr__
+        return object.__repr__(value)
 
 
 @makes("error", safe=True)
