@@ -564,3 +564,91 @@ def test_an_engine_that_does_not_wait_leaves_what_is_under_way_and_names_are_bou
     with pytest.raises(nnsight.NNsightError, match="Write `as tracer`"):
         with model.trace(prompts[0]):
             model.first.output.save()
+
+
+def test_gradients_through_an_engine_are_refused_and_those_of_a_bodys_own_are_not(model, prompts):
+    for ask in ("backward", "grad", "context"):
+        with pytest.raises(nnsight.BackwardError, match="`LanguageModel`"):
+            with model.trace(prompts[0]):
+                value = model.first.output
+                if ask == "backward":
+                    value.sum().backward()
+                elif ask == "grad":
+                    value.grad  # noqa: B018
+                else:
+                    with value.sum().backward():
+                        value.grad  # noqa: B018
+    with model.trace(prompts[0]):
+        value = copy.deepcopy(model.first.output)  # torch looks at `.grad` there
+        with torch.inference_mode(False), torch.enable_grad():
+            mine = value.clone().requires_grad_()
+            (mine * 3).sum().backward()
+        grad = mine.grad.save()
+    torch.testing.assert_close(grad, torch.full((3, 4), 3.0))
+    assert "grad" not in vars(torch.Tensor)
+
+
+def test_a_module_that_is_skipped_keeps_what_it_keeps(model, module, engine, prompts):
+    calls = []
+    forward = module.second.forward
+    module.second.forward = lambda x: (calls.append(len(x)), forward(x))[1]
+    with model.trace(prompts[0]) as tracer:
+        for _ in tracer.iter[:]:
+            model.second.skip(model.second.input)
+        result = tracer.result.save()
+    assert calls == [3, 1, 1]
+    torch.testing.assert_close(result, _skipping(module, prompts[0]))
+
+
+@pytest.mark.parametrize("what", ["meta", "complex", "sparse", "resized", "skipped"])
+def test_what_an_engine_cannot_take_in_ends_its_own_request(what, model, module, engine, prompts):
+    with pytest.raises((nnsight.RowsError, RuntimeError)):
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[0]):
+                if what == "skipped":
+                    model.second.skip(torch.zeros(7, 7))
+                elif what == "resized":
+                    model.first.output.resize_(2, 2)
+                else:
+                    value = model.first.output
+                    model.first.output = {
+                        "meta": lambda: value.to("meta"),
+                        "complex": lambda: value + 1j,
+                        "sparse": lambda: value.to_sparse(),
+                    }[what]()
+            with tracer.invoke(prompts[2]):
+                for _ in tracer.iter[:]:
+                    model.output  # noqa: B018
+    assert engine.batches[-1] == 1 and len(engine.batches) == 4  # the other went on to its end
+
+
+def test_whole_numbers_are_looked_at_before_the_model_has_them():
+    class Picks(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pick, self.table = torch.nn.Identity(), torch.nn.Embedding(5, 4)
+
+        def forward(self, x):
+            return self.table(self.pick(x.abs().sum(-1).long() % 5))
+
+    module = Picks()
+    engine = ToyEngine(module)
+    model = Served(engine)
+
+    def check(place, old, new):
+        if place.path == "model.pick" and int(new.max()) > 4:
+            raise IndexError("out of range")
+
+    engine.forwards.check_numbers = check
+    x = torch.arange(12.0).view(3, 4)
+    for assigns in (False, True):
+        with pytest.raises(IndexError, match="out of range"):
+            with model.trace(x):
+                if assigns:
+                    model.pick.output = model.pick.output + 5
+                else:
+                    model.pick.output[:] = 5
+    with model.trace(x):
+        model.pick.output[:] = 4
+        picked = model.table.output.save()
+    torch.testing.assert_close(picked, module.table.weight[4].detach().expand(3, 4))

@@ -214,7 +214,7 @@ def test_a_write_that_breaks_only_where_it_is_taken_in_is_the_error_of_its_own_r
         with book.trace(IDS, **GREEDY):
             model.model.layers[1].output = sparse(model.model.layers[1].output)
 
-    assert isinstance(among(announce).saved, (RuntimeError, NotImplementedError, RowsError))
+    assert type(among(announce).saved) is RowsError
 
     def resized(book):
         with book.trace(IDS, **GREEDY):

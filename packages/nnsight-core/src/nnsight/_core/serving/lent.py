@@ -156,6 +156,8 @@ class Lent(Here):
         if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
             if new.is_meta and not old.is_meta:
                 raise RowsError(f"a tensor without numbers (on the meta device) was written to {self._site()}")
+            if new.layout is not old.layout:
+                raise RowsError(f"{self._site()} holds a {old.layout} tensor, and a {new.layout} one was written to it")
             if new.is_complex() and not old.is_complex():
                 raise RowsError(f"{self._site()} holds real numbers, and complex ones were written to it")
         return new
