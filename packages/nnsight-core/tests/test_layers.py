@@ -20,7 +20,19 @@ CORE = ROOT / "_core"
 #: Lowest first. A file imports from rows above its own only; what stands in one row does not know its neighbours.
 #: `blocks`, `source` and `wire` are packages, which know the leaves and no context; `serving` is one that knows much.
 LAYERS = [
-    ["errors", "sites", "structures", "directory", "hookspecs", "hosting", "legacy", "printing", "aliases", "parsing"],
+    [
+        "errors",
+        "sites",
+        "structures",
+        "directory",
+        "hookspecs",
+        "hosting",
+        "legacy",
+        "printing",
+        "aliases",
+        "parsing",
+        "pieces",
+    ],
     [
         "settings",
         "rename",

@@ -42,6 +42,7 @@ from nnsight._core.loading import LazyModel, Loadable
 from nnsight._core.lockstep import Lockstep, fingerprint
 from nnsight._core.model import NNsight
 from nnsight._core.notes import notes
+from nnsight._core.pieces import Piece, Pieces
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.served import eproperty
 from nnsight._core.serving import (
@@ -106,6 +107,8 @@ __all__ = [
     "Operation",
     "Peers",
     "Pending",
+    "Piece",
+    "Pieces",
     "Place",
     "PlainLayout",
     "Prepared",

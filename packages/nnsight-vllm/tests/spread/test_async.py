@@ -174,6 +174,47 @@ def test_invokes_of_one_trace_are_told_apart_and_each_ends_with_what_its_body_sa
     torch.testing.assert_close(own, dict(ended)[2]["own"])
 
 
+def test_what_a_body_saves_comes_as_it_is_made_and_what_was_given_stays_as_it_was(model, plain):
+    async def run():
+        with model.trace([5, 6, 7], max_tokens=12, **GREEDY) as tracer:
+            hidden, by = nnsight.save([]), nnsight.save({})
+            for step in tracer.iter[:]:
+                hidden.append(stream(model.model.layers[1].output))
+                by[step] = model.logits.output.argmax(-1)
+            text = tracer.result.outputs[0].text.save()  # noqa: F841
+        return [output async for output in tracer.backend()], hidden
+
+    outputs, hidden = asyncio.run(run())
+    tokens, wanted = alone(plain, [5, 6, 7], 12, 1)
+    made = {}
+    for output in outputs:
+        made_by_now = len(output.outputs[0].token_ids)
+        assert len(output.saves["hidden"]) >= made_by_now <= len(output.saves["by"])
+        torch.testing.assert_close(
+            torch.cat(output.saves["hidden"]), wanted[: 2 + len(output.saves["hidden"])], atol=1e-4, rtol=1e-4
+        )
+        for piece in output.pieces:
+            made = piece.added_to(made)
+        assert list(made) == list(output.saves) and len(made["hidden"]) == len(output.saves["hidden"])
+    assert [int(made["by"][step]) for step in range(12)] == tokens
+    assert ("text" in outputs[-2].saves, "text" in outputs[-1].saves) == (False, True)
+    assert len(outputs[0].saves["hidden"]) < len(outputs[-1].saves["hidden"]) == len(hidden) == 12
+
+
+def test_a_value_that_cannot_travel_ends_its_own_trace_with_what_it_is(model):
+    async def run():
+        with model.trace([5, 6, 7], max_tokens=200, **GREEDY) as tracer:
+            import threading
+
+            for _ in tracer.iter[:]:
+                model.model.layers[1].output  # noqa: B018
+                lock = nnsight.save([threading.Lock()])  # noqa: F841
+        return [len(output.outputs[0].token_ids) async for output in tracer.backend()]
+
+    with pytest.raises(nnsight.WireError, match="lock"):
+        asyncio.run(run())
+
+
 def test_a_loop_that_is_left_gives_its_trace_up(model):
     async def run():
         with model.trace([5, 6], max_tokens=200, **GREEDY) as tracer:

@@ -23,7 +23,7 @@ from nnsight.plugin import NNsight, Request, WireError, decode_request, encode_e
 from .confine.imports import ImportGuard
 from .eight import reader as eight
 from .eight.envelope import is_enveloped
-from .pieces import Pieces
+from .pieces import PieceWriter
 
 _HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _LONGEST_MESSAGE, _LONGEST_TRACEBACK = 4_000, 16_000
@@ -119,7 +119,7 @@ def _decoded(sent: bytes, model: NNsight, guard: ImportGuard | None) -> Request:
 
 def _look(files: Files) -> Callable[[Mapping[str, Any]], None] | None:
     """Return what looks at values while the block runs, if somebody wants them."""
-    return Pieces(files.values, files.told).look if files.values is not None and files.told is not None else None
+    return PieceWriter(files.values, files.told).look if files.values is not None and files.told is not None else None
 
 
 @contextmanager

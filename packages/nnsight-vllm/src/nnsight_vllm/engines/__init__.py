@@ -3,6 +3,7 @@
     ownprocess.py   vLLM's `AsyncLLM`, from its start to its end
     background.py   the thread in which it is spoken to
     serving.py      the requests of one trace there, from the first that goes in to what the bodies saved
+    looks.py        what bodies save while they run
     stream.py       what the one who wrote the trace holds of it: outputs as they come, and the end
 
 The engine in the process of whoever runs it is `nnsight_vllm.engine`.

@@ -20,6 +20,7 @@ from ..engine import options_of
 from ..errors import DeadEngineError
 from ..standing import Standing
 from .background import Background, Work
+from .looks import Looks
 from .stream import Stream
 
 
@@ -92,6 +93,7 @@ class Running:
         self.llm: Any = None
         self.thread = Background("nnsight vLLM")
         self.numbers = itertools.count()
+        self.looks = Looks(self.ask)
         self.over = False
         self._starting: asyncio.Task[Any] | None = None
         self._works: weakref.WeakSet[Work[Any]] = weakref.WeakSet()

@@ -33,12 +33,14 @@ class Told(NamedTuple):
     Attributes:
         number: which of the trace's.
         output: what vLLM gave.
-        data: what its body told with it, written.
+        pieces: what its body has saved since the output before, written; nothing for nothing.
+        saved: with the last output of one of several requests, all that its body saved, or what it raised, written.
     """
 
     number: int
     output: Any
-    data: bytes = b""
+    pieces: bytes = b""
+    saved: bytes = b""
 
 
 #: Called for what is given before the end.
@@ -46,10 +48,10 @@ Tell = Callable[[Told], None]
 
 
 class Served(NamedTuple):
-    """What the requests of a trace gave in the end: the whole of each output and its last part, and what the bodies told."""
+    """What the requests of a trace gave in the end: outputs, what was told last of each, and what the bodies saved."""
 
     outputs: list[Any]
-    lasts: list[Any]
+    lasts: list[Told]
     answers: list[bytes]
 
 
@@ -64,15 +66,14 @@ async def serve(running: Running, bodies: bytes | None, inputs: Sequence[Prepare
     """
     await running.ready()
     if bodies is None:
-        outputs, lasts = await _all(_request(running, number, one, say, None) for number, one in enumerate(inputs))
+        outputs, lasts = await _all(_request(running, number, one, say) for number, one in enumerate(inputs))
         return Served(outputs, lasts, [])
     trace = uuid.uuid4().hex
     try:
         check_opened(await running.ask("nnsight_open", trace, bodies))
-        # With several, the last output of one comes while others go on; a single one waits for what its body saved.
-        among = trace if len(inputs) > 1 else ""
+        several = len(inputs) > 1
         requests = enumerate(traced(trace, inputs))
-        outputs, lasts = await _all(_request(running, number, one, say, among) for number, one in requests)
+        outputs, lasts = await _all(_request(running, number, one, say, trace, several) for number, one in requests)
         answers, _ = that_counts(await running.ask("nnsight_finish", trace, told(outputs)))
         return Served(outputs, lasts, answers)
     except BaseException:
@@ -87,7 +88,7 @@ async def _drop(running: Running, trace: str) -> None:
         return  # with all that it had
 
 
-async def _all(requests: Iterable[Coroutine[Any, Any, tuple[Any, Any]]]) -> tuple[list[Any], list[Any]]:
+async def _all(requests: Iterable[Coroutine[Any, Any, tuple[Any, Told]]]) -> tuple[list[Any], list[Told]]:
     """Wait for all; with the first error, or given up, end the others and wait until they have ended."""
     tasks = [asyncio.ensure_future(request) for request in requests]
     try:
@@ -100,8 +101,8 @@ async def _all(requests: Iterable[Coroutine[Any, Any, tuple[Any, Any]]]) -> tupl
 
 
 async def _request(
-    running: Running, number: int, prepared: Prepared, say: Tell | None, among: str | None
-) -> tuple[Any, Any]:
+    running: Running, number: int, prepared: Prepared, say: Tell | None, trace: str | None = None, several: bool = False
+) -> tuple[Any, Told]:
     (prompt, params), others, _ = prepared
     if say is None and params.output_kind == RequestOutputKind.CUMULATIVE:
         params = params.clone()
@@ -121,7 +122,8 @@ async def _request(
                 else:
                     whole.add(output, aggregate=True)
                 if say is not None and not output.finished:
-                    say(Told(number, output))
+                    _settle(output)
+                    say(Told(number, output, b"" if trace is None else await running.looks.at(trace, number)))
     except EngineDeadError:
         raise DeadEngineError from None
     except (EngineGenerateError, VLLMClientError) as error:
@@ -129,14 +131,25 @@ async def _request(
         said = error.__cause__ or error
         wrong = refused(said, f"the prompt {reprlib.repr(prompt)}")
         raise wrong from (None if wrong is said else said)
-    if among is None:
+    last = Told(number, output)
+    if trace is None:
         await _check(running, name, whole)
-    if say is not None and among is None:
-        say(Told(number, output))
-    elif say is not None and among:
+    elif say is not None:
+        # Of several, the last output of one comes while others go on; that of a single one waits for the end of the trace.
         (result,) = told([whole]).values()
-        say(Told(number, output, that_counts(await running.ask("nnsight_end", among, number, result))))
-    return whole, output
+        saved = that_counts(await running.ask("nnsight_end", trace, number, result, several))
+        last = Told(number, output, await running.looks.at(trace, number), saved)
+    if say is not None and (trace is None or several):
+        say(last)
+    return whole, last
+
+
+def _settle(output: Any) -> None:
+    """Let an output stay as it is now: its lists are vLLM's own, which go on growing."""
+    for one in output.outputs:
+        one.token_ids = list(one.token_ids)
+        if isinstance(one.logprobs, list):
+            one.logprobs = list(one.logprobs)
 
 
 async def _check(running: Running, name: str, result: Any) -> None:

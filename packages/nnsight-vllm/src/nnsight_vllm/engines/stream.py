@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnsight import NNsightError
-from nnsight.plugin import Prepared, decode_results, inspect_bytes
+from nnsight.plugin import Piece, Prepared, decode_message, decode_results, inspect_bytes
 
 from ..engine import saved_or_raised
 from .background import Work
@@ -31,7 +31,10 @@ class Stream:
     With `async for` it gives vLLM's outputs as tokens are made, with `await` the last one of each request. An output has,
     besides what vLLM says of it:
 
-    - `output.saves`: what its body has saved, by name; all of it when `output.finished`.
+    - `output.saves`: what its body has saved so far, by name; all of it when `output.finished`. Before that it has what was
+      saved under its name already (a list that grows, say: `hidden = [].save()` before the loop), with what was added by the
+      step that made these tokens, or a later one.
+    - `output.pieces`: what of that is new since the output before it; see `nnsight.plugin.Piece`.
     - `output.number`: which request of the trace it is of, counted from 0: there is one for each invoke, in their order, and
       with `n=` one for each continuation.
 
@@ -51,6 +54,7 @@ class Stream:
         self._work: Work[Served] | None = None
         self._bind: Callable[[Sequence[Mapping[str, Any]]], None] | None = None
         self._values: list[Mapping[str, Any]] | None = None
+        self._lasts: list[Told] = []
 
     def __call__(self) -> Stream:
         """Return itself: `tracer.backend` and `tracer.backend()` are the same."""
@@ -154,18 +158,13 @@ class Stream:
             raise _given_up() from None
         if self._traced and self._values is None:
             self._values = saved_or_raised(served.answers)
-        outputs = served.outputs
+        outputs, self._lasts = served.outputs, served.lasts
         for number, output in enumerate(outputs):
             _mark(output, number, self._values[number] if self._values is not None else None)
         if self._bind is not None and self._values is not None:
             bind, self._bind = self._bind, None
             bind(self._values)
         return outputs if self._several else outputs[0]
-
-    def _last(self) -> Any:
-        """Return the last output of the one request of a trace, which comes with the end."""
-        assert self._work is not None and self._values is not None
-        return _mark(self._work.result(0).lasts[0], 0, self._values[0])
 
 
 class Outputs:
@@ -177,7 +176,7 @@ class Outputs:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._over = False
-        self._failed: set[int] = set()
+        self._saves: dict[int, dict[str, Any]] = {}
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
         self._queue = queue
 
@@ -205,16 +204,29 @@ class Outputs:
                 return output
             self._over = True
             self._stream._take()
-            if self._stream._traced and len(self._stream._values or ()) == 1:
-                return self._stream._last()
+            values = self._stream._values
+            if values is not None and len(values) == 1:  # its last output comes with the end
+                (last,) = self._stream._lasts
+                return _mark(last.output, 0, values[0], self._pieces(last))
         raise StopAsyncIteration
 
     def _read(self, told: Told) -> Any:
+        output, number = told.output, told.number
         if not self._stream._traced:
-            return _mark(told.output, told.number, None)
-        if told.data and inspect_bytes(told.data)["kind"] == "error":
-            return None  # raised at the end, when the others are done
-        return _mark(told.output, told.number, decode_results(told.data) if told.data else {})
+            return _mark(output, number, None)
+        pieces = self._pieces(told)
+        if told.saved:
+            # An error is raised at the end, when the others are done.
+            wrong = inspect_bytes(told.saved)["kind"] == "error"
+            return None if wrong else _mark(output, number, decode_results(told.saved), pieces)
+        saves = self._saves.get(number, {})
+        for piece in pieces:
+            saves = piece.added_to(saves)
+        self._saves[number] = saves
+        return _mark(output, number, saves, pieces)
+
+    def _pieces(self, told: Told) -> list[Piece]:
+        return [Piece(*said) for said in decode_message(told.pieces)[1]] if told.pieces else []
 
     async def aclose(self) -> None:
         """Give the trace up; see `Stream.aclose`."""
@@ -226,10 +238,10 @@ class Outputs:
             self._stream.give_up()
 
 
-def _mark(output: Any, number: int, values: Mapping[str, Any] | None) -> Any:
+def _mark(output: Any, number: int, values: Mapping[str, Any] | None, pieces: Sequence[Piece] = ()) -> Any:
     output.number = number
     if values is not None:
-        output.saves = dict(values)
+        output.saves, output.pieces = dict(values), list(pieces)
     return output
 
 

@@ -57,9 +57,14 @@ class Extension:
         printed: dict[str, str] = self.model_runner.nnsight.heard()
         return printed
 
-    def nnsight_end(self, trace: str, number: int, result: bytes) -> bytes:
+    def nnsight_look(self, wanted: list[list[Any]]) -> list[bytes]:
+        """Return what bodies have saved since the last time; see `Stage.look`."""
+        found: list[bytes] = self.model_runner.nnsight.look([(trace, number) for trace, number in wanted])
+        return found
+
+    def nnsight_end(self, trace: str, number: int, result: bytes, telling: bool) -> bytes:
         """End the request of one body of a trace; see `Stage.finish_one`."""
-        told: bytes = self.model_runner.nnsight.finish_one(trace, number, decode_message(result)[1])
+        told: bytes = self.model_runner.nnsight.finish_one(trace, number, decode_message(result)[1], telling)
         return told
 
     def nnsight_finish(self, trace: str, results: Mapping[int, bytes]) -> tuple[list[bytes], str]:

@@ -15,6 +15,7 @@ import torch
 from nnsight import NNsightError
 from nnsight.plugin import (
     Forwards,
+    Pieces,
     PlainLayout,
     Rows,
     SentBodies,
@@ -22,6 +23,7 @@ from nnsight.plugin import (
     begin_edits,
     decode_bodies,
     encode_error,
+    encode_message,
     encode_results,
     hand_over,
 )
@@ -67,6 +69,8 @@ class Stage:
         self.runs: dict[str, ServedRun] = {}
         #: Those of them that have standing edits and are no part of a trace.
         self.untraced: set[str] = set()
+        #: What was told of what bodies have saved so far, where somebody asked for it.
+        self._pieces: dict[ServedRun, Pieces] = {}
         #: What was raised in some that are over.
         self._failed: dict[str, BaseException] = {}
         #: The requests that somebody looks into, and whose memory is nobody else's.
@@ -115,13 +119,34 @@ class Stage:
         found = hand_over(sent.saved(number), outputs.RESULTS)
         return self._told(sent, number) if found is None else found
 
-    def finish_one(self, trace: str, number: int, result: Any) -> bytes:
-        """End the request of one body whose siblings may go on, and return what it saved or raised."""
+    def finish_one(self, trace: str, number: int, result: Any, telling: bool) -> bytes:
+        """End the request of one body whose siblings may go on; if `telling`, return what it saved or raised."""
         sent = self.traces[trace]
         run = sent.runs.get(number)
         if run is not None:
             run.finish(result)
-        return self._told(sent, number)
+        return self._told(sent, number) if telling else b""
+
+    def look(self, wanted: Sequence[tuple[str, int]]) -> list[bytes]:
+        """Return what bodies have saved since they were looked at last: pieces, written; nothing for nothing.
+
+        Args:
+            wanted: each a trace, and the number of a body there.
+        """
+        return [self._look(trace, number) for trace, number in wanted]
+
+    def _look(self, trace: str, number: int) -> bytes:
+        sent = self.traces.get(trace)
+        run = sent.runs.get(number) if sent is not None else None
+        if sent is None or run is None or run.failure is not None:
+            return b""
+        pieces = self._pieces.setdefault(run, Pieces())
+        try:
+            found = [tuple(piece) for piece in pieces.look(sent.saved(number))]
+            return encode_message("pieces", found) if found else b""
+        except Exception as error:  # it cannot travel, and would not at the end
+            run.fail(error)
+            return b""
 
     def drop(self, trace: str) -> None:
         """Give up a trace."""
@@ -134,6 +159,8 @@ class Stage:
     def _forget(self, sent: SentBodies) -> None:
         mine = set(sent.runs.values())
         self.runs = {request: run for request, run in self.runs.items() if run not in mine}
+        for run in mine:
+            self._pieces.pop(run, None)
 
     def _told(self, sent: SentBodies, number: int) -> bytes:
         run = sent.runs.get(number)
