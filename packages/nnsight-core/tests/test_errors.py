@@ -46,6 +46,7 @@ BUILTINS = {
     "RowsError": ValueError,
     "CrossInvokeError": NameError,
     "BarrierError": RuntimeError,
+    "ElsewhereError": RuntimeError,
     "RanksError": RuntimeError,
     "BackwardError": RuntimeError,
     "LoadError": RuntimeError,

@@ -32,6 +32,7 @@ from __future__ import annotations
 from nnsight._core.backend import Backend, HereBackend, Pending, Request, open_trace, run_there
 from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs, put_together
 from nnsight._core.blocks import is_with_head
+from nnsight._core.cache import Cache
 from nnsight._core.envoy import Envoy
 from nnsight._core.errors import RemoteError, WireError
 from nnsight._core.foreign import become, store_edit
@@ -44,11 +45,15 @@ from nnsight._core.model import NNsight
 from nnsight._core.notes import notes
 from nnsight._core.pieces import Piece, Pieces
 from nnsight._core.provided import end_steps, provide
+from nnsight._core.received import join_caches
 from nnsight._core.served import eproperty
 from nnsight._core.serving import (
+    EndedElsewhereError,
     Engine,
     EngineTracer,
     Forwards,
+    Page,
+    Parts,
     Peers,
     SentBodies,
     ServedRun,
@@ -93,6 +98,8 @@ from nnsight._core.wire.records import registered_class
 __all__ = [
     "Backend",
     "Batchable",
+    "Cache",
+    "EndedElsewhereError",
     "Engine",
     "EngineTracer",
     "Envoy",
@@ -105,6 +112,8 @@ __all__ = [
     "Lockstep",
     "NNsight",
     "Operation",
+    "Page",
+    "Parts",
     "Peers",
     "Pending",
     "Piece",
@@ -149,6 +158,7 @@ __all__ = [
     "installed_as",
     "is_own",
     "is_with_head",
+    "join_caches",
     "join_inputs",
     "leaves",
     "names_of_block",

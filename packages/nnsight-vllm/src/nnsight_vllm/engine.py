@@ -15,6 +15,7 @@ from nnsight.plugin import Prepared, decode_error, decode_results, encode_messag
 from . import outputs
 from .errors import refused
 from .fields import TRACE
+from .spread import that_counts
 from .standing import Standing
 
 _EXTENSION = "nnsight_vllm.worker.extension.Extension"
@@ -166,7 +167,7 @@ class SyncEngine:
 
     def heard(self) -> dict[str, str]:
         """Return what the bodies of each trace have printed since the last time, if anything."""
-        printed: dict[str, str] = self.engine.collective_rpc("nnsight_heard")[0]
+        printed: dict[str, str] = that_counts(self.engine.collective_rpc("nnsight_heard"))
         return printed
 
     def everywhere(self, call: Callable[[], None]) -> None:
@@ -189,11 +190,6 @@ def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
 def told(results: Iterable[Any]) -> dict[int, bytes]:
     """Write what the engine gave for each request of a trace, for the bodies that ask for it."""
     return {number: encode_message("result", outputs.bare(result)) for number, result in enumerate(results)}
-
-
-def that_counts(answers: Sequence[Any]) -> Any:
-    """Return the answer that counts among those of all workers."""
-    return answers[0]
 
 
 def check_opened(answers: Iterable[bytes]) -> None:

@@ -7,10 +7,12 @@ here later starts as if it were the first.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,6 +40,29 @@ def build(options: Mapping[str, Any]) -> torch.nn.Module:
         torch.device("meta"),
     ):
         return initialize_model(vllm_config=config)
+
+
+def whole(config: VllmConfig) -> torch.nn.Module:
+    """Build the modules of the whole model in the process of one stage of a pipeline.
+
+    relies on: layers ask `parallel_state._PP` which of them are theirs, and note themselves in the configuration's
+    `static_forward_context`; vLLM 0.30 to 0.32.
+    """
+    own = copy.copy(config)
+    own.compilation_config = copy.copy(config.compilation_config)
+    own.compilation_config.static_forward_context = {}
+    before = parallel_state._PP
+    parallel_state._PP = SimpleNamespace(world_size=1, rank_in_group=0, is_first_rank=True, is_last_rank=True)
+    try:
+        with (
+            set_current_vllm_config(own),
+            _own_rotations(),
+            set_default_torch_dtype(own.model_config.dtype),
+            torch.device("meta"),
+        ):
+            return initialize_model(vllm_config=own)
+    finally:
+        parallel_state._PP = before
 
 
 def tokenizer(options: Mapping[str, Any]) -> Any:

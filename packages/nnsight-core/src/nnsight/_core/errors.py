@@ -13,6 +13,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── RowsError (ValueError)                 a write that does not fit the rows of its invoke
     ├── CrossInvokeError (NameError)           a name that no invoke will ever bind
     ├── BarrierError (RuntimeError)            a barrier that not everybody reached
+    ├── ElsewhereError (RuntimeError)          something lies in another process, which has another part of the model
     ├── RanksError (RuntimeError)              the processes of one model do not do the same
     ├── BackwardError (RuntimeError)           something other than a gradient was asked for in a backward block
     ├── SourceError (RuntimeError)             a block's or a forward's source cannot be found or does not match
@@ -48,6 +49,10 @@ class NoTraceError(NNsightError, RuntimeError):
 
 class SaveOutsideTraceError(NoTraceError, ValueError):
     """`.save()` was called outside any trace."""
+
+
+class ElsewhereError(NNsightError, RuntimeError):
+    """A block needed what lies in another process, which has another part of the model."""
 
 
 class NoInputError(NNsightError, ValueError):

@@ -6,7 +6,7 @@ model gave its modules besides are not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .cache import Cache
@@ -73,6 +73,15 @@ class ReceivedCache(Cache):
             raise AttributeError(name)
         way = Way(self, self._root)
         return way if name == self._root else getattr(way, name)
+
+
+def join_caches(caches: Iterable[ReceivedCache]) -> ReceivedCache:
+    """Put caches together that were filled in several places, each with modules of its own; the last given last."""
+    first, *others = caches
+    entries = dict(first._entries)
+    for other in others:
+        entries.update(other._entries)
+    return ReceivedCache(first._root, entries)
 
 
 class Way:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nnsight import NNsightError
 from nnsight.plugin import decode_message, encode_error
 
 from .. import outputs
 from ..adapters import adapt
+from .pipeline import Pipeline
 from .stage import Stage
 
 
@@ -25,7 +27,14 @@ class Extension:
         runner = self.model_runner
         if "nnsight" not in vars(runner):
             outputs.register()
-            runner.nnsight = adapt(runner, Stage(runner.get_model(), turn_seconds))
+            model, config = runner.get_model(), runner.vllm_config
+            spread = config.parallel_config.pipeline_parallel_size > 1
+            if spread and getattr(self, "use_v2_model_runner", False):
+                raise NNsightError(
+                    "Blocks see a pipeline through vLLM's first model runner only. Set VLLM_USE_V2_MODEL_RUNNER=0, or spread "
+                    "the model over a tensor-parallel group."
+                )
+            runner.nnsight = adapt(runner, Stage(model, turn_seconds, Pipeline(model, config) if spread else None))
 
     def nnsight_install(self, name: str, digest: str, data: bytes) -> bytes | None:
         """Take in a standing edit; return the error if that fails."""

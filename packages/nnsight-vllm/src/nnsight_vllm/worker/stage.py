@@ -14,6 +14,8 @@ import torch
 
 from nnsight import NNsightError
 from nnsight.plugin import (
+    Cache,
+    EndedElsewhereError,
     Forwards,
     Pieces,
     PlainLayout,
@@ -31,6 +33,7 @@ from nnsight.plugin import (
 from .. import outputs
 from ..fields import STANDING, TRACE, sees_whole, trace_in
 from .bounds import Bounds
+from .pipeline import Pipeline
 from .places import ServedModel
 from .standing import KeptEdits
 
@@ -57,12 +60,16 @@ class Stage:
     Args:
         module: the model that the engine calls.
         turn_seconds: how long one turn of a body may take.
+        pipeline: where the model is spread over a pipeline: this stage of it.
     """
 
-    def __init__(self, module: torch.nn.Module, turn_seconds: float) -> None:
+    def __init__(self, module: torch.nn.Module, turn_seconds: float, pipeline: Pipeline | None = None) -> None:
         self.model = ServedModel(module)
         self.forwards = Forwards(self.model, turn_seconds)
         self.forwards.check_numbers = Bounds(module, self.model._path).check
+        self.pipeline = pipeline
+        if pipeline is not None:
+            self.forwards.parts = pipeline.parts
         self.traces: dict[str, SentBodies] = {}
         self.standing = KeptEdits(self.model)
         #: The run of each request that takes part, by the engine's id.
@@ -88,7 +95,7 @@ class Stage:
 
     def heard(self) -> dict[str, str]:
         """Return what the bodies of each trace have printed since the last time, if anything."""
-        return {trace: text for trace, sent in self.traces.items() if (text := sent.heard())}
+        return {trace: text for trace, sent in self.traces.items() if (text := sent.heard()) and self.tells}
 
     def finish(self, trace: str, results: Mapping[int, Any]) -> tuple[list[bytes], str]:
         """End a trace whose requests are done; return what each body saved or raised, and what they printed last.
@@ -98,12 +105,13 @@ class Stage:
             results: what the engine gave for each body's request.
         """
         sent = self._end(trace, results)
-        return [self._told(sent, number) for number in range(len(sent.invokes))], sent.heard()
+        told = [self._told(sent, number) for number in range(len(sent.invokes))]
+        return told, sent.heard() if self.tells else ""
 
     def _end(self, trace: str, results: Mapping[int, Any]) -> SentBodies:
         sent = self.traces.pop(trace)
         for number, run in sent.runs.items():
-            run.finish(results.get(number))
+            self._finish(run, results.get(number))
         self._forget(sent)
         return sent
 
@@ -124,7 +132,7 @@ class Stage:
         sent = self.traces[trace]
         run = sent.runs.get(number)
         if run is not None:
-            run.finish(result)
+            self._finish(run, result)
         return self._told(sent, number) if telling else b""
 
     def look(self, wanted: Sequence[tuple[str, int]]) -> list[bytes]:
@@ -138,7 +146,7 @@ class Stage:
     def _look(self, trace: str, number: int) -> bytes:
         sent = self.traces.get(trace)
         run = sent.runs.get(number) if sent is not None else None
-        if sent is None or run is None or run.failure is not None:
+        if sent is None or run is None or run.failure is not None or not self.tells:
             return b""
         pieces = self._pieces.setdefault(run, Pieces())
         try:
@@ -148,11 +156,28 @@ class Stage:
             run.fail(error)
             return b""
 
+    def _finish(self, run: ServedRun, result: Any) -> None:
+        if self.pipeline is None:
+            run.finish(result)
+            return
+        self.pipeline.hear_of(run)
+        if self.pipeline.last:
+            run.finish(result)
+        else:
+            run.close()  # it is the last stage where blocks run to their ends
+
+    @property
+    def tells(self) -> bool:
+        """Whether blocks run to their ends here, so that what they saved and printed is known here."""
+        return self.pipeline is None or self.pipeline.last
+
     def drop(self, trace: str) -> None:
         """Give up a trace."""
         sent = self.traces.pop(trace, None)
         if sent is not None:
             for run in sent.runs.values():
+                if self.pipeline is not None:
+                    self.pipeline.hear_of(run)
                 run.close()
             self._forget(sent)
 
@@ -166,10 +191,15 @@ class Stage:
         run = sent.runs.get(number)
         if run is None:
             return encode_error(NNsightError(f"{sent.invokes[number].name} never began: its request was not run"))
+        if isinstance(run.failure, EndedElsewhereError):
+            return encode_message("caches", {})
         if run.failure is not None:
             return encode_error(run.failure)
         try:
-            return encode_results(sent.saved(number))
+            saved = sent.saved(number)
+            if not self.tells:
+                return encode_message("caches", {n: v for n, v in saved.items() if isinstance(v, Cache)})
+            return encode_results(saved)
         except Exception as error:
             return encode_error(error)
 
@@ -215,7 +245,7 @@ class Stage:
         for request in self.untraced.intersection(requests):
             self.untraced.remove(request)
             run = self.runs.pop(request)
-            run.finish(None)
+            self._finish(run, None)
             if run.failure is not None:  # the sender may be in another process, and ask when the engine has gone on
                 self._failed[request] = run.failure
                 while len(self._failed) > _FAILED:
@@ -230,7 +260,9 @@ class Stage:
         for name, failure in failures.items():
             # vLLM puts a number and `_` before what it makes of a request, and `-` and some letters behind a sender's name.
             made_of = name.rpartition("_")[2]
-            if failure is not None and (made_of == request or made_of.startswith(f"{request}-")):
+            if failure is None or isinstance(failure, EndedElsewhereError):
+                continue
+            if made_of == request or made_of.startswith(f"{request}-"):
                 return encode_error(failure)
         return None
 
@@ -247,16 +279,19 @@ class Stage:
             counts: how many tokens each has.
             total: how many rows the values have, padding included.
         """
-        runs, part, rows, at = self.runs, {}, {}, 0
+        runs, part, rows, names, at = self.runs, {}, {}, {}, 0
         for position, (request, count) in enumerate(zip(requests, counts)):
             run = runs.get(request)
             if run is not None and not run.idle:
                 part[run] = position
                 rows[run] = (at, count)
+                names[request] = run
             at += count
         if not rows:
             return
         self._taking_part = part
+        if self.pipeline is not None:
+            self.pipeline.before(names)
         self._forward.enter_context(self.forwards.forward(rows, PlainLayout(total)))
 
     def after_layers(self, count: int) -> None:
@@ -282,6 +317,8 @@ class Stage:
         if not self._taking_part:
             return {}
         part, self._taking_part = self._taking_part, {}
+        if self.pipeline is not None:
+            self.pipeline.after({request: run for request, run in self.runs.items() if run in part})
         self._forward.close()
         ended = {request: run for request, run in self.runs.items() if run in part and run.wants_no_more}
         return {request: _said(run.failure) for request, run in ended.items()}

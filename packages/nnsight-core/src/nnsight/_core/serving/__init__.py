@@ -8,6 +8,7 @@ bodies, which takes part in some of the forwards.
     request.py    one request: its bodies, its steps, its end
     lent.py       a value, as the bodies of several requests get it
     printed.py    what bodies print
+    parts.py      one part of a model that is spread over processes layer by layer
     watch.py      how long one turn of a body may take
     spread.py     all of that for a model that is spread over several processes
     ranks.py      what keeps those in step
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from .forwards import Forwards
 from .handed import hand_over
+from .parts import EndedElsewhereError, Page, Parts
 from .ranks import Peers
 from .request import ServedRun
 from .sent import SentBodies, decode_bodies
@@ -29,9 +31,12 @@ from .standing import begin_edits, decode_edits, encode_edits
 from .tracing import Engine, EngineTracer, Underway
 
 __all__ = [
+    "EndedElsewhereError",
     "Engine",
     "EngineTracer",
     "Forwards",
+    "Page",
+    "Parts",
     "Peers",
     "SentBodies",
     "ServedRun",

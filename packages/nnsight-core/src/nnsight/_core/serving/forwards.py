@@ -21,6 +21,7 @@ from ..sites import OUTPUT, Place
 from ..taps import running
 from ..turns import getcurrent
 from .lent import Check, Lent
+from .parts import Parts
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Forwards(Interleaver):
     def __init__(self, root: Node, turn_seconds: float = 0) -> None:
         super().__init__(_never, root._rig())
         self.runs: list[ServedRun] = []
+        #: Where the model is in parts: this one, among all.
+        self.parts: Parts | None = None
         self.watch_turns = Watch(turn_seconds)
         #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
         self.count = 0
@@ -212,9 +215,13 @@ class Forwards(Interleaver):
                 else:
                     del queue[place]
         self.parked[:] = [mediator for mediator in self.parked if mediator.run is not run]
+        if self.parts is not None:
+            self.parts.forget(run)
 
     def let_go(self, run: ServedRun) -> None:
         """Forget a run that is over. With the last one the taps come off."""
+        if self.parts is not None:
+            self.parts.forget(run)
         if run not in self.runs:
             return
         self.runs.remove(run)

@@ -149,7 +149,9 @@ class ServedRun(Interleaver):
 
     def look_idle(self) -> None:
         """See whether anybody wants something of later steps, now that a body is done."""
-        self.idle = not self._watching and all(body.done and body.again is None for body in self.bodies)
+        # Of a model in parts all must agree who takes part, and a body that is done here may go on elsewhere.
+        if self.forwards.parts is None:
+            self.idle = not self._watching and all(body.done and body.again is None for body in self.bodies)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -228,6 +230,26 @@ class ServedMediator(BodyMediator):
     run: ServedRun
     #: What it wants all ranks of the engine to do together; see `spread.py`.
     asked: Asked | None = None
+    #: The step of its run in which it began.
+    born = 0
+
+    def begin(self) -> None:
+        """Run the body until it first needs the model."""
+        self.born = self.run.step
+        super().begin()
+
+    def ask(self, place: Place, stage: str) -> Here:
+        """Return where the run stands once it is at this site; see `Mediator.ask`."""
+        parts = self.run.forwards.parts
+        if parts is None:
+            return super().ask(place, stage)
+        if not parts.has(place, stage):
+            return parts.ask(self, place, stage)
+        before = self.here
+        here = super().ask(place, stage)
+        if here is not before:
+            parts.note(self, here)
+        return here
 
     def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""
@@ -244,7 +266,9 @@ class ServedMediator(BodyMediator):
                 "waited. Let it do what takes long after the trace, with what it saved"
             )
         if self.failure is not None:
-            self.run.fail(self.failure)
+            parts = self.run.forwards.parts
+            if parts is None or not parts.leaves(self):
+                self.run.fail(self.failure)
         elif self.run.stopped:
             self.run.dismiss()
         if self.done:
