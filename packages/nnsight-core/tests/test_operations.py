@@ -742,3 +742,43 @@ def test_the_operations_of_a_function_are_those_of_source() -> None:
     assert [operation.name for operation in found] == [operation.name for operation in NNsight(Doubles()).source]
     lines, start = inspect.getsourcelines(Doubles.forward)
     assert [operation.callee.split(".")[-1] in lines[operation.lineno - start] for operation in found] == [True] * 3
+
+
+class _Inside(torch.nn.Module):
+    """Calls a function, and one module that others hold too, between two of its own."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.shared = shared
+        self.second = torch.nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.second(self.shared(torch.tanh(self.first(x))))
+
+
+class _Layer(torch.nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.inside = _Inside(shared)
+
+    def forward(self, x):
+        return x + self.inside(x)
+
+
+@pytest.mark.parametrize("where", ["operation", "shared module"])
+def test_what_comes_after_a_value_inside_a_forward_is_given_in_every_trace(where):
+    shared = torch.nn.Softplus()
+    net = torch.nn.Sequential(*(_Layer(shared) for _ in range(3)))
+    model = NNsight(net)
+    x = torch.ones(1, 3)
+    inside = net[0].inside
+    wanted = shared(torch.tanh(inside.first(x)))
+    for _ in range(3):  # the first run of a tree counts all visits, and those after it only what they are asked for
+        with model.trace(x):
+            if where == "operation":
+                model[0].inside.source.torch_tanh_0.output
+            else:
+                model[0].inside.shared.output
+            given = model[0].inside.second.input.save()
+        torch.testing.assert_close(given, wanted)

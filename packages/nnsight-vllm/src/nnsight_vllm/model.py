@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import nnsight
 from nnsight import NNsightError
 from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace, run_there
@@ -18,7 +20,9 @@ from nnsight.plugin import EngineTracer, Prepared, is_with_head, open_trace, run
 from . import versions  # noqa: F401  # first: it refuses what of vLLM is not supported, and says what to install
 
 # isort: split
-from . import prompts, sampling, skeleton
+from vllm.platforms import current_platform
+
+from . import outputs, prompts, sampling, skeleton
 from .engine import SyncEngine
 from .engines import Stream, engine_for
 from .fields import STANDING
@@ -91,8 +95,19 @@ class VLLM(ServedModel):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of the engine."""
-        return self.__dict__["_engine"].tokenizer
+        """The tokenizer of the engine, which need not be there for it."""
+        own = self.__dict__
+        if own["_engine"].started:
+            return own["_engine"].tokenizer
+        if "_tokenizer" not in own:
+            own["_tokenizer"] = skeleton.tokenizer(own["_engine"].options)
+        return own["_tokenizer"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the engine's values lie: what a block is to use with them is put there."""
+        kind = current_platform.device_type
+        return torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -153,7 +168,7 @@ class VLLM(ServedModel):
         """Run requests: as a plain call, return what vLLM gives for each; at the head of a `with`, the same as `trace`.
 
         Args:
-            inputs: one prompt, or several: a list of them, or what a tokenizer returned for several texts.
+            inputs: one prompt, or several: a list of them, ids [prompts, tokens], or what a tokenizer returned for several.
             backend, remote, blocking, kwargs: see `trace`.
 
         Returns:
@@ -162,24 +177,25 @@ class VLLM(ServedModel):
         """
         if is_with_head(sys._getframe(1)):
             return self.trace(*inputs, backend=backend, remote=remote, blocking=blocking, **kwargs)
-        if backend is not None or remote or not blocking:
-            _check_sent(remote)
-            where: dict[str, Any] = {"backend": backend, "remote": remote, "blocking": blocking}
-            if len(inputs) == 1 and (there := prompts.separate(inputs[0], kwargs.get("attention_mask"))) is not None:
-                return _generate_there(self, there, kwargs, where)
-            return run_there(self, inputs, kwargs, method=None, **where)
         if len(inputs) != 1 and not (inputs == () and "input_ids" in kwargs):
             raise TypeError(f"`generate` takes one prompt, or one list of prompts, and was given {len(inputs)}")
         given, mask = inputs[0] if inputs else kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
         several = prompts.separate(given, mask)
-        prepared = [
-            self._prepare_input(one, **({} if its is None else {"attention_mask": its}), **kwargs)
-            for one, its in ([(given, mask)] if several is None else several)
-        ]
-        results = self.__dict__["_engine"].generate(prepared)
-        if isinstance(results, Stream):
-            return results.of(several is not None)
-        return results[0] if several is None else results
+        asked = [(given, mask)] if several is None else several
+        where: dict[str, Any] = {"backend": backend, "remote": remote, "blocking": blocking}
+        elsewhere = backend is not None or bool(remote) or not blocking
+        if elsewhere:
+            _check_sent(remote)
+        if elsewhere and several is None and kwargs.get("n", 1) == 1:
+            return run_there(self, (given,), _with_mask(kwargs, mask), method=None, **where)
+        if elsewhere or self.edits:
+            results = _generate_traced(self, asked, kwargs, where if elsewhere else {})
+        else:
+            prepared = [self._prepare_input(one, **_with_mask(kwargs, its)) for one, its in asked]
+            results = self.__dict__["_engine"].generate(prepared)
+            if isinstance(results, Stream):
+                return results.of(several is not None)
+        return results[0] if several is None and isinstance(results, list) else results
 
     # -- edits that stay -----------------------------------------------------------------------------------------------
 
@@ -252,16 +268,29 @@ def _check_sent(remote: Any) -> None:
         )
 
 
-def _generate_there(
-    model: VLLM, given: Sequence[tuple[Any, Any]], kwargs: dict[str, Any], where: dict[str, Any]
+def _generate_traced(
+    model: VLLM, asked: Sequence[tuple[Any, Any]], kwargs: dict[str, Any], where: dict[str, Any]
 ) -> Any:
-    """Run several requests elsewhere, as one job; return what the engine gives for each, or the job if nobody waits."""
-    kwargs = {name: value for name, value in kwargs.items() if name != "attention_mask"}
+    """Run requests in a trace, for the edits of the model or to run elsewhere, as one job.
+
+    Returns:
+        What the engine gives for each, or the job if nobody waits.
+    """
+    if not where and not getattr(model.__dict__["_engine"], "waits", True):
+        raise NNsightError(
+            "This model has edits, and `generate` streams what an asynchronous engine gives as it is. Install the edits on "
+            "the engine (`model.install(name, edited)`, and `standing=name` in the request), or trace the request."
+        )
     found: Any = None
-    with open_trace(model, (), {}, **where) as tracer:
-        found = nnsight.save({})
-        for number, (prompt, mask) in enumerate(given):
-            own = kwargs if mask is None else {**kwargs, "attention_mask": mask}
-            with tracer.invoke(prompt, **own):
-                found[number] = tracer.result
-    return tracer if found is None else [found[number] for number in range(len(given))]
+    with open_trace(model, (), {}, **where) if where else model.trace() as tracer:
+        found = nnsight.save([])
+        for number, (prompt, mask) in enumerate(asked):
+            with tracer.invoke(prompt, **_with_mask(kwargs, mask)):
+                found.append((number, tracer.result))
+    if found is None:
+        return tracer
+    return [outputs.together([one for at, one in found if at == number]) for number in range(len(asked))]
+
+
+def _with_mask(kwargs: dict[str, Any], mask: Any) -> dict[str, Any]:
+    return kwargs if mask is None else {**kwargs, "attention_mask": mask}

@@ -7,6 +7,7 @@ text, tokens and numbers, so they are read as data.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,4 +55,14 @@ def _with_adapter(result: Any) -> Any:
     made = copy.copy(result)
     if (lora := made.lora_request) is not None:
         made.lora_request = Adapter(lora.lora_name, lora.lora_int_id, lora.lora_path)
+    return made
+
+
+def together(results: Sequence[RequestOutput]) -> RequestOutput:
+    """Return one result for the continuations of one prompt, which were requests by themselves."""
+    made = copy.copy(results[0])
+    if len(results) > 1:
+        made.outputs = [copy.copy(one.outputs[0]) for one in results]
+        for index, output in enumerate(made.outputs):
+            output.index = index
     return made

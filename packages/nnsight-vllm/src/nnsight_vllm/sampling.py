@@ -21,7 +21,11 @@ _ELSEWHERE = {
     "num_beams": "an engine searches no beams; `n=` draws several continuations",
     "output_kind": "a trace gives the whole result when the request is over",
     "prompt": "a prompt has no name: `model.trace(prompt)`",
+    "fn": "an engine calls its model's forward, and nothing else",
+    "scan": "a model in an engine cannot be scanned; trace a short prompt with `max_tokens=1`",
     "stopping_criteria": "`stop=` and `stop_token_ids=` end a text, and so does `tracer.stop()` in the block",
+    "trace": "`model.generate(prompt)` runs without a block",
+    "validate": "a model in an engine cannot be scanned; trace a short prompt with `max_tokens=1`",
 }
 
 

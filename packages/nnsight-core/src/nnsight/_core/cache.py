@@ -220,16 +220,24 @@ def chosen(node: Node, modules: Iterable[Any]) -> list[Node]:
     found: list[Node] = []
     for module in modules:
         if isinstance(module, str):
-            path = module[len(root._path) + 1 :] if module.startswith(root._path + ".") else module
-            try:
-                found.append(root if path == root._path else root._walk(path))
-            except AttributeError:
-                raise KeyError(f"cache(modules=...): the model has no module {module!r}") from None
+            found.append(_at(root, module))
         elif hasattr(module, "_place"):
             found.append(module)
         else:
             raise TypeError(f"cache(modules=...) takes envoys or their paths, not {type(module).__name__}")
     return found
+
+
+def _at(root: Node, path: str) -> Node:
+    """Return the envoy at a path, which may begin with the root's own name; a part of it may have that name too."""
+    if path == root._path:
+        return root
+    for way in (path.removeprefix(f"{root._path}."), path):
+        try:
+            return root._walk(way)
+        except AttributeError:
+            continue
+    raise KeyError(f"cache(modules=...): the model has no module {path!r}")
 
 
 def stages(include_output: bool, include_inputs: bool) -> tuple[str, ...]:

@@ -103,6 +103,8 @@ class Mediator:
             run.prepare(self)
         if place.owner not in run.exact and not run.over and not run.reach(place, self):
             raise complaints.passed(self, place, stage)
+        if place.owner is not place and not run.over:
+            run.open_inside(place.owner)
         # The first test is there for speed: what it lets through cannot have been passed.
         if (place in (run.left if stage is OUTPUT else run.entered) or run.stepping or run.over) and run.passed(
             self, place, stage

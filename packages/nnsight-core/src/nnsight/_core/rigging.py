@@ -138,9 +138,17 @@ class Rigging:
     def hoist(self, place: Place, callers: Iterable[Place]) -> None:
         """Tap a place from the start of every run from now on: it is called from elsewhere than inside its holder."""
         with _lock:
-            self.hoisted.add(place)
-            self.callers.update(callers)
+            self.note_hoisted(place, callers)
             self.settle_base()
+
+    def note_hoisted(self, place: Place, callers: Iterable[Place]) -> None:
+        """Take it that a place is called by these modules. Its holder and what is around that may call it too."""
+        self.hoisted.add(place)
+        self.callers.update(callers)
+        holder = self.above.get(place)
+        while holder is not None and holder not in self.callers:
+            self.callers.add(holder)
+            holder = self.above.get(holder)
 
     def take_off(self) -> None:
         """Take the taps off if this was the last run that needs them."""
@@ -242,8 +250,7 @@ class Learning(dict[Place, int]):
     def __setitem__(self, place: Place, count: int) -> None:
         holder = self._rigging.above.get(place)
         if holder is not None and self.get(holder, 0) <= self._left.get(holder, 0):
-            self._rigging.hoisted.add(place)
-            self._rigging.callers.update(running(self, self._left))
+            self._rigging.note_hoisted(place, running(self, self._left))
         super().__setitem__(place, count)
 
 

@@ -84,6 +84,12 @@ class Visits:
         """Count the visits of a place from now on, whatever went by before."""
         self._open(self._way(place))
 
+    def open_inside(self, owner: Place) -> None:
+        """Count the visits of what a module holds, if it has not begun: who asks for a value inside may ask for them next."""
+        here = self.here
+        if not self.entered.get(owner) or (here is not None and here.place is owner and here.stage is INPUT):
+            self._open([owner])
+
     def _way(self, place: Place) -> list[Place]:
         """Return the modules around a place from the inside out, up to the first whose visits are counted."""
         way: list[Place] = []

@@ -37,7 +37,8 @@ def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *a
             stage.come_again(new.req_id)
         elif new.sampling_params is not None:
             count = scheduler_output.num_scheduled_tokens[new.req_id]
-            whole = new.num_computed_tokens == 0 and count == len(new.prompt_token_ids or ())
+            prompt = new.prompt_embeds if new.prompt_token_ids is None else new.prompt_token_ids
+            whole = new.num_computed_tokens == 0 and count == len(prompt)
             stage.arrive(new.req_id, new.sampling_params.extra_args, whole)
     output = None
     try:

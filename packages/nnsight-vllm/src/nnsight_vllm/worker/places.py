@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from nnsight.plugin import NNsight
+from nnsight import NNsightError, ScanError
+from nnsight.plugin import Envoy, NNsight
 
 #: Their names below the root, in the order in which they pass.
 NAMES = ("logits", "samples")
@@ -15,9 +16,43 @@ NAMES = ("logits", "samples")
 class Passing(torch.nn.Module):
     """Returns what it is given, so that the value has a site."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
     def forward(self, value: Any) -> Any:
         """Return `value`."""
         return value
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__.get("name")
+        raise AttributeError(
+            f"`model.{own}` is where a value passes, and has no {name!r}. The value itself is `model.{own}.output`"
+        )
+
+
+class Part(Envoy):
+    """A module of a model that an engine serves."""
+
+    def trace(self, *inputs: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: an engine runs its model as a whole."""
+        raise NNsightError(
+            f"`{self._path}` cannot be traced by itself: an engine runs its model as a whole. Write "
+            "`with model.trace(prompt):`, and ask for this module's values inside."
+        )
+
+    def scan(self, *inputs: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: there is no forward without an engine."""
+        raise unscanned()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module by hand, inside a block."""
+        if not self._root.__dict__["_has_weights"]:
+            raise NNsightError(
+                f"`{self._path}` was called outside a block. Its weights are in the engine: call it inside `with "
+                "model.trace(prompt):`, and save what it returns."
+            )
+        return super().__call__(*args, **kwargs)
 
 
 class ServedModel(NNsight):
@@ -25,9 +60,35 @@ class ServedModel(NNsight):
 
     def __init__(self, module: torch.nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
+        self.__dict__["_default_class"] = Part
+        self.__dict__["_has_weights"] = not any(parameter.is_meta for parameter in module.parameters())
         for name in NAMES:
-            self._attach(name, Passing())
+            self._attach(name, Passing(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NAMES:
+            raise AttributeError(f"what is to pass at `model.{name}` is assigned to `model.{name}.output`")
+        super().__setattr__(name, value)
+
+    def scan(self, *inputs: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: there is no forward without an engine."""
+        raise unscanned()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: what runs the model is the engine."""
+        raise NNsightError(
+            "An engine runs its model for requests: `model.generate(prompt)` returns what it gives, and `with "
+            "model.trace(prompt):` looks inside."
+        )
 
     def _pass(self, name: str, value: Any) -> Any:
         """Let a value pass through one of these places, and return what the bodies made of it."""
         return self.__dict__["_extras"][name](value)
+
+
+def unscanned() -> ScanError:
+    """Return the error for a scan."""
+    return ScanError(
+        "A model in an engine cannot be scanned: its forward reads the engine's batch and its cache, which fake tensors do "
+        "not have. Trace a short prompt with `max_tokens=1`, and read the shapes of what you save."
+    )
