@@ -9,6 +9,10 @@ out and computed again:
   need. So they never have to make room for one another; requests that are not traced make room for them, and pass those
   that wait for it.
 
+Where an engine schedules a step before it knows the tokens of the last one, a traced request waits for its own: whether it
+goes on is known by then, so no body sees a forward of a request that was over, and what a body put in the place of a drawn
+token is what comes next. All others are a step ahead as ever.
+
 Otherwise the line stays as it is, by arrival or by priority. What a body asks for (stop, or the end after its error) comes
 with the output of the step, and ends its request.
 
@@ -25,6 +29,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
@@ -34,7 +39,8 @@ from .fields import SALT, sees_whole
 
 def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> TracedScheduler:
     """Return the scheduler that a configuration asks for, with a place for traced requests."""
-    return TracedScheduler(vllm_config, *args, **kwargs)
+    ahead = vllm_config.scheduler_config.async_scheduling
+    return (AsyncTracedScheduler if ahead else TracedScheduler)(vllm_config, *args, **kwargs)
 
 
 class TracedScheduler(Scheduler):
@@ -194,6 +200,25 @@ class TracedScheduler(Scheduler):
             request.stop_reason = failure
             stopped = True
         return tokens, stopped
+
+
+class AsyncTracedScheduler(TracedScheduler, AsyncScheduler):
+    """The same over vLLM's scheduler that is a step ahead.
+
+    relies on: `num_output_placeholders` of a request counts its tokens that are not known yet, and a request without new
+    tokens is passed over, vLLM 0.30 to 0.33.
+    """
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Say who takes part in the next step: of the traced ones, those whose last tokens are known."""
+        waiting = [(one, one.num_output_placeholders) for one in self.running if one.request_id in self._traced]
+        for request, _ in waiting:
+            request.num_output_placeholders = 0
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            for request, unknown in waiting:
+                request.num_output_placeholders += unknown
 
 
 def is_traced(request: Request) -> bool:

@@ -99,9 +99,9 @@ def _item(value: Any, key: Any) -> Any:
 def _newest(value: Any, count: int) -> Iterator[Any]:
     """Give the keys of the last items of a list or dict."""
     if isinstance(value, dict):
-        last: list[Any] = list(islice(reversed(value), count))
-        return reversed(last)
-    return iter(range(len(value) - count, len(value)))
+        yield from list(islice(reversed(value), count))[::-1]
+    else:
+        yield from range(len(value) - count, len(value))
 
 
 def _with(holder: Any, at: tuple[Any, ...], value: Any) -> Any:

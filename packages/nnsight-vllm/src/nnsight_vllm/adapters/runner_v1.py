@@ -3,7 +3,8 @@
 relies on: `execute_model` takes a `SchedulerOutput` with `scheduled_new_reqs`, `scheduled_cached_reqs.resumed_req_ids`,
 `num_scheduled_tokens`, and `finished_req_ids` before anybody else gets the `block_ids` of those `requests`; it calls
 `_model_forward` once the rows of the batch are settled (`input_batch.req_ids`), and then the model's `compute_logits`;
-`sample_tokens` calls `_sample`, and after it `compute_logits` for the logprobs of prompts; vLLM 0.30 to 0.33.
+`sample_tokens` calls `_sample`, and after it `compute_logits` for the logprobs of prompts, and returns, where steps are
+scheduled ahead, what has the output as its `_model_runner_output`; vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations
@@ -101,4 +102,5 @@ def _wipe(runner: Any, requests: Collection[str]) -> None:
 def _end(stage: Any, output: Any) -> None:
     ended = stage.end()
     if ended and output is not None:
-        output.nnsight_ended = ended
+        # Of a runner that is a step ahead, the output stands for one that comes later.
+        getattr(output, "_model_runner_output", output).nnsight_ended = ended
