@@ -21,12 +21,13 @@ def that_counts(answers: Sequence[Any]) -> Any:
     """
     if len(answers) == 1:
         return answers[0]
-    if isinstance(answers[0], tuple):
+    one = answers[0]
+    if isinstance(one, (tuple, list)) and one and isinstance(one[0], (tuple, list)):  # a tuple is a list after its way
         bodies = zip(*(told for told, _ in answers))
         return [_of_body(told) for told in bodies], _first([printed for _, printed in answers])
-    if isinstance(answers[0], list):
+    if isinstance(one, list):
         return [_first(one) for one in zip(*answers)]
-    return _of_body(answers) if isinstance(answers[0], bytes) else _first(answers)
+    return _of_body(answers) if isinstance(one, bytes) else _first(answers)
 
 
 def _first(answers: Sequence[Any]) -> Any:

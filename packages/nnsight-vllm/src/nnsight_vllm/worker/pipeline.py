@@ -22,13 +22,14 @@ import torch.distributed as dist
 from vllm.distributed import parallel_state
 from vllm.model_executor.models.utils import PPMissingLayer
 
+from nnsight import NNsightError
 from nnsight.plugin import Page, Parts, Place, ServedRun, tree_map
 
 from .. import skeleton
 from .absent import let_be_absent
 
-#: What is served to the bodies of some requests, by request and stage.
-Pages = dict[str, dict[int, Page]]
+#: What is served to the bodies of some requests, by request and stage: pages, written.
+Pages = dict[str, dict[int, bytes]]
 
 
 class Pipeline:
@@ -99,7 +100,7 @@ class Pipeline:
         """Tell the other stages what was served to these requests."""
         pages = self._heard
         for request, run in runs.items():
-            pages.setdefault(request, {})[self.number] = self.parts.page(run)
+            pages.setdefault(request, {})[self.number] = self._page(run)
         if not self.last:
             self._send(self.number + 1, pages)
             self._due.append(dict(runs))
@@ -114,13 +115,26 @@ class Pipeline:
 
     def _take(self, pages: Pages, runs: Mapping[str, ServedRun]) -> None:
         for request, by_stage in pages.items():
-            for number, page in by_stage.items():
+            for number, data in by_stage.items():
+                page: Page = pickle.loads(data)  # noqa: S301  # of our own workers
+                page.lines = _on(self.device, page)
                 self.parts.read(runs[request], number, page)
+
+    def _page(self, run: ServedRun) -> bytes:
+        page = self.parts.page(run)
+        try:
+            page.lines = _on(torch.device("cpu"), page)
+            return pickle.dumps(page)
+        except Exception as error:  # a value that cannot be sent ends the request that asked for it
+            run.fail(
+                NNsightError(f"What this block was given cannot be told to the other stages of the pipeline: {error}")
+            )
+            return pickle.dumps(Page(failure=str(run.failure)))
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
     def _send(self, number: int, pages: Pages) -> None:
-        data = torch.frombuffer(bytearray(pickle.dumps(_moved(pages, torch.device("cpu")))), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(pickle.dumps(pages)), dtype=torch.uint8)
         size = torch.tensor([data.numel()])
         works = [dist.isend(part, self._ranks[number], group=self._group) for part in (size, data)]
         self._sent = [one for one in self._sent if not all(work.is_completed() for work in one[0])]
@@ -131,14 +145,12 @@ class Pipeline:
         dist.recv(size, self._ranks[number], group=self._group)
         data = torch.empty(int(size), dtype=torch.uint8)
         dist.recv(data, self._ranks[number], group=self._group)
-        return _moved(pickle.loads(data.numpy().tobytes()), self.device)  # noqa: S301  # of our own workers
+        pages: Pages = pickle.loads(data.numpy().tobytes())  # noqa: S301
+        return pages
 
 
-def _moved(pages: Pages, device: torch.device) -> Pages:
-    for by_stage in pages.values():
-        for page in by_stage.values():
-            page.lines = [(body, site, tree_map(lambda t: t.to(device), value)) for body, site, value in page.lines]
-    return pages
+def _on(device: torch.device, page: Page) -> list[Any]:
+    return [(body, site, tree_map(lambda t: t.to(device), value)) for body, site, value in page.lines]
 
 
 def complete(module: torch.nn.Module, config: Any) -> frozenset[str]:
