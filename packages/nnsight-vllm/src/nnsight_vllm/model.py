@@ -26,6 +26,8 @@ from . import outputs, prompts, sampling, skeleton
 from .engine import SyncEngine
 from .engines import Stream, engine_for
 from .fields import STANDING
+from .standard import StandardNames
+from .standard.asking import ask
 from .standing import Installed, packed
 from .worker.places import ServedModel
 
@@ -108,6 +110,22 @@ class VLLM(ServedModel):
         """Where the engine's values lie: what a block is to use with them is put there."""
         kind = current_platform.device_type
         return torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
+
+    @property
+    def standard(self) -> StandardNames:
+        """This model under standard names (`layers_output[i]`, `mlps_output[i]`, ...); see `nnsight_vllm.standard`.
+
+        What they mean is found out when they are first asked for, by a request of a few tokens, for which the engine is
+        started.
+        """
+        if "_standard_names" not in self.__dict__:
+            self.__dict__["_standard_names"] = ask(self)
+        return super().standard
+
+    def _project(self, norm: Any, states: torch.Tensor) -> torch.Tensor:
+        raise NNsightError(
+            "`project_on_vocab` needs the weights, which are where the engine is: call it in the block of a trace."
+        )
 
     # -- runs --------------------------------------------------------------------------------------------------------
 

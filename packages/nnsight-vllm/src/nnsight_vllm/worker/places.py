@@ -9,6 +9,8 @@ import torch
 from nnsight import NNsightError, ScanError
 from nnsight.plugin import Envoy, NNsight
 
+from ..standard import AbsentNameError, StandardNames
+
 #: Their names below the root, in the order in which they pass.
 NAMES = ("logits", "samples")
 
@@ -80,6 +82,28 @@ class ServedModel(NNsight):
             "An engine runs its model for requests: `model.generate(prompt)` returns what it gives, and `with "
             "model.trace(prompt):` looks inside."
         )
+
+    @property
+    def standard(self) -> StandardNames:
+        """This model under standard names (`layers_output[i]`, `mlps_output[i]`, ...); see `nnsight_vllm.standard`."""
+        names: StandardNames | None = self.__dict__.get("_standard_names")
+        if names is None:
+            raise AbsentNameError(
+                "What standard names mean in a model that is served is found out by a small request of its own. Ask for "
+                "`names = model.standard` before the trace, and use `names` in its block."
+            )
+        return names
+
+    def _text_config(self) -> Any:
+        module: Any = self._module
+        return module.config.get_text_config()
+
+    def _project(self, norm: Any, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits of hidden states [positions, hidden]."""
+        module: Any = self._module
+        # The class's own: what lies on the instance is told of the engine's steps.
+        logits: torch.Tensor = type(module).compute_logits(module, norm._module(states))
+        return logits
 
     def _pass(self, name: str, value: Any) -> Any:
         """Let a value pass through one of these places, and return what the bodies made of it."""
