@@ -16,10 +16,9 @@ from pathlib import Path
 #: What a server is started with. Bodies run in modules, which graphs leave out.
 OPTIONS = (
     "--worker-extension-cls=nnsight_vllm.worker.extension.Extension",
-    "--scheduler-cls=nnsight_vllm.scheduling.TracedScheduler",
+    "--scheduler-cls=nnsight_vllm.scheduling.scheduler",
     "--middleware=nnsight_vllm.server.StandingEdits",
     "--enforce-eager",
-    "--no-async-scheduling",
 )
 
 

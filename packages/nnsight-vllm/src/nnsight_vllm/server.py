@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote
 from nnsight import NNsightError
 
 from .errors import EditFailedError, PromptTooLongError, StandingError
-from .fields import STANDING, names_in
+from .fields import SALT, STANDING, TRACE, names_in
 from .standing import Standing
 
 #: What the server was started with: JSON, as `command.py` writes it.
@@ -92,12 +92,16 @@ class StandingEdits:
 
     def _refused(self, body: bytes) -> str | None:
         """Say why a request asks for what it cannot have, if it does: before anything of it is begun, or streamed."""
-        if f'"{STANDING}"'.encode() not in body:
+        if f'"{STANDING}'.encode() not in body:  # with which all of our fields begin
             return None
         try:
             asked = json.loads(body)
             extra = asked.get("vllm_xargs") if isinstance(asked, dict) else None
-            self.standing.chosen(names_in(extra if isinstance(extra, dict) else None))
+            extra = extra if isinstance(extra, dict) else {}
+            self.standing.chosen(names_in(extra))
+            for name in (TRACE, SALT):
+                if name in extra:
+                    return f"{name!r} is written by nnsight itself, and not by those who send requests."
         except json.JSONDecodeError:
             return None  # the server says what is wrong with it
         except (NNsightError, TypeError) as error:

@@ -184,11 +184,12 @@ def test_a_name_that_is_not_there_is_a_bad_request_and_the_server_goes_on(client
     assert complete(client, PROMPTS[0]) == unsteered[0]
 
 
-def test_what_a_request_says_of_itself_in_our_fields_is_not_believed(client, calm, unsteered):
+def test_fields_that_are_ours_to_write_are_refused_in_requests(client, unsteered):
     for mine in ({"nnsight_salt": "mine"}, {"nnsight_trace": ["none", 0]}, {"nnsight_trace": 3}):
         body = {**GREEDY["extra_body"], "vllm_xargs": mine}
-        got = client.completions.create(model="tiny", prompt=PROMPTS[2], **{**GREEDY, "extra_body": body})
-        assert got.choices[0].token_ids == unsteered[2]
+        with pytest.raises(openai.BadRequestError, match="is written by nnsight itself"):
+            client.completions.create(model="tiny", prompt=PROMPTS[2], **{**GREEDY, "extra_body": body})
+    assert complete(client, PROMPTS[2]) == unsteered[2]
 
 
 def test_edits_are_installed_and_removed_while_the_server_runs(address, client, edits, plain, unsteered):
@@ -221,10 +222,13 @@ def test_nobody_else_may_install_one(address, edits):
     assert httpx.get(f"{address}/nnsight/edits").status_code == 401
 
 
-def test_an_edit_that_raises_ends_its_own_request_and_its_sender_hears_what(address, client, edits, unsteered):
+@pytest.mark.parametrize("tokenwise", ["false", "true"])
+def test_an_edit_that_raises_ends_its_own_request_and_its_sender_hears_what(
+    address, client, edits, unsteered, tokenwise
+):
     url = f"{address}/nnsight/edits/broken"
     with httpx.Client(headers=ADMIN) as admin:
-        admin.put(url, content=(edits / "broken").read_bytes()).raise_for_status()
+        admin.put(url, content=(edits / "broken").read_bytes(), params={"tokenwise": tokenwise}).raise_for_status()
         try:
             with ThreadPoolExecutor(2) as pool:
                 beside = pool.submit(complete, client, PROMPTS[1])
