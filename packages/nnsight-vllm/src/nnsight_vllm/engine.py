@@ -144,7 +144,7 @@ class SyncEngine:
         from vllm.sampling_params import RequestOutputKind
 
         (prompt, params), others, _ = prepared
-        params = params.clone()
+        params = copy.copy(params)
         # All of a result at the end, also of several continuations: nobody looks at a part of it before.
         params.output_kind = RequestOutputKind.FINAL_ONLY
         number = f"nnsight-{next(self._numbers)}"

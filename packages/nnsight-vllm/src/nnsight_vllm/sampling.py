@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +85,7 @@ def samples(params: SamplingParams) -> list[SamplingParams]:
     """
     made = []
     for number in range(params.n):
-        one = params.clone()
+        one = copy.copy(params)
         one.n = 1
         if params.seed is not None:
             one.seed = params.seed + number

@@ -49,6 +49,18 @@ class StepLoop:
         self._bounded = not (isinstance(selection, slice) and selection.stop is None)
         _check(selection)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it names how many steps there are."""
+        return self._bounded
+
+    def rest(self, step: int) -> StepLoop:
+        """Return the loop over those of its steps that are not before `step`."""
+        chosen = self._selection
+        if isinstance(chosen, slice):
+            return StepLoop(self._mediator, slice(step, chosen.stop, chosen.step))
+        return StepLoop(self._mediator, [one for one in _numbers(chosen) if one >= step])
+
     def __iter__(self) -> Iterator[int]:
         return self._rounds(stacklevel=3)
 

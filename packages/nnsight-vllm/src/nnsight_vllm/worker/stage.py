@@ -27,7 +27,6 @@ from nnsight.plugin import (
     encode_error,
     encode_message,
     encode_results,
-    hand_over,
 )
 
 from .. import outputs
@@ -124,7 +123,7 @@ class Stage:
         run = sent.runs.get(number)
         if run is None or run.failure is not None:
             return self._told(sent, number)
-        found = hand_over(sent.saved(number), outputs.RESULTS)
+        found = sent.handed_over(number, outputs.RESULTS)
         return self._told(sent, number) if found is None else found
 
     def finish_one(self, trace: str, number: int, result: Any, telling: bool) -> bytes:

@@ -45,10 +45,13 @@ class Block:
         refuse_escapes(statements, found.filename)
         outside = declared_global(found.owners)
         rewritten, scope = rewrite(statements, found.owners, outside, found.filename)
-        self.code = self._compile(rewritten, around)
+        #: The flags of what it is compiled with, and what its code is called: tracebacks say where the block stands.
+        self.future = around.co_flags & _FUTURES
+        self.called = {name: getattr(around, name) for name in ("co_name", "co_qualname") if hasattr(around, name)}
+        self.code = self._compile(rewritten)
         if at is not None and not _plain(_names(self.code)) <= _plain(_names(around)):
             raise changed(found.filename, found.node.lineno)
-        self.target, self.store, needed = self._target(found, outside, around)
+        self.target, self.store, needed = self._target(found, outside)
         #: Whether the code refers to what `rewrite.py` puts there.
         self.rewritten = any(
             _names(code) != _plain(_names(code)) for code in (self.code, self.store) if code is not None
@@ -68,17 +71,13 @@ class Block:
         codes = [code for code in (self.code, self.store) if code is not None]
         return self.binds.union(*(_plain(_names(code)) for code in codes))
 
-    def _compile(self, statements: list[ast.stmt], around: CodeType) -> CodeType:
-        module = ast.Module(statements, [])
-        flags = around.co_flags & _FUTURES
-        code: CodeType = compile(module, self.filename, "exec", flags=flags, dont_inherit=True)
-        # Tracebacks say where the block stands.
-        called = {name: getattr(around, name) for name in ("co_name", "co_qualname") if hasattr(around, name)}
-        return code.replace(**called)
+    def _compile(self, statements: list[ast.stmt]) -> CodeType:
+        code: CodeType = compile(
+            ast.Module(statements, []), self.filename, "exec", flags=self.future, dont_inherit=True
+        )
+        return code.replace(**self.called)
 
-    def _target(
-        self, found: Found, outside: set[str], around: CodeType
-    ) -> tuple[str | None, CodeType | None, set[str]]:
+    def _target(self, found: Found, outside: set[str]) -> tuple[str | None, CodeType | None, set[str]]:
         """Give the plain name after `as`, or code that binds what else stands there and the names that it reads."""
         target = found.item.optional_vars
         if target is None:
@@ -90,7 +89,7 @@ class Block:
         plain = renamed.targets[0]
         if isinstance(plain, ast.Name):
             return plain.id, None, set()
-        return None, self._compile([renamed], around), scope.wanted() - {given.id}
+        return None, self._compile([renamed]), scope.wanted() - {given.id}
 
 
 class Body:

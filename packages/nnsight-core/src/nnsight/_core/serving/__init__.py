@@ -15,6 +15,11 @@ bodies, which takes part in some of the forwards.
     sent.py       the bodies of one trace, as they travel to the engine
     standing.py   edits that stay with the engine, for many requests
     handed.py     what was saved, for a caller in the same process
+    alike.py      which bodies of a trace are alike, so that they may be served together
+    plan.py       what of a body can be, read off its text
+    group.py      one body at work for several requests
+    joint.py      a value, as it gets that
+    together.py   what it makes of it
     tracing.py    the trace, in the frame of whoever wrote it
 """
 

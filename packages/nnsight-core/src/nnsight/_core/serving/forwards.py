@@ -20,7 +20,9 @@ from ..mediator import Mediator
 from ..sites import OUTPUT, Place
 from ..taps import running
 from ..turns import getcurrent
-from .lent import Check, Lent
+from .group import GroupRun, form_groups
+from .joint import Check
+from .lent import Lent
 from .parts import Parts
 from .watch import Watch
 
@@ -37,6 +39,8 @@ class Forwards(Interleaver):
         turn_seconds: how long one turn of a body may take; 0 for as long as it likes.
     """
 
+    #: Whether requests whose bodies are alike may be served together.
+    serves_together = True
     # Steps are the runs', each with its own count.
     steps_over = True
     #: Looks at whole numbers that bodies have changed: they say where kernels read.
@@ -79,9 +83,16 @@ class Forwards(Interleaver):
         self.thread.read()
         outer = running.get(current)
         running[current] = self
+        groups: dict[GroupRun, None] = {}
         try:
+            if self.serves_together and self.parts is None:
+                form_groups(self, taking_part)
             for run, rows in taking_part.items():
-                run.begin_step(rows)
+                if run.group is None:
+                    run.begin_step(rows)
+                elif run.group not in groups:
+                    groups[run.group] = None
+                    run.group.begin_together(taking_part)
             self.settle()
             yield
         finally:
@@ -89,7 +100,7 @@ class Forwards(Interleaver):
                 del running[current]
             else:
                 running[current] = outer
-            for run in taking_part:
+            for run in (*taking_part, *groups):
                 run.scheduled = False
             self._end_forward()
 
@@ -119,8 +130,13 @@ class Forwards(Interleaver):
     def lay_out(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         """Say how rows lie from here on: one for each request, say, where they were one for each token."""
         self.layout = layout
+        groups: dict[GroupRun, None] = {}
         for run, rows in taking_part.items():
             run.lie_at(rows)
+            if run.group is not None:
+                groups[run.group] = None
+        for group in groups:
+            group.lie_together(taking_part)
 
     def leave(self, place: Place, value: Any, visit: int) -> Any:
         """Come out of a place where business came up before or while it was running."""

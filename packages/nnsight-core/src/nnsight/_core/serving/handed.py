@@ -7,7 +7,7 @@ Anything that is more than data (an object of a class, a function) is left to th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,14 +19,17 @@ class _NotDataError(Exception):
     """Something is more than data."""
 
 
-def hand_over(values: Mapping[str, Any], as_they_are: tuple[type, ...] = ()) -> dict[str, Any] | None:
+def hand_over(
+    values: Mapping[str, Any], as_they_are: tuple[type, ...] = (), own: Collection[int] = ()
+) -> dict[str, Any] | None:
     """Return copies of values that a caller in this process may keep and change; None if they hold more than data.
 
     Args:
         values: by name.
         as_they_are: objects of these types were made for the caller, and are handed over themselves.
+        own: what else was, by its id.
     """
-    copies = _Copies(_ATOMS.union(as_they_are))
+    copies = _Copies(_ATOMS.union(as_they_are), own)
     try:
         with torch.inference_mode(False), torch.no_grad():
             for value in values.values():
@@ -39,8 +42,9 @@ def hand_over(values: Mapping[str, Any], as_they_are: tuple[type, ...] = ()) -> 
 class _Copies:
     """Copies of values, which share what these share."""
 
-    def __init__(self, plain: frozenset[type]) -> None:
+    def __init__(self, plain: frozenset[type], own: Collection[int]) -> None:
         self._plain = plain
+        self._own = own
         self._seen: set[int] = set()
         self._copies: dict[int, Any] = {}
         #: The tensors that lie in each storage.
@@ -53,7 +57,7 @@ class _Copies:
             _NotDataError: it holds something that is neither a tensor nor a plain container of plain values.
         """
         kind = type(value)
-        if kind in self._plain or id(value) in self._seen:
+        if kind in self._plain or id(value) in self._seen or id(value) in self._own:
             return
         self._seen.add(id(value))
         if kind is torch.Tensor:
@@ -73,7 +77,7 @@ class _Copies:
     def copy(self, value: Any) -> Any:
         """Return the copy of a value that was looked at."""
         kind = type(value)
-        if kind in self._plain:
+        if kind in self._plain or id(value) in self._own:
             return value
         found = self._copies.get(id(value))
         if found is not None:

@@ -7,7 +7,6 @@ is never written over. A copy is a tensor like any other, not one of inference m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,15 +16,14 @@ from ..errors import InvokeError, RanksError, RowsError
 from ..here import Here, narrow
 from ..sites import Place
 from ..structures import leaves, tree_map, zip_map
-
-#: Looks at whole numbers that a body has changed: the place, what the engine has there, what it is to have.
-Check = Callable[[Place, torch.Tensor, torch.Tensor], None]
+from .joint import Check, Joint, copied, counts, with_shared
+from .together import Several
 
 
 class Lent(Here):
     """Where an engine stands, with what it lends."""
 
-    __slots__ = ("edited", "lent", "refusal", "several", "whole")
+    __slots__ = ("edited", "joints", "lent", "refusal", "several", "whole")
 
     def __init__(
         self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None, several: bool = False
@@ -40,6 +38,8 @@ class Lent(Here):
         self.edited: set[Rows] = set()
         #: Why nobody can be shown what lies here.
         self.refusal = ""
+        #: What is lent to several requests that one body is at work for.
+        self.joints: dict[Several, Joint] = {}
         self.roughen()
 
     def _lend_whole(self) -> None:
@@ -55,10 +55,12 @@ class Lent(Here):
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return size <= _SMALL and all(layout.take(tensor, (0, 1), path) is not None for tensor in tensors)
 
-    def read(self, rows: Rows | None) -> Any:
-        """Return a copy of the rows of one request, the same at each reading."""
+    def read(self, rows: Any) -> Any:
+        """Return a copy of the rows of one request, the same at each reading; or of several, see `joint.py`."""
         if self.refusal:
             raise RanksError(self.refusal)
+        if isinstance(rows, Several):
+            return self._joint(rows).value
         if rows is None:
             raise self._refuse_all()
         if self.backs:
@@ -76,15 +78,20 @@ class Lent(Here):
             self.lent[rows] = [(one, copy, copy._version) for one, copy in zip(leaves(theirs), leaves(mine))]
         return self.views[rows]
 
-    def write(self, rows: Rows | None, value: Any) -> None:
-        """Replace the rows of one request."""
+    def write(self, rows: Any, value: Any) -> None:
+        """Replace the rows of one request, or of several."""
         if self.refusal:
             raise RanksError(self.refusal)
+        if isinstance(rows, Several):
+            self._joint(rows).write(value, self.write, not self.pieces.keys().isdisjoint(rows.spans))
+            return
         if rows is None:
             raise self._refuse_all()
-        super().write(rows, value)
+        # What has no rows was lent as a copy, and is put back as it was by who replaces what is beside it.
+        known = {id(mine): theirs for theirs, mine, version in self.lent.get(rows, ()) if mine._version == version}
+        super().write(rows, with_shared(value, known, self._stated(), self.place.path))
 
-    def carry_back(self, rows: Rows, check: Check) -> None:
+    def carry_back(self, rows: Any, check: Check) -> None:
         """Take what the bodies of one request edited in place, or wrote, into what the engine has.
 
         Args:
@@ -96,6 +103,8 @@ class Lent(Here):
         """
         if self.backs:
             self._carry()
+        if isinstance(rows, Several):
+            return self._carry_together(rows, check)
         if rows in self.pieces:
             try:
                 self._fit(rows, check)
@@ -130,7 +139,7 @@ class Lent(Here):
                 f"{self._site()} has shape {tuple(theirs.shape)} in this invoke, and was given the shape "
                 f"{tuple(mine.shape)} in place. A value keeps its shape, here as when it is assigned."
             )
-        if _counts(theirs):
+        if counts(theirs):
             check(self.place, theirs, mine)
 
     def _fit(self, rows: Rows, check: Check) -> None:
@@ -142,7 +151,7 @@ class Lent(Here):
             mine = layout.take(old, rows, path) if isinstance(old, torch.Tensor) else None
             if mine is None:
                 return new
-            if _counts(mine):
+            if counts(mine):
                 check(self.place, mine, new)
             return new.to(device=mine.device, dtype=mine.dtype)
 
@@ -165,13 +174,42 @@ class Lent(Here):
     def join(self) -> None:
         """Make `value` what the requests have made of it."""
         if self.whole is not None:
-            # Where nobody edited, these are the numbers that are there.
-            for theirs, mine in zip(leaves(self.value), leaves(self.whole)):
-                if mine._version:
-                    theirs.copy_(mine)
+            self._carry_whole()
+        for joint in self.joints.values():
+            if joint.replaced:
+                self.value = joint.put_into(self.value)
         if self.pieces:
             self.value = self._joined()
             self._clear_pieces()
+
+    def _carry_whole(self) -> None:
+        layout, path = self._stated(), self.place.path
+        for theirs, mine in zip(leaves(self.value), leaves(self.whole)):
+            if mine._version and not self.joints:
+                theirs.copy_(mine)  # where nobody edited, these are the numbers that are there
+            elif mine._version:
+                for rows in self.views:
+                    there, here = layout.take(theirs, rows, path), layout.take(mine, rows, path)
+                    assert there is not None and here is not None, "what is lent as a whole has rows"
+                    there.copy_(here)
+
+    def _carry_together(self, rows: Several, check: Check) -> None:
+        joint, written = self.joints.get(rows), False
+        for run, span in zip(rows.runs, rows.spans):
+            if span in self.pieces:
+                written = True
+                try:
+                    self.carry_back(span, check)
+                except Exception as error:
+                    rows.group.drop(run, error)
+        if joint is not None and not written and not joint.carry_back(self.place, check):
+            raise self._refuse_shared("edit it in place")
+
+    def _joint(self, rows: Several) -> Joint:
+        joint = self.joints.get(rows)
+        if joint is None:
+            joint = self.joints[rows] = Joint(rows, self.value, self._stated(), self.place.path)
+        return joint
 
     def _refuse_all(self) -> InvokeError:
         return InvokeError(
@@ -182,18 +220,6 @@ class Lent(Here):
 
 #: How many bytes a value may have for the rows of several requests to be copied together: there the call costs more.
 _SMALL = 1 << 17
-
-
-def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy that is no tensor of inference mode."""
-    if not torch.is_inference_mode_enabled():
-        return tensor.detach().clone()
-    with torch.inference_mode(False):
-        return tensor.clone()
-
-
-def _counts(tensor: torch.Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
 def _has_rows(value: Any, at: int, layout: Layout, rows: Rows, path: str) -> bool:

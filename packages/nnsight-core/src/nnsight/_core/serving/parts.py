@@ -22,7 +22,7 @@ from ..here import Here
 from ..interleaver import RESULT
 from ..sites import Place, site_name
 from ..structures import tree_map
-from .lent import copied
+from .joint import copied
 
 if TYPE_CHECKING:
     from ..batching import Rows

@@ -18,12 +18,13 @@ from ..mediator import BodyMediator, Mediator
 from ..sites import OUTPUT, Place
 from ..structures import tree_map
 from ..turns import ThreadState, getcurrent, gettrace, hop
-from .lent import copied
+from .joint import copied
 from .watch import TooLongError
 
 if TYPE_CHECKING:
     from ..active import Answers
     from .forwards import Forwards
+    from .group import GroupRun, Membership
     from .printed import Printed
     from .spread import Asked
 
@@ -64,6 +65,9 @@ class ServedRun(Interleaver):
     rows: Rows = (0, 0)
     #: Whether nobody wants anything more of its steps: an engine may leave it out of its forwards.
     idle = False
+    #: What its body has in common with others (`alike.py`), and those with which it is at work together (`group.py`).
+    membership: Membership | None = None
+    group: GroupRun | None = None
     #: What the first of its bodies raised that did.
     failure: BaseException | None = None
     #: Takes what its bodies print, if somebody wants to hear it.
@@ -166,6 +170,8 @@ class ServedRun(Interleaver):
             return
         self.model = getcurrent()
         self.thread.read()
+        if self.group is not None:
+            self.group.part_with((self,), over=True)
         try:
             if not self.wants_no_more:
                 self.result = result
@@ -198,6 +204,8 @@ class ServedRun(Interleaver):
 
     def close(self) -> None:
         """Give up what is left of it. Safe to call twice."""
+        if self.group is not None:
+            self.group.abandon(self)
         self.model = getcurrent()
         self.closing = True
         self.dismiss()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..active import active
@@ -27,6 +27,8 @@ from ..trace import Install, Tracer
 from ..wire import Decoder
 from ..wire.format import Buffer
 from ..wire.kinds import makes
+from .alike import Alike
+from .handed import hand_over
 from .printed import Printed, listen
 from .request import ServedMediator, ServedRun
 
@@ -112,6 +114,7 @@ class SentBodies:
             invoke.body, invoke.names = body, Names(body.outer, body.real)
             self.invokes.append(invoke)
         join_names(self.invokes)
+        self._alike = Alike(self.invokes)
 
     def begin(self, number: int, forwards: Forwards, standing: Iterable[Edit] = ()) -> ServedRun:
         """Let the request of one body take part in an engine's forwards.
@@ -128,6 +131,7 @@ class SentBodies:
         run.printed = self._printed
         body.assign(invoke.names, self.tracer if self.alone else invoke)
         invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
+        run.membership = self._alike.membership(number, run.stack)
         forwards.admit(run)
         return run
 
@@ -140,8 +144,17 @@ class SentBodies:
         """Return what they have printed since the last time."""
         return "" if self._printed is None else self._printed.take()
 
+    def handed_over(self, number: int, as_they_are: tuple[type, ...] = ()) -> dict[str, Any] | None:
+        """Return what one body saved, for a caller in this process; see `hand_over`."""
+        member = self.runs[number].membership
+        own: Collection[int] = () if member is None else member.fresh.keys()
+        return hand_over(self.saved(number), as_they_are, own)
+
     def saved(self, number: int) -> dict[str, Any]:
-        """Return what one body saved, by name."""
+        """Return what one body has saved, by name."""
+        run = self.runs.get(number)
+        if run is not None and run.group is not None:
+            run.group.let_look(run)
         invoke = self.invokes[number]
         assert invoke.body is not None and invoke.names is not None
         names = {**invoke.body.outer, **invoke.names}

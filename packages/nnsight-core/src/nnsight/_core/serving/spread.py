@@ -75,6 +75,9 @@ class SpreadForwards(Forwards):
         peers: how the ranks talk to one another.
     """
 
+    # What ranks put together is asked for by each request.
+    serves_together = False
+
     def __init__(self, root: Node, turn_seconds: float, sharding: Sharding, peers: Peers) -> None:
         super().__init__(root, turn_seconds)
         self.sharding = sharding

@@ -1,0 +1,70 @@
+"""Which bodies of a trace are alike: made of one block, with the same values around them.
+
+One idea: what is alike can be done once for all (`group.py`), as far as the text lets it (`plan.py`). Values are the same if
+they are one object, or plain and equal. A block whose names others of the trace wait for, or that may have to wait for
+theirs, is left alone.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..blocks import Block, Body
+from ..invoke import Invoke
+from ..wire.bodies import bound_first
+from .group import Membership
+from .plan import Plan, plan_of
+
+if TYPE_CHECKING:
+    from ..active import Answers
+
+
+class Alike:
+    """The bodies of a trace, by what they have in common.
+
+    Args:
+        invokes: the trace's, whose bodies they are.
+    """
+
+    def __init__(self, invokes: Sequence[Invoke]) -> None:
+        self._invokes = invokes
+        self._counts: dict[Block, int] = {}
+        for invoke in invokes:
+            if invoke.body is not None:
+                self._counts[invoke.body.block] = self._counts.get(invoke.body.block, 0) + 1
+        self._plans: dict[object, Plan | None] = {}
+
+    def membership(self, number: int, stack: tuple[Answers, ...]) -> Membership | None:
+        """Return what a body has in common with others; None if nothing, or if it is to be left alone."""
+        body = self._invokes[number].body
+        if body is None or self._counts[body.block] < 2:
+            return None
+        likeness = (body.block, id(body.real), tuple((name, _token(body.outer[name])) for name in sorted(body.outer)))
+        if likeness not in self._plans:
+            self._plans[likeness] = self._plan(body)
+        plan = self._plans[likeness]
+        return None if plan is None else Membership(likeness, plan, self._invokes[number], stack)
+
+    def _plan(self, body: Body) -> Plan | None:
+        others = [block for block in self._counts if block is not body.block]
+        if any(not body.block.binds.isdisjoint(block.reads - bound_first(block)) for block in others):
+            return None
+
+        def lookup(name: str) -> Any:
+            for names in (body.outer, body.real, vars(builtins)):
+                if name in names:
+                    return names[name]
+            raise KeyError(name)
+
+        foreign = frozenset[str]().union(*(block.binds for block in others))
+        return plan_of(body.block, lookup, foreign)
+
+
+def _token(value: Any) -> object:
+    """Return what tells a value from others."""
+    kind = type(value)
+    if kind in (bool, int, str, bytes, type(None)):
+        return kind, value
+    return (kind, repr(value)) if kind is float else id(value)

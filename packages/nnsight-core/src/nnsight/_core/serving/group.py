@@ -1,0 +1,308 @@
+"""One body at work for several requests: those whose bodies are alike, and that began in one forward.
+
+One idea: what a body does is done once for all of them, on `Together` values, as long as they are in step. What it bound is
+each request's own as soon as that leaves: it is over, it stopped, the loop is. From there on a request goes on by itself, as
+if it had been alone all the time, with the rest of its body (`plan.py`): the loop from the next step on, and what follows it.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import complaints
+from ..batching import Rows
+from ..blocks import Names
+from ..invoke import Invoke
+from ..steps import StepLoop
+from ..turns import ThreadState, getcurrent
+from .joint import copied
+from .request import ServedRun
+from .together import Several, Together
+
+if TYPE_CHECKING:
+    from ..active import Answers
+    from .forwards import Forwards
+    from .plan import Plan
+
+#: Under which name the code of a loop finds its steps: one that no body has.
+_STEPS = ".steps"
+
+
+class Membership:
+    """What a request brings into a group: its invoke, and the plan that it shares with all that are alike."""
+
+    __slots__ = ("fresh", "invoke", "likeness", "plan", "stack")
+
+    def __init__(self, likeness: object, plan: Plan, invoke: Invoke, stack: tuple[Answers, ...]) -> None:
+        self.likeness = likeness
+        self.plan = plan
+        self.invoke = invoke
+        self.stack = stack
+        #: What was made for this request alone, by its id.
+        self.fresh: dict[int, Any] = {}
+
+
+class GroupRun(ServedRun):
+    """The run of several requests whose bodies are alike.
+
+    Args:
+        forwards: the engine's.
+        members: the requests, and what each brings.
+    """
+
+    rows: Any
+
+    def __init__(self, forwards: Forwards, members: Mapping[ServedRun, Membership]) -> None:
+        first = next(iter(members.values()))
+        super().__init__(forwards, first.stack)
+        self.plan = first.plan
+        self.members = dict(members)
+        #: Those that are in it still.
+        self.runs: tuple[ServedRun, ...] = tuple(members)
+        self.loop: StepLoop | None = None
+        self._alone: frozenset[int] | None = None
+        body = first.invoke.body
+        assert body is not None
+        self.body = body
+        self.names = Names(body.outer, body.real)
+        name = f"{first.invoke.name} and {len(members) - 1} like it"
+        self.mediator = self.add_body(self._run, None, name, first.invoke.number)
+        for run in members:
+            run.group = self
+            run.bodies.clear()
+            member = members[run]
+            member.invoke.mediator = None
+
+    def _run(self) -> None:
+        around = self.body._globals(self.names)
+        if self.plan.before is not None:
+            exec(self.plan.before, around, self.names)
+        if self.plan.steps is not None and self.plan.loop is not None:
+            found = eval(self.plan.steps, around, self.names)
+            self.loop = found if isinstance(found, StepLoop) else found[:]
+            self.names[_STEPS] = self.loop
+            exec(self.plan.loop, around, self.names)
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def begin_together(self, taking_part: Mapping[ServedRun, Rows]) -> None:
+        """Take part in a forward, with the rows of each; those that do not take part leave."""
+        self.part_with([run for run in self.runs if run not in taking_part])
+        if not self.runs:
+            return
+        self._alone = None
+        for run in self.runs:
+            if not run.stepping:
+                run.stepping, run.joined = True, self.forwards.count
+            else:
+                run.step += 1
+            run.scheduled = True
+        self.begin_step(self._several(taking_part))
+
+    def lie_together(self, taking_part: Mapping[ServedRun, Rows]) -> None:
+        """Say where the rows of each lie in the values that follow."""
+        if self.runs:
+            self.lie_at(self._several(taking_part))
+
+    def _several(self, taking_part: Mapping[ServedRun, Rows]) -> Any:
+        return Several(self, self.runs, [taking_part[run] for run in self.runs])
+
+    # -- leaving -----------------------------------------------------------------------------------------------------
+
+    def part_with(self, runs: Sequence[ServedRun], over: bool = False) -> None:
+        """Let requests leave, with what the body has bound for them, and with what is left of it.
+
+        Args:
+            runs: the requests.
+            over: whether they have no further step.
+        """
+        for run in runs:
+            self._leave(run)
+            last = self.plan.after is None and (over or self.mediator.done or self.stopped)
+            self._give(run, last)
+            self._set_out(run, over)
+        if not self.runs:
+            self.close()
+
+    def let_look(self, run: ServedRun) -> None:
+        """Bind what the body has bound so far for one request, which goes on by itself if that can be now."""
+        if self.mediator.done or self.mediator in self.step_waiters:
+            self.part_with((run,))
+        else:
+            self._give(run, last=False)
+
+    def leave_out(self, failed: Sequence[tuple[ServedRun, Exception]]) -> None:
+        """Go on without those for which an operation failed; raise the last of the errors if nobody is left."""
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename != self.body.filename:
+            frame = frame.f_back
+        for run, error in failed:
+            if len(self.runs) == 1:
+                raise error
+            self._leave(run)
+            run.fail(_at(error, frame))
+
+    def look_idle(self) -> None:
+        """Let everybody go on by themselves, now that what is done together is done."""
+        self.part_with(self.runs)
+
+    def fail(self, error: BaseException) -> None:
+        """End all of them because of an error of the body."""
+        super().fail(error)
+        for run in self.runs:
+            self._leave(run)
+            run.fail(error)
+
+    def drop(self, run: ServedRun, error: BaseException) -> None:
+        """Go on without a request, whose error this is; called on the engine's side."""
+        if run.group is self:
+            self.abandon(run)
+        run.fail(error)
+
+    def abandon(self, run: ServedRun) -> None:
+        """Let a request leave that is given up."""
+        self._leave(run)
+        if not self.runs:
+            self.close()
+
+    def _leave(self, run: ServedRun) -> None:
+        run.group = None
+        self.runs = tuple(other for other in self.runs if other is not run)
+
+    def _give(self, run: ServedRun, last: bool) -> None:
+        """Bind for one request what the body has bound for all; `last` if nothing of its body is left to be done."""
+        names = self.members[run].invoke.names
+        assert names is not None
+        (collector,) = self.stack
+        own = _Own(run, collector, self.members[run].fresh, self._unshared() if last else frozenset())
+        for name, value in self.names.items():
+            if name != _STEPS:
+                names[name] = own.of(value)
+
+    def _unshared(self) -> frozenset[int]:
+        """Return the values, by their ids, whose memory no other has, so that a request may have a copy of its rows."""
+        if self._alone is None:
+            found: dict[int, list[int]] = {}
+            seen: set[int] = set()
+            waiting = list(self.names.values())
+            while waiting:
+                value = waiting.pop()
+                if type(value) in (list, tuple, dict):
+                    waiting += value.values() if type(value) is dict else value
+                elif type(value) is Together and id(value) not in seen:
+                    seen.add(id(value))
+                    parts = [value.whole] if value.whole is not None else value.parts()
+                    for part in parts:
+                        if isinstance(part, torch.Tensor):
+                            found.setdefault(part.untyped_storage()._cdata, []).append(id(value))
+            self._alone = frozenset(ids[0] for ids in found.values() if len(ids) == 1)
+        return self._alone
+
+    def _set_out(self, run: ServedRun, over: bool) -> None:
+        """Let a request go on with what is left of its body."""
+        if self.stopped:
+            run.stopped = True
+            return
+        invoke, plan, mediator = self.members[run].invoke, self.plan, self.mediator
+        names, body = invoke.names, invoke.body
+        assert body is not None and names is not None
+        left: list[types.CodeType | None] = [plan.after]
+        if not mediator.done:
+            if mediator not in self.step_waiters:
+                assert mediator.place is not None
+                run.fail(_at(complaints.missed(mediator, mediator.place, mediator.stage), self._stands()))
+                return
+            assert self.loop is not None and mediator.step is not None
+            if plan.after is None and over and not self.loop.bounded:
+                return
+            names[_STEPS] = self.loop.rest(mediator.step)
+            left = [plan.loop, plan.after]
+        codes = [code for code in left if code is not None]
+        if not codes:
+            run.idle = True
+            return
+        around = body._globals(names)
+
+        def go_on() -> None:
+            for code in codes:
+                exec(code, around, names)
+            names.pop(_STEPS, None)
+
+        invoke.mediator = run.add_body(go_on, None, invoke.name, invoke.number)
+        run.model = getcurrent()
+        run.body_thread = ThreadState()
+        invoke.mediator.begin()
+
+    def _stands(self) -> types.FrameType | None:
+        """Return the frame of the body, which waits."""
+        frame = self.mediator.greenlet.gr_frame if self.mediator.greenlet is not None else None
+        while frame is not None and frame.f_code.co_filename != self.body.filename:
+            frame = frame.f_back
+        return frame
+
+
+def form_groups(forwards: Forwards, taking_part: Iterable[ServedRun]) -> None:
+    """Make groups of the requests that begin now and whose bodies are alike."""
+    alike: dict[object, dict[ServedRun, Membership]] = {}
+    for run in taking_part:
+        member = run.membership
+        if member is not None and not run.stepping and len(run.bodies) == 1 and not run.wants_no_more:
+            alike.setdefault(member.likeness, {})[run] = member
+    for members in alike.values():
+        if len(members) > 1:
+            GroupRun(forwards, members)
+
+
+class _Own:
+    """What one request has of the values of all.
+
+    Args:
+        run: the request.
+        collector: what was saved.
+        fresh: takes what is made for this request alone.
+        unshared: values that it may have copies of, instead of views.
+    """
+
+    def __init__(self, run: ServedRun, collector: Any, fresh: dict[int, Any], unshared: frozenset[int]) -> None:
+        self._run = run
+        self._collector = collector
+        self._fresh = fresh
+        self._unshared = unshared
+        self._known: dict[int, Any] = {}
+
+    def of(self, value: Any) -> Any:
+        """Return what the request has of one value."""
+        kind = type(value)
+        if kind is not Together and kind not in (list, tuple, dict):
+            return value
+        if id(value) in self._known:
+            return self._known[id(value)]
+        made: Any
+        if kind is Together:
+            made = value.of(self._run)
+            if id(value) in self._unshared and isinstance(made, torch.Tensor):
+                made = copied(made) if made.device.type == "cpu" else made.cpu()
+                self._fresh[id(made)] = made
+        elif kind is dict:
+            made = {key: self.of(part) for key, part in value.items()}
+        else:
+            made = kind([self.of(part) for part in value])
+            if all(id(part) in self._fresh for part in made):
+                self._fresh[id(made)] = made
+        self._known[id(value)] = made
+        if self._collector.has(value):
+            self._collector.add(made)
+        return made
+
+
+def _at(error: Any, frame: types.FrameType | None) -> BaseException:
+    """Return an error as if it had been raised in this frame."""
+    found: BaseException = error
+    if frame is None:
+        return found
+    return found.with_traceback(types.TracebackType(found.__traceback__, frame, frame.f_lasti, frame.f_lineno))

@@ -1,0 +1,563 @@
+"""Requests whose bodies are alike are served together, and what each of them gets is what it gets alone, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import itertools
+import random
+import sys
+import textwrap
+import traceback
+
+import pytest
+import torch
+from toy_engine import Network, Served, ToyEngine
+
+import nnsight
+from nnsight import NNsight
+from nnsight._core.cache import Cache
+from nnsight._core.serving import group
+from nnsight.plugin import Forwards, PlainLayout, decode_bodies
+
+
+class Pair(torch.nn.Module):
+    """Returns two tensors with rows, and one without."""
+
+    def forward(self, x):
+        return x * 2, x + 1, torch.arange(3.0)
+
+
+class Deep(Network):
+    """The network of the toy engine, with a list of layers and one that returns a tuple."""
+
+    def __init__(self, size=4):
+        super().__init__(size)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(size, size) for _ in range(2)])
+        self.pair = Pair()
+
+    def forward(self, x):
+        residual = self.first(x)
+        for layer in self.layers:
+            residual = residual + torch.tanh(layer(residual))
+        a, b, _ = self.pair(residual)
+        residual += self.second(a - b)
+        return residual
+
+
+class Batching(ToyEngine):
+    """An engine whose requests begin and end when they are told to; plain ones run along."""
+
+    def __init__(self, module, begins, steps, together=True, plain=0, pauses=(), looks=()):
+        super().__init__(module)
+        self.forwards = Forwards(NNsight(module))
+        self.forwards.serves_together = together
+        self.begins, self.lengths, self.plain, self.pauses, self.looks = begins, steps, plain, pauses, looks
+        self.at = 0
+        #: What some had saved when they were looked at.
+        self.seen = []
+
+    def serve(self, bodies, inputs):
+        sent = decode_bodies(bodies, NNsight(self.module))
+        rows = [args[0] for args, _, _ in inputs]
+        runs, done, left = {}, {}, list(self.lengths[: len(rows)])
+        beside = torch.ones(self.plain, 4)
+        with torch.inference_mode():
+            for self.at in range(100):
+                part = [n for n in range(len(rows)) if self.begins[n] <= self.at and n not in done]
+                part = [n for n in part if (self.at, n) not in self.pauses]
+                if not part and len(done) == len(rows):
+                    break
+                for n in part:
+                    if n not in runs:
+                        runs[n] = sent.begin(n, self.forwards)
+                where, at = {}, self.plain
+                order = part if self.at % 2 else part[::-1]
+                for n in order:
+                    where[runs[n]] = (at, len(rows[n]))
+                    at += len(rows[n])
+                with self.forwards.forward(where, PlainLayout(at)):
+                    out = self.module(torch.cat([beside, *(rows[n] for n in order)]))
+                for n in order:
+                    start, count = where[runs[n]]
+                    rows[n] = out[start + count - 1 : start + count].clone()
+                    left[n] -= 1
+                    if not left[n] or runs[n].wants_no_more:
+                        done[n] = rows[n]
+                out.fill_(float("nan"))
+                for n in [n for at, n in self.looks if at == self.at]:
+                    self.seen.append({name: _copy(value) for name, value in sent.saved(n).items()})
+        for n, run in runs.items():
+            run.finish(done[n])
+        assert not self.forwards.tapped and not self.forwards.at_output and not self.forwards.at_input
+        failures = [run.failure for run in runs.values()]
+        return [{"failed": failure} if failure else sent.saved(n) for n, failure in enumerate(failures)]
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Deep()
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """How many requests each group had that was made."""
+    made = []
+    init = group.GroupRun.__init__
+
+    def counted(self, forwards, members):
+        made.append(len(members))
+        init(self, forwards, members)
+
+    monkeypatch.setattr(group.GroupRun, "__init__", counted)
+    return made
+
+
+_numbers = itertools.count()
+
+
+def trace_of(folder, body, before=""):
+    """Write a function with a trace of one block for all prompts, and return it: blocks are captured from files."""
+    name = f"together_{next(_numbers)}"
+    text = (
+        "import nnsight\nimport random\nimport torch\n"
+        "def run(model, prompts, vector, scale, flags):\n"
+        "    with model.trace() as tracer:\n"
+        f"{textwrap.indent(textwrap.dedent(before), '        ')}\n"
+        "        for prompt in prompts:\n"
+        "            with tracer.invoke(prompt):\n"
+        f"{textwrap.indent(textwrap.dedent(body).strip(), ' ' * 16)}\n"
+    )
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made
+    spec.loader.exec_module(made)
+    return made.run
+
+
+class Collecting(Served):
+    """Keeps what each request saved."""
+
+    def trace(self, *inputs, **kwargs):
+        tracer = super().trace(*inputs, **kwargs)
+        engine = self.__dict__["engine"]
+        serve = engine.serve
+
+        def keep(bodies, inputs):
+            engine.saved = serve(bodies, inputs)
+            engine.serve = serve
+            return [{} for _ in engine.saved]
+
+        engine.serve = keep
+        return tracer
+
+
+def both(module, folder, body, before="", prompts=None, begins=None, steps=None, **options):
+    """Run the body for all prompts, together and one by one, and compare; return what was saved together."""
+    torch.manual_seed(1)
+    prompts = [torch.randn(n, 4) for n in (3, 1, 2, 5)] if prompts is None else prompts
+    begins = begins or [0] * len(prompts)
+    steps = steps or [4, 2, 6, 1][: len(prompts)]
+    vector, run = torch.randn(4), trace_of(folder, body, before)
+    found = []
+    for together in (True, False):
+        engine = Batching(module, begins, steps, together, **options)
+        run(Collecting(engine), prompts, vector.clone(), 0.3, [True, False])
+        found.append([*engine.saved])
+        found[-1].append({"seen": engine.seen})
+    for mine, alone in zip(*found, strict=True):
+        equal(mine, alone)
+    return found[0][:-1]
+
+
+def _copy(value):
+    return [_copy(one) for one in value] if isinstance(value, list) else copy.copy(value)
+
+
+def equal(mine, alone):
+    assert type(mine) is type(alone), (mine, alone)
+    if isinstance(mine, torch.Tensor):
+        assert mine.shape == alone.shape and mine.dtype == alone.dtype and torch.equal(mine, alone)
+    elif isinstance(mine, dict):
+        assert list(mine) == list(alone)
+        for name in mine:
+            equal(mine[name], alone[name])
+    elif isinstance(mine, Cache):
+        assert list(mine) == list(alone)
+    elif isinstance(mine, (list, tuple)):
+        assert len(mine) == len(alone)
+        for one, other in zip(mine, alone):
+            equal(one, other)
+    elif isinstance(mine, BaseException):
+        lines = [
+            [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if "together_" in frame.filename]
+            for e in (mine, alone)
+        ]
+        assert lines[0][-1:] == lines[1][-1:]
+        assert lines[0] or "carries no rows" in str(mine)  # that shows when the body has had its turn
+    else:
+        assert mine == alone
+
+
+#: Bodies that are served together from their first statement on, and to the end of their loop.
+TOGETHER = {
+    "steer in place": """
+        for step in tracer.iter[:]:
+            model.first.output[:] += vector
+            kept = model.second.output.save()
+    """,
+    "steer by assignment": """
+        for step in tracer.iter[:]:
+            model.first.output = model.first.output + scale * vector
+        kept = nnsight.save(tracer.result)
+    """,
+    "keep every step": """
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            kept.append(model.first.output)
+            kept.append((step, model.layers[1].output.save()))
+    """,
+    "one read": "kept = model.layers[0].output.save()",
+    "two reads": "a = model.first.output.save()\nb = model.second.output.save()",
+    "a tuple": """
+        kept = [].save()
+        for step in tracer.iter[1:]:
+            a, b, c = model.pair.output
+            a *= 2
+            b[..., 1] = 0
+            kept.append(a - b)
+            kept.append(c)
+    """,
+    "replace a tuple": """
+        kept = [].save()
+        for step in tracer.all():
+            a, b, c = model.pair.output
+            model.pair.output = (a * 2, b + vector, c)
+            kept.append(model.pair.output[1])
+    """,
+    "all layers": """
+        kept = {}
+        kept.save()
+        for step in tracer.iter[:3]:
+            for i, layer in enumerate(model.layers):
+                kept[i + 2] = layer.input
+                layer.output[:] *= 0.5
+                layer.output += 1
+                kept[i] = layer.output
+            for i in range(4, 6):
+                kept[i] = model.second.input
+    """,
+    "inputs": """
+        for step in tracer.iter[:]:
+            model.second.input = model.second.input * scale
+            kept = model.second.input.save()
+    """,
+    "by step": """
+        kept = nnsight.save([])
+        count = 0
+        for step in tracer.iter[:]:
+            count += 1
+            if step == 1:
+                model.first.output[:] = 0
+            elif step > 3 and not step == 5:
+                continue
+            kept.append(model.second.output / count)
+    """,
+    "only one step": """
+        for step in tracer.iter[2]:
+            kept = model.first.output.clone().save()
+    """,
+    "some steps": """
+        kept = nnsight.save(list())
+        for step in tracer.iter[[0, 2]]:
+            kept.append(model.first.output[:, 1:3].float())
+    """,
+    "leave the loop": """
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            kept.append(model.first.output)
+            if step == 1:
+                break
+    """,
+    "stop": """
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            kept.append(model.first.output)
+            if step == 2:
+                tracer.stop()
+    """,
+    "each by itself": """
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            value = model.first.output
+            kept.append(value[0])
+            kept.append(value[-1] + value.mean(-1, keepdim=True).max())
+            kept.append(value.softmax(-1).sum(dim=0))
+            kept.append(value.norm().item() * 2)
+            last = value[-1:]
+            last += 1
+            kept.append(value.topk(2)[0])
+            kept.append(2 - value)
+            kept.append(vector - value)
+            kept.append(vector / value)
+            kept.append(value ** 2)
+            value.view(-1)[:] *= 2
+    """,
+    "the rest by itself": """
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            kept.append(model.first.output)
+        number = len(kept)
+        for value in kept:
+            value += number
+        last = nnsight.save(str(tracer.result.shape))
+    """,
+    "aliases": """
+        first = model.first.output.save()
+        again = nnsight.save([])
+        again.append(first)
+        again.append(first[:, 0])
+        first += 1
+        model.second.output
+        first *= 3
+    """,
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_a_body_gets_is_what_it_gets_alone(name, module, groups, tmp_path):
+    saved = both(module, tmp_path, TOGETHER[name])
+    assert groups == [4]
+    assert any(saved) and not any("failed" in one for one in saved)
+
+
+@pytest.mark.parametrize("name", ["keep every step", "steer by assignment", "replace a tuple", "the rest by itself"])
+def test_requests_join_later_and_plain_ones_run_along(name, module, groups, tmp_path):
+    prompts = [torch.randn(n, 4) for n in (3, 1, 2, 5, 1, 2)]
+    both(
+        module, tmp_path, TOGETHER[name], prompts=prompts, begins=[0, 1, 0, 1, 2, 1], steps=[4, 2, 6, 1, 5, 3], plain=3
+    )
+    assert groups == [2, 3]  # the one that begins alone is by itself
+
+
+@pytest.mark.parametrize("name", ["keep every step", "steer by assignment", "by step", "all layers"])
+def test_a_request_that_is_left_out_of_a_forward_goes_on_by_itself(name, module, groups, tmp_path):
+    both(module, tmp_path, TOGETHER[name], pauses={(1, 0), (2, 2), (3, 2)})
+    assert groups == [4]
+
+
+@pytest.mark.parametrize("name", ["keep every step", "one read", "aliases", "only one step"])
+def test_what_a_body_has_saved_can_be_looked_at_while_it_runs(name, module, groups, tmp_path):
+    both(module, tmp_path, TOGETHER[name], looks=[(0, 0), (0, 2), (1, 0), (2, 0), (2, 2), (3, 1)])
+    assert groups == [4]
+
+
+def test_what_is_kept_is_each_requests_own(module, groups, tmp_path):
+    saved = both(module, tmp_path, TOGETHER["keep every step"])
+    lists = [one["kept"] for one in saved]
+    assert groups == [4] and len({id(kept) for kept in lists}) == 4
+    lists[0][0].fill_(7)
+    assert not any((kept[0] == 7).any() for kept in lists[1:])
+
+
+#: Bodies that may do more than is known to be the same: each runs by itself, from its first statement on.
+ALONE = {
+    "a branch on data": """
+        for step in tracer.iter[:]:
+            if model.first.output.sum() > 0:
+                model.first.output[:] = 0
+        kept = nnsight.save(tracer.result)
+    """,
+    "random numbers": """
+        for step in tracer.iter[:]:
+            model.first.output[:] += torch.rand(4) * 0
+        kept = nnsight.save(tracer.result)
+    """,
+    "a list of all": """
+        for step in tracer.iter[:]:
+            seen.append(model.first.output)
+        kept = nnsight.save(tracer.result)
+    """,
+    "a function": """
+        for step in tracer.iter[:]:
+            change(model.first.output)
+        kept = nnsight.save(tracer.result)
+    """,
+    "print": """
+        for step in tracer.iter[:]:
+            print(model.first.output, end="")
+        kept = nnsight.save(tracer.result)
+    """,
+    "the result in the loop": """
+        for step in tracer.iter[:]:
+            kept = model.first.output.save()
+            tracer.result
+    """,
+    "the shape": """
+        for step in tracer.iter[:]:
+            kept = nnsight.save(model.first.output.shape[0])
+    """,
+    "an outer tensor is edited": """
+        for step in tracer.iter[:]:
+            vector += model.first.output[0] * 0
+        kept = nnsight.save(tracer.result)
+    """,
+    "a name is a tensor's": """
+        mine = vector
+        for step in tracer.iter[:]:
+            model.first.output[:] += mine
+            mine += 1
+        kept = nnsight.save(tracer.result)
+    """,
+    "a comprehension": """
+        kept = nnsight.save([layer.output for layer in model.layers])
+    """,
+    "a try": """
+        try:
+            kept = model.first.output.save()
+        except ValueError:
+            pass
+    """,
+    "an attribute": """
+        for step in tracer.iter[:]:
+            holder.value = model.first.output
+        kept = nnsight.save(tracer.result)
+    """,
+    "a matrix product": """
+        for step in tracer.iter[:]:
+            kept = (model.first.output @ vector).save()
+    """,
+    "a name that may not be bound": """
+        for step in tracer.iter[:]:
+            if step > 0:
+                model.first.output[:] += before
+            before = model.first.output.clone()
+        kept = nnsight.save(tracer.result)
+    """,
+    "a list goes elsewhere": """
+        mine = []
+        for step in tracer.iter[:]:
+            mine.append(model.first.output)
+            seen.append(mine)
+        kept = nnsight.save(tracer.result)
+    """,
+    "names at run time": """
+        for step in tracer.iter[:]:
+            kept = model.first.output.save()
+            eval("1")
+    """,
+    "a module is skipped": """
+        for step in tracer.iter[:]:
+            model.second.skip(model.second.input)
+        kept = nnsight.save(tracer.result)
+    """,
+    "a cache": "kept = tracer.cache()\nmodel.first.output",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_is_not_known_to_be_the_same_is_left_alone(name, module, groups, tmp_path, capsys):
+    before = """
+        seen = nnsight.save([])
+        class Holder: pass
+        holder = Holder()
+        def change(value):
+            value[:] += len(value)
+    """
+    both(module, tmp_path, ALONE[name], before)
+    assert groups == []
+
+
+def test_bodies_with_other_values_around_them_are_not_alike(module, groups, tmp_path):
+    model = Served(Batching(module, [0] * 4, [2] * 4))
+    vectors = [torch.ones(4), torch.zeros(4)]
+    with model.trace() as tracer:
+        found = nnsight.save({})
+        for number in range(4):
+            vector, prompt = vectors[number % 2], torch.ones(1, 4)
+            with tracer.invoke(prompt):
+                kept = (model.first.output + vector).save()
+                found[number] = kept
+    assert groups == []  # the number differs
+    for number in range(4):
+        torch.testing.assert_close(found[number], module.first(torch.ones(1, 4)).detach() + vectors[number % 2])
+
+
+def test_names_that_others_wait_for_are_left_alone(module, groups):
+    model = Served(Batching(module, [0] * 3, [2] * 3))
+    with model.trace() as tracer:
+        for _ in range(2):
+            with tracer.invoke(torch.ones(1, 4)):
+                given = model.first.output * 2
+        with tracer.invoke(torch.zeros(1, 4)):
+            got = (given + 0).save()
+    assert groups == []
+    torch.testing.assert_close(got, module.first(torch.ones(1, 4)).detach() * 2)
+
+
+@pytest.mark.parametrize(
+    "body, failing",
+    [
+        ("for step in tracer.iter[:]:\n    kept = model.first.output.save()\n    model.first.output[:] += wrong", 4),
+        ("for step in tracer.iter[:]:\n    kept = model.first.output[1].save()", 3),  # of one row each, from step 1 on
+        ("kept = model.first.output[2].save()", 2),
+        (
+            "kept = [].save()\nfor step in tracer.iter[:]:\n    kept.append(model.first.output)\n    step / (step - 1)",
+            3,
+        ),
+        ("for step in tracer.iter[:]:\n    model.first.output = vector", 4),
+        ("for step in tracer.iter[:]:\n    model.pair.output[2][:] += 1", 4),
+        ("a = model.second.output\nb = model.first.output.save()", 4),
+        ("for step in tracer.iter[:]:\n    kept = model.first.output.save()\nraise ValueError", 4),
+    ],
+)
+def test_an_error_is_that_of_the_requests_that_made_it_with_its_line(body, failing, module, groups, tmp_path):
+    saved = both(module, tmp_path, body, "wrong = torch.ones(3)")
+    assert groups == [4]
+    assert sum("failed" in one for one in saved) == failing
+
+
+def test_a_site_that_never_comes_is_the_error_of_each(module, groups, tmp_path):
+    module.spare = torch.nn.Linear(4, 4)
+    saved = both(module, tmp_path, "a = model.first.output.save()\nb = model.spare.output.save()")
+    assert groups == [4]
+    assert [type(one["failed"]) for one in saved] == [nnsight.MissedProviderError] * 4
+
+
+def _bodies(seed):
+    """Make a body of statements that are drawn: some can be done together, and some cannot."""
+    draw = random.Random(seed)
+    values = ["x", "y", "model.first.output", "model.second.output", "model.layers[1].output", "model.pair.output[0]"]
+    operands = ["vector", "scale", "2", "x", "y", "vector[1:3].sum()", "step", "vector[None]"]
+    methods = ["mean(-1)", "abs()", "double()", "argmax(-1)", "sum()", "flatten()"]
+    lines = ["x = model.first.output", "y = x * 1.5"]
+    for _ in range(draw.randrange(1, 6)):
+        value, operand = draw.choice(values), draw.choice(operands)
+        lines.append(
+            draw.choice(
+                [
+                    f"x = {value} {draw.choice('+-*/')} {operand}",
+                    f"y = {operand} {draw.choice('+-*')} {value}",
+                    f"{value}[{draw.choice([':', '...', ':, 1', '..., 1:3', '0', '-1:'])}] {draw.choice('+-*')}= {operand}",
+                    f"kept.append({value})",
+                    f"kept.append({value}[:, {draw.randrange(4)}].clone())",
+                    f"kept.append({value}.{draw.choice(methods)})",
+                    f"if step % 2 == {draw.randrange(2)}:\n    {value}[:] = {operand}",
+                    f"y = {value}.detach()",
+                    f"print({value}.shape, end='')",
+                    f"if x.sum() > 0:\n    kept.append({operand})",
+                ]
+            )
+        )
+    loop = draw.choice(["tracer.iter[:]", "tracer.iter[1:3]", "tracer.iter[:2]", "tracer.all()"])
+    inside = textwrap.indent("\n".join(lines), "    ")
+    return f"kept = nnsight.save([])\nfor step in {loop}:\n{inside}\nend = nnsight.save(tracer.result)"
+
+
+@pytest.mark.filterwarnings("ignore::nnsight.NNsightWarning")
+@pytest.mark.parametrize("seed", range(60))
+def test_bodies_that_are_drawn_get_together_what_they_get_alone(seed, module, groups, tmp_path, capsys):
+    both(module, tmp_path, _bodies(seed), begins=[0, 0, 0, seed % 2], plain=seed % 3)
