@@ -241,7 +241,9 @@ def test_a_body_that_needs_what_is_elsewhere_is_left_to_the_last_part(model, net
 
 
 def test_a_body_that_does_not_do_the_same_in_all_parts_is_told_so(model, prompts):
-    with pytest.raises(ElsewhereError, match=r"asks for `model\.first\.input` here, and asked for `model\.first\.output`"):
+    with pytest.raises(
+        ElsewhereError, match=r"asks for `model\.first\.input` here, and asked for `model\.first\.output`"
+    ):
         with model.trace(prompts[0]):
             if model._module.number == 0:
                 model.first.output
