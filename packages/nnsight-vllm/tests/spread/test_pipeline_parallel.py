@@ -30,11 +30,11 @@ def plain(folder):
     return plain
 
 
-@pytest.fixture(scope="module")
-def model(folder, plain):
-    options = {"max_model_len": 256, "max_num_batched_tokens": 512, "max_num_seqs": 8, "block_size": 32}
+@contextmanager
+def spread(folder):
+    """An engine in two processes."""
+    sizes = {"max_model_len": 256, "max_num_batched_tokens": 512, "max_num_seqs": 8, "block_size": 32}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
         model = VLLM(
             str(folder),
@@ -42,11 +42,17 @@ def model(folder, plain):
             pipeline_parallel_size=2,
             distributed_executor_backend="mp",
             num_gpu_blocks_override=40,
-            **options,
+            **sizes,
         )
         model.dispatch()
     yield model
     model.__dict__["_engine"].shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(folder, plain):
+    with spread(folder) as model:
+        yield model
 
 
 @pytest.fixture(scope="module")
@@ -314,3 +320,32 @@ def test_standing_edits_are_on_every_stage(model, plain, vector):
         model.uninstall("calm")
     with changed(plain, _0=lambda hidden: hidden + vector, _3=lambda hidden: hidden - vector):
         assert got == [generated(plain, prompt)[len(prompt) :] for prompt in PROMPTS]
+
+
+def test_modules_that_a_model_has_on_stages_that_do_not_use_them(tmp_path):
+    plain = checkpoints.save(tmp_path, checkpoints.gpt2())  # whose embeddings and last norm are on both
+    plain.generation_config.eos_token_id = None
+    prompt, own = PROMPTS[0], plain.transformer
+    with spread(tmp_path) as model:
+        parts = model.transformer
+        with model.trace(prompt, **GREEDY) as tracer:
+            seen = nnsight.save([])
+            for _ in tracer.iter[:]:
+                values = [parts.h[0].input, *(layer.output for layer in parts.h)]
+                seen.append((*values, parts.ln_f.output, model.logits.output))
+            tokens = nnsight.save(list(tracer.result.outputs[0].token_ids))
+        with model.trace(prompt, **GREEDY) as tracer:
+            for _ in tracer.iter[:]:
+                parts.wpe.output[:] *= -1
+            moved = nnsight.save(list(tracer.result.outputs[0].token_ids))
+    ids, found = generated(plain, prompt), []
+    assert tokens == ids[len(prompt) :]
+    for part in (own.drop, *own.h, own.ln_f):
+        part.register_forward_hook(lambda m, a, o: found.append((o if torch.is_tensor(o) else o[0])[0]))
+    with torch.no_grad():
+        logits = plain(torch.tensor([ids[:-1]])).logits[0]
+    for number, wanted in enumerate(found):
+        torch.testing.assert_close(torch.cat([one[number] for one in seen]), wanted, **CLOSE)
+    torch.testing.assert_close(torch.cat([one[-1] for one in seen]), logits[len(prompt) - 1 :], **CLOSE)
+    own.wpe.register_forward_hook(lambda m, a, o: -o)
+    assert moved == generated(plain, prompt)[len(prompt) :] != tokens

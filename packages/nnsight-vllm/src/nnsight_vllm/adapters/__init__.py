@@ -24,10 +24,19 @@ def adapt(runner: Any, stage: Any) -> Any:
     Raises:
         NNsightError: it is none of those that are known.
     """
+    _of(runner).attach(runner, stage)
+    return stage
+
+
+def run_dummy(runner: Any, tokens: int) -> None:
+    """Let a model runner call its model on some tokens, of no request."""
+    _of(runner).run_dummy(runner, tokens)
+
+
+def _of(runner: Any) -> Any:
     for cls in type(runner).__mro__:
         if cls.__module__ in RUNNERS:
-            RUNNERS[cls.__module__].attach(runner, stage)
-            return stage
+            return RUNNERS[cls.__module__]
     cls = type(runner)
     raise NNsightError(
         f"The engine's model runner is {cls.__module__}.{cls.__qualname__}, which is made of neither of vLLM's own "

@@ -27,13 +27,15 @@ def attach(runner: Any, stage: Any) -> None:
         setattr(runner, name, functools.partial(around, runner, stage, getattr(runner, name)))
     runner.nnsight_drawing = False
     model = runner.get_model()
-    if stage.pipeline is not None and stage.pipeline.number and runner.intermediate_tensors is None:
-        # vLLM's CPU worker makes room for what comes from the stage before when it warms up, and warms up nothing that
-        # runs eagerly. vLLM 0.32.
-        runner.intermediate_tensors = model.make_empty_intermediate_tensors(
-            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
-        )
     model.compute_logits = functools.partial(_compute_logits, runner, stage, model.compute_logits)
+
+
+def run_dummy(runner: Any, tokens: int) -> None:
+    """Let a runner call its model on some tokens, of no request.
+
+    relies on: `_dummy_run` runs the model once and leaves the memory of requests alone, vLLM 0.30 to 0.33.
+    """
+    runner._dummy_run(tokens)
 
 
 def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

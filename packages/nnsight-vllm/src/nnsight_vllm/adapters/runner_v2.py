@@ -30,6 +30,14 @@ def attach(runner: Any, stage: Any) -> None:
     model.compute_logits = functools.partial(_compute_logits, runner, stage, model.compute_logits)
 
 
+def run_dummy(runner: Any, tokens: int) -> None:
+    """Let a runner call its model on some tokens, of no request.
+
+    relies on: `_dummy_run` runs the model once and leaves the memory of requests alone, vLLM 0.30 to 0.33.
+    """
+    runner._dummy_run(tokens)
+
+
 def _execute_model(runner: Any, stage: Any, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
     _wipe(runner, stage.gone(scheduler_output.finished_req_ids))
     for new in scheduler_output.scheduled_new_reqs:

@@ -5,6 +5,7 @@ relies on: `worker_extension_cls` makes a class's methods callable through `coll
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from nnsight import NNsightError
 from nnsight.plugin import decode_message, encode_error
 
 from .. import outputs
-from ..adapters import adapt
+from ..adapters import adapt, run_dummy
 from .pipeline import Pipeline
 from .stage import Stage
 
@@ -28,13 +29,15 @@ class Extension:
         if "nnsight" not in vars(runner):
             outputs.register()
             model, config = runner.get_model(), runner.vllm_config
-            spread = config.parallel_config.pipeline_parallel_size > 1
-            if spread and getattr(self, "use_v2_model_runner", False):
+            in_stages = config.parallel_config.pipeline_parallel_size > 1
+            if in_stages and getattr(self, "use_v2_model_runner", False):
                 raise NNsightError(
                     "Blocks see a pipeline through vLLM's first model runner only. Set VLLM_USE_V2_MODEL_RUNNER=0, or spread "
                     "the model over a tensor-parallel group."
                 )
-            runner.nnsight = adapt(runner, Stage(model, turn_seconds, Pipeline(model, config) if spread else None))
+            dummy = functools.partial(run_dummy, runner)
+            pipeline = Pipeline(model, config, dummy) if in_stages else None
+            runner.nnsight = adapt(runner, Stage(model, turn_seconds, pipeline))
 
     def nnsight_install(self, name: str, digest: str, data: bytes) -> bytes | None:
         """Take in a standing edit; return the error if that fails."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from nnsight.plugin import Page, Parts, Place, ServedRun, tree_map
 from .. import skeleton
 from .absent import let_be_absent
 
+#: How many tokens a stage runs on to find out what it calls.
+_TOKENS = 2
 #: What is served to the bodies of some requests, by request and stage: pages, written.
 Pages = dict[str, dict[int, bytes]]
 
@@ -38,19 +40,21 @@ class Pipeline:
     Args:
         module: the model as this worker has it; the modules of other stages are put into its tree.
         config: vLLM's.
+        dummy: lets the model run on some tokens, of no request.
     """
 
-    def __init__(self, module: torch.nn.Module, config: Any) -> None:
+    def __init__(self, module: torch.nn.Module, config: Any, dummy: Callable[[int], Any]) -> None:
         group = parallel_state.get_pp_group()
         self.number, self.count = group.rank_in_group, group.world_size
         self.device = next(module.parameters()).device
         # A group of its own: vLLM's messages are matched by their order, and so are these.
         self._ranks = list(group.ranks)
         self._group = dist.new_group(self._ranks, backend="gloo", use_local_synchronization=True)
-        mine = complete(module, config)
+        mine = called(module, dummy), complete(module, config)
         told: list[Any] = [None] * self.count
         dist.all_gather_object(told, mine, group=self._group)
-        self._missing: list[frozenset[str]] = told
+        self._called: list[frozenset[str]] = [names for names, _ in told]
+        self._missing: list[frozenset[str]] = [names for _, names in told]
         self._owners: dict[tuple[Place, str], int] = {}
         self.parts = Parts(self.number, self.count, self.owner)
         self._sent: list[tuple[list[Any], list[torch.Tensor]]] = []
@@ -78,12 +82,18 @@ class Pipeline:
         if any(name.startswith(above) for names in self._missing for name in names):
             # It holds modules of several stages: each calls it, the first with what is given, the last to the end.
             return 0 if stage == "input" else self.count - 1
-        held = [
-            number
-            for number, names in enumerate(self._missing)
-            if not any(path == name or path.startswith(f"{name}.") for name in names)
-        ]
-        return held[0] if held else self.number
+        calling = [number for number, names in enumerate(self._called) if path in names]
+        if calling:
+            return calling[0]
+        # Nobody calls it in a forward. What is called after it, for the logits, is on the last stage that has it.
+        return max(
+            (
+                number
+                for number, names in enumerate(self._missing)
+                if not any(path == name or path.startswith(f"{name}.") for name in names)
+            ),
+            default=self.number,
+        )
 
     # -- a forward -----------------------------------------------------------------------------------------------------
 
@@ -151,6 +161,18 @@ class Pipeline:
 
 def _on(device: torch.device, page: Page) -> list[Any]:
     return [(body, site, tree_map(lambda t: t.to(device), value)) for body, site, value in page.lines]
+
+
+def called(module: torch.nn.Module, dummy: Callable[[int], Any]) -> frozenset[str]:
+    """Return which modules this stage calls in a forward: a model may have some on stages that do not use them."""
+    seen: set[int] = set()
+    handles = [part.register_forward_pre_hook(lambda part, args: seen.add(id(part))) for part in module.modules()]
+    try:
+        dummy(_TOKENS)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(name for name, part in module.named_modules(remove_duplicate=False) if id(part) in seen)
 
 
 def complete(module: torch.nn.Module, config: Any) -> frozenset[str]:

@@ -63,7 +63,7 @@ class ServedModel(NNsight):
     def __init__(self, module: torch.nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         self.__dict__["_default_class"] = Part
-        self.__dict__["_has_weights"] = not any(parameter.is_meta for parameter in module.parameters())
+        self.__dict__["_has_weights"] = not all(parameter.is_meta for parameter in module.parameters())
         for name in NAMES:
             self._attach(name, Passing(name))
 
