@@ -148,6 +148,28 @@ def test_the_engine_in_this_process():
     assert found("vllm:SamplingParams").__struct_fields__.index("extra_args") >= 0
 
 
+def test_the_engine_in_processes_of_its_own():
+    engine = "vllm.v1.engine.async_llm:AsyncLLM"
+    takes(f"{engine}.generate", "prompt", "sampling_params", "request_id", "lora_request", "priority")
+    takes(f"{engine}.collective_rpc", "method", "args")
+    takes(f"{engine}.from_engine_args", "engine_args")
+    sets(engine, "output_handler", "errored", "input_processor", "vllm_config", "shutdown", "_run_output_handler")
+    sets("vllm.v1.engine.input_processor:InputProcessor", "process_inputs", "process_inputs_async")
+    assert issubclass(found("vllm.v1.engine.exceptions:EngineGenerateError"), Exception)
+
+
+def test_a_scheduler_that_is_a_step_ahead():
+    assert issubclass(found("vllm.v1.core.sched.async_scheduler:AsyncScheduler"), found(SCHEDULER))
+    sets(REQUEST, "num_output_placeholders")
+    assert "num_output_placeholders" in source(f"{SCHEDULER}.schedule")
+    sets("vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput", "_model_runner_output")
+
+
+def test_stop_strings():
+    takes("vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request", "tokenizer", "request")
+    assert takes("vllm.v1.engine.detokenizer:IncrementalDetokenizer.update") == ["new_token_ids", "stop_terminated"]
+
+
 def test_every_reliance_says_on_which_versions():
     for path in Path(nnsight_vllm.__file__).parent.rglob("*.py"):
         for said in path.read_text().split("relies on:")[1:]:

@@ -14,7 +14,7 @@ goes on is known by then, so no body sees a forward of a request that was over, 
 token is what comes next. All others are a step ahead as ever.
 
 Otherwise the line stays as it is, by arrival or by priority. What a body asks for (stop, or the end after its error) comes
-with the output of the step, and ends its request.
+with the output of the step, and ends its request; so does a stop string (`stops.py`).
 
 relies on: `Request` makes its `block_hashes` by `update_block_hashes`, of its `cache_salt` among others;
 `Scheduler.schedule` takes from `running` in order (under the policy "fcfs" it preempts the last), then from `waiting`, and
@@ -35,6 +35,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from .fields import SALT, sees_whole
+from .stops import StopStrings
 
 
 def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> TracedScheduler:
@@ -55,6 +56,7 @@ class TracedScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         #: The traced requests that there may be.
         self._traced: set[str] = set()
+        self._stops = StopStrings(self.vllm_config.model_config)
 
     def add_request(self, request: Request) -> None:
         """Take in a request. What is computed of a prompt that is edited is no other's, unless it has the same edits."""
@@ -75,6 +77,7 @@ class TracedScheduler(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Say who takes part in the next step."""
         self._traced.intersection_update(self.requests)
+        self._stops.keep(self._traced)
         if not self._traced:
             return super().schedule(*args, **kwargs)
         # The last make room first: those are plain, and of these the ones that came last or matter least.
@@ -198,6 +201,10 @@ class TracedScheduler(Scheduler):
             failure = self._ended[request.request_id]
             request.status = RequestStatus.FINISHED_STOPPED if failure is None else RequestStatus.FINISHED_ERROR
             request.stop_reason = failure
+            stopped = True
+        if not stopped and request.request_id in self._traced and self._stops.reached(request, tokens):
+            # Of a reason that has the front end look for the string itself, and say so.
+            request.status = RequestStatus.FINISHED_LENGTH_CAPPED
             stopped = True
         return tokens, stopped
 

@@ -332,6 +332,27 @@ def test_stopping_ends_the_request_and_what_was_saved_is_there(model, plain):
     torch.testing.assert_close(torch.cat(hidden), wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_stop_string_ends_the_request_before_the_block_sees_another_step(model, plain, kept):
+    first = next(first for first in range(4, 90) if len(set(alone(plain, [first, 17], 8)[0][:4])) == 4)
+    tokens = alone(plain, [first, 17], 8)[0]
+    word = f"w{tokens[3] - 4}"
+
+    async def run():
+        with model.trace([first, 17], max_tokens=8, stop=[word], include_stop_str_in_output=kept, **GREEDY) as tracer:
+            seen = nnsight.save([])
+            for step in tracer.iter[:]:
+                model.logits.output  # noqa: B018
+                seen.append(step)
+            text = tracer.result.outputs[0].text.save()
+        return (await tracer.backend()).outputs[0], seen, text
+
+    output, seen, text = asyncio.run(run())
+    assert (output.finish_reason, output.stop_reason) == ("stop", word)
+    assert text == output.text and text.endswith(word) == kept and len(text.split()) == 3 + kept
+    assert seen == [0, 1, 2, 3] and list(output.token_ids) == tokens[:4]
+
+
 def test_generate_is_awaited_or_gone_through(model, plain):
     async def run():
         one = await model.generate([5, 6], max_tokens=3, **GREEDY)

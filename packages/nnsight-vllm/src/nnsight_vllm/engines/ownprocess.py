@@ -7,6 +7,7 @@ after a request is cleared away in the engine's thread, whether or not anybody w
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import weakref
 from collections.abc import Coroutine, Mapping, Sequence
@@ -51,7 +52,6 @@ class OwnProcess:
         """The engine that is running, or will be when it is asked for something."""
         if self._running is None:
             self._running = Running(self.options, self.turn_seconds, self.standing)
-            # With the model, or with the interpreter.
             self._end = weakref.finalize(self, Running.end, self._running)
         return self._running
 
@@ -138,6 +138,8 @@ class Running:
         except BaseException:
             llm.shutdown()
             raise
+        # Before vLLM ends its processes when the interpreter ends: it would take that for their death.
+        atexit.register(self.end)
         self.llm = llm
         return llm
 
@@ -162,6 +164,7 @@ class Running:
         if self.over:
             return
         self.over = True
+        atexit.unregister(self.end)
         for work in list(self._works):
             work.cancel()
         ended = self.thread.begin(self._shut_down())
