@@ -38,13 +38,15 @@ class Family:
     mlp: str = "mlp"
     scale: float = 1.0
 
+    #: What vLLM calls the class, if it is none of its own.
+    runs: str = ""
+
     def make(self) -> tuple[Any, Any]:
         """Return what `checkpoints.save` takes."""
         # vLLM looks into classes that it does not know in a process of their own, which costs half a minute.
         registry = importlib.import_module("vllm").ModelRegistry
-        registry.register_model(
-            self.model, getattr(importlib.import_module(f"vllm.model_executor.models.{self.file}"), self.model)
-        )
+        runs = self.runs or self.model
+        registry.register_model(runs, getattr(importlib.import_module(f"vllm.model_executor.models.{self.file}"), runs))
         return getattr(transformers, self.model), getattr(transformers, self.config)(**self.options)
 
 
@@ -97,5 +99,14 @@ FAMILIES = {
         "GraniteConfig",
         {**_ALL, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 3.0},
         scale=0.5,
+    ),
+    "gpt_neox": Family(
+        "transformers",
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {**_SHAPE, **_TOKENS, "intermediate_size": 192, "max_position_embeddings": 512},
+        layers="gpt_neox.layers",
+        attention="attention",
+        runs="TransformersForCausalLM",
     ),
 }

@@ -32,6 +32,8 @@ class Twin:
 
     def __init__(self, plain: Any, family: Any) -> None:
         self.plain, self.family = plain, family
+        # Of classes that vLLM runs with transformers' code, it changes the call, for what it builds and for all others.
+        plain.base_model.do_not_compile = True
         self.layers = plain.get_submodule(family.layers)
         self.change: dict[str, Any] = {}
 

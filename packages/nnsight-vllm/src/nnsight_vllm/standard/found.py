@@ -36,6 +36,7 @@ class Block:
     Attributes:
         path: the layer.
         pair: whether it gives what its last part gave and the stream before that, or one tensor.
+        row: whether it gives one row of all tokens [1, tokens, hidden], and not [tokens, hidden].
         where: the values that it has, by their names (`attentions_output`, ...).
         why: why it has no value of some name.
         modules: the paths of its parts: `self_attn`, `mlp`.
@@ -43,6 +44,7 @@ class Block:
 
     path: str
     pair: bool = False
+    row: bool = False
     where: dict[str, Spot] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)

@@ -49,20 +49,22 @@ class _Look:
         self.numbers = [float(one) for one in config.to_dict().values() if type(one) is float and one > 0]
         self.taken: dict[str, list[torch.Tensor]] = {}
         self.given: dict[str, list[torch.Tensor]] = {}
+        #: What gives one row of all tokens.
+        self.rows: set[str] = set()
         for path in cache:
             entry = cache[path]
             if not isinstance(entry, list) and path != root:  # what is called several times has no single value
                 below = path.removeprefix(f"{root}.")
                 self.taken[below] = self._states(entry.inputs)
                 self.given[below] = self._states(entry.output)
+                if any(leaf.dim() == 3 for leaf in leaves(entry.output)):
+                    self.rows.add(below)
         self.attending = [name for name, part in module.named_modules() if isinstance(part, AttentionLayerBase)]
 
     def _states(self, value: Any) -> list[torch.Tensor]:
-        return [
-            leaf.to("cpu")
-            for leaf in leaves(value)
-            if leaf.is_floating_point() and leaf.dim() == 2 and leaf.shape == (len(TOKENS), self.hidden)
-        ]
+        flat = (leaf[0] if leaf.dim() == 3 and leaf.shape[0] == 1 else leaf for leaf in leaves(value))
+        wanted = (len(TOKENS), self.hidden)
+        return [leaf.to("cpu") for leaf in flat if leaf.is_floating_point() and leaf.shape == wanted]
 
     def found(self) -> Found:
         """Return what the names mean."""
@@ -101,7 +103,7 @@ class _Look:
 
     def _block(self, path: str) -> Block:
         taken, given = self.taken[path], self.given[path]
-        block = Block(path, len(given) == 2)
+        block = Block(path, len(given) == 2, path in self.rows)
         block.where["layers_input"] = Spot(path, "input", summed=len(taken) == 2)
         block.where["layers_output"] = Spot(path, summed=len(given) == 2)
         inside = {one: values[0] for one, values in self.given.items() if one.startswith(f"{path}.") and values}

@@ -215,8 +215,9 @@ class StandardNames:
             raise IndexError(
                 f"layers {first} to {last} are no range of layers of this model, which has {self.num_layers}"
             )
-        stream = self.layers_input[first][0]
+        row = self.layers_input[first]
         for block in self.found.blocks[first : last + 1]:
+            stream = row if block.row else row[0]
             value = (torch.zeros_like(stream), stream) if block.pair else stream
             self.model.get(block.path).skip(value)
 

@@ -1,7 +1,8 @@
 """How a value of a standard name lies at its site in an engine, and how it is shown: [1, positions, hidden].
 
-A request is one row, and an engine has the positions of all requests in one dimension. A layer with fused residuals gives
-what its last part gave and the stream before that part, which the next norm adds up: the stream is their sum.
+A request is one row, and an engine has the positions of all requests in one dimension, or in one row (`worker/layout.py`).
+A layer with fused residuals gives what its last part gave and the stream before that part, which the next norm adds up: the
+stream is their sum.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class States:
 
 def _property(name: str, spot: Spot, hidden: int) -> eproperty:
     def states(value: Any) -> list[torch.Tensor]:
-        found = [one for one in leaves(value) if one.is_floating_point() and one.dim() == 2 and one.shape[1] == hidden]
+        found = [one for one in leaves(value) if one.is_floating_point() and one.shape[-1:] == (hidden,)]
+        found = [one for one in found if one.dim() == 2 or (one.dim() == 3 and one.shape[0] == 1)]
         if not found:
             raise ValueError(f"`{name}`: there is no such tensor at its site in this run")
         return found if spot.summed else found[:1]
@@ -49,11 +51,14 @@ def _property(name: str, spot: Spot, hidden: int) -> eproperty:
     def read(envoy: Any, value: Any) -> torch.Tensor:
         found = states(value)
         shown = found[0] if len(found) == 1 else found[0] + found[1]
-        return (shown if spot.scale == 1.0 else shown * spot.scale)[None]
+        shown = shown if spot.scale == 1.0 else shown * spot.scale
+        return shown if shown.dim() == 3 else shown[None]
 
     def write(envoy: Any, value: Any, new: Any) -> Any:
         found = states(value)
-        put = _fitting(name, new, (1, *found[0].shape))[0]
+        flat = found[0].dim() == 2
+        put = _fitting(name, new, (1, *found[0].shape) if flat else found[0].shape)
+        put = put[0] if flat else put
         put = put if spot.scale == 1.0 else put / spot.scale
         # Of a sum, all is put where the stream lies: what would be taken from it and added again would be rounded twice.
         puts = [torch.zeros_like(found[0]), put] if len(found) == 2 else [put]

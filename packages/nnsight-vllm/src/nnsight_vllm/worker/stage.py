@@ -32,6 +32,7 @@ from nnsight.plugin import (
 from .. import outputs
 from ..fields import STANDING, TRACE, sees_whole, trace_in
 from .bounds import Bounds
+from .layout import layout_of
 from .pipeline import Pipeline
 from .places import ServedModel
 from .standing import KeptEdits
@@ -81,6 +82,7 @@ class Stage:
         self._failed: dict[str, BaseException] = {}
         #: The requests that somebody looks into, and whose memory is nobody else's.
         self._alone: set[str] = set()
+        self._layout = layout_of(module)
         self._forward = ExitStack()
         self._taking_part: dict[ServedRun, int] = {}
 
@@ -291,7 +293,7 @@ class Stage:
         self._taking_part = part
         if self.pipeline is not None:
             self.pipeline.before(names)
-        self._forward.enter_context(self.forwards.forward(rows, PlainLayout(total)))
+        self._forward.enter_context(self.forwards.forward(rows, self._layout(total)))
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.
