@@ -13,6 +13,10 @@ class EditFailedError(NNsightError, RuntimeError):
     """A standing edit raised in a request of a server, and ended it."""
 
 
+class EngineOptionError(NNsightError, ValueError):
+    """An engine with such an option would leave bodies out."""
+
+
 class StandingError(NNsightError, ValueError):
     """A request asks for a standing edit that there is not, or one cannot be installed."""
 

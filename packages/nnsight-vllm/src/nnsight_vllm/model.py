@@ -22,7 +22,7 @@ from . import versions  # noqa: F401  # first: it refuses what of vLLM is not su
 # isort: split
 from vllm.platforms import current_platform
 
-from . import outputs, prompts, sampling, skeleton
+from . import limits, outputs, prompts, sampling, skeleton
 from .engine import SyncEngine
 from .engines import Stream, engine_for
 from .fields import STANDING
@@ -67,6 +67,7 @@ class VLLM(ServedModel):
         turn_seconds: float = 60.0,
         **options: Any,
     ) -> None:
+        limits.check_options(options)
         options = {**DEFAULTS, "model": model, **options}
         engine = engine_for(mode, options, turn_seconds)
         super().__init__(skeleton.build(options), rename=rename, envoys=envoys)

@@ -24,6 +24,8 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from .limits import check_config
+
 #: What spreads a model over processes.
 _SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
 
@@ -32,6 +34,7 @@ def build(options: Mapping[str, Any]) -> torch.nn.Module:
     """Build the modules of the model that an engine with these options would load."""
     alone = {name: value for name, value in options.items() if name not in _SPREAD}
     config: VllmConfig = EngineArgs(**alone).create_engine_config()
+    check_config(config)
     with (
         set_current_vllm_config(config),
         _one_process(),
