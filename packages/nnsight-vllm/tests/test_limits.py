@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import checkpoints
 import pytest
+import torch
 from conftest import OPTIONS
+from families import Family
 
+import nnsight
 from nnsight import VLLM
 from nnsight_vllm.errors import EngineOptionError, PromptTooLongError
+from nnsight_vllm.standard import AbsentNameError
 
 
 @pytest.mark.parametrize(
@@ -45,3 +49,34 @@ def test_a_traced_prompt_that_never_fits_into_a_step_is_refused_and_a_plain_one_
     # A cache without room for the longest request, in which one could wait for ever, is refused by vLLM itself.
     with pytest.raises(ValueError, match="max_model_len"):
         pair("llama", num_gpu_blocks_override=4).served.dispatch()
+
+
+def test_models_that_compute_numbers_while_they_are_built_are_explored_and_served(tmp_path):
+    family = Family(
+        "bloom",
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"vocab_size": 96, "hidden_size": 128, "n_layer": 3, "n_head": 4, "pad_token_id": 0, "eos_token_id": 2},
+        layers="transformer.h",
+    )
+    plain = checkpoints.save(tmp_path, family.make())
+    model = VLLM(str(tmp_path), **OPTIONS)
+    assert all(parameter.is_meta for parameter in model._module.parameters())
+    with model.trace([10, 11, 12], max_tokens=1, temperature=0):
+        stream = model.transformer.h[1].output.save()
+    seen = []
+    plain.transformer.h[1].register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        plain(torch.tensor([[10, 11, 12]]))
+    got = seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
+    torch.testing.assert_close(stream, got[0], rtol=1e-2, atol=2e-3)  # two approximations of one activation
+    with pytest.raises(AbsentNameError, match="before the trace"):
+        with model.trace([10, 11, 12], max_tokens=1):
+            model.standard.layers_output[1].save()
+    names = model.standard
+    with model.trace([10, 11, 12], max_tokens=1):
+        parts = nnsight.save([names.layers_input[1], names.attentions_output[1], names.mlps_output[1]])
+        same = model.standard.layers_output[1].save()
+    torch.testing.assert_close(same[0], stream)
+    torch.testing.assert_close(sum(parts), same, rtol=1e-4, atol=1e-4)
+    model.shutdown()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,16 +33,43 @@ _SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size
 def build(options: Mapping[str, Any]) -> torch.nn.Module:
     """Build the modules of the model that an engine with these options would load."""
     alone = {name: value for name, value in options.items() if name not in _SPREAD}
-    config: VllmConfig = EngineArgs(**alone).create_engine_config()
+    try:
+        return _built(alone, torch.device("meta"))
+    except NotImplementedError:
+        # It asks for numbers while it is built (the slopes of ALiBi), which are none on the meta device.
+        return _built(alone, _weightless())
+
+
+def _built(options: Mapping[str, Any], without_weights: AbstractContextManager[Any]) -> torch.nn.Module:
+    config: VllmConfig = EngineArgs(**options).create_engine_config()
     check_config(config)
     with (
         set_current_vllm_config(config),
         _one_process(),
         _own_rotations(),
         set_default_torch_dtype(config.model_config.dtype),
-        torch.device("meta"),
+        without_weights,
     ):
         return initialize_model(vllm_config=config)
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Let parameters lose their numbers as soon as modules have them."""
+    plain = torch.nn.Module.register_parameter
+
+    def register(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        plain(module, name, parameter)
+        if parameter is not None:
+            made = torch.nn.Parameter(torch.empty_like(parameter.data, device="meta"), parameter.requires_grad)
+            vars(made).update(vars(parameter))
+            module._parameters[name] = made
+
+    torch.nn.Module.register_parameter = register  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = plain  # type: ignore[method-assign]
 
 
 def whole(config: VllmConfig) -> torch.nn.Module:
