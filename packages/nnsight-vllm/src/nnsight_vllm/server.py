@@ -55,7 +55,7 @@ class StandingEdits:
             return await self.app(scope, receive, send)
         if scope["path"] == PATH or scope["path"].startswith(f"{PATH}/"):
             return await _answer(send, *await self._administer(scope, receive))
-        if scope["method"] == "POST" and self.engine is not None:
+        if scope["method"] == "POST" and b"json" in dict(scope["headers"]).get(b"content-type", b""):
             receive, body = await _read(receive)
             refused = self._refused(body)
             if refused is not None:
