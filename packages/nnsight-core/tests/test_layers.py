@@ -47,6 +47,7 @@ LAYERS = [
         "shapes",
         "lockstep",
         "entries",
+        "readonly",
     ],
     ["configfile", "naming", "taps", "here", "plugins", "saved", "sharding", "wire"],
     ["config", "mediator", "rigging", "served", "classes", "commands"],

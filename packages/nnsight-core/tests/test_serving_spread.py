@@ -233,7 +233,9 @@ def test_values_pass_between_requests_on_all_ranks(module, prompts):
 
 
 @pytest.mark.parametrize("odd", [0, 1])
-@pytest.mark.parametrize("when", ["raises", "waits elsewhere", "stops", "ends", "reads a parameter", "writes too much"])
+@pytest.mark.parametrize(
+    "when", ["raises", "waits elsewhere", "stops", "ends", "reads a parameter", "writes too much", "skips"]
+)
 def test_a_body_that_parts_on_one_rank_is_given_up_on_all_and_others_go_on(spread, ranks, prompts, odd, when):
     with pytest.raises((RanksError, ZeroDivisionError, nnsight.RowsError)):
         with spread.trace() as tracer:
@@ -250,6 +252,8 @@ def test_a_body_that_parts_on_one_rank_is_given_up_on_all_and_others_go_on(sprea
                         tracer.stop()
                     elif when == "reads a parameter":
                         spread.up.weight  # noqa: B018
+                    elif when == "skips":
+                        spread.act.skip(value)
                     elif when == "writes too much":
                         value.resize_(1, 1)
                 if when != "ends" or threading.current_thread().name == f"rank {odd}":

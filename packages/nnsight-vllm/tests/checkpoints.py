@@ -28,6 +28,28 @@ def gpt2() -> Any:
     return transformers.GPT2LMHeadModel, config
 
 
+def mixtral() -> Any:
+    """A Mixtral: experts."""
+    config = transformers.MixtralConfig(
+        **_SHAPE,
+        **_TOKENS,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    return transformers.MixtralForCausalLM, config
+
+
+def qwen3() -> Any:
+    """A Qwen3: norms of each head, and one head of keys and values for all."""
+    config = transformers.Qwen3Config(
+        **_SHAPE, **_TOKENS, intermediate_size=192, num_key_value_heads=1, head_dim=32, max_position_embeddings=512
+    )
+    return transformers.Qwen3ForCausalLM, config
+
+
 def save(folder: Path, made: Any) -> Any:
     """Write a model and its tokenizer into a folder, and return the model."""
     cls, config = made

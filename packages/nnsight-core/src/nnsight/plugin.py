@@ -45,6 +45,7 @@ from nnsight._core.model import NNsight
 from nnsight._core.notes import notes
 from nnsight._core.pieces import Piece, Pieces
 from nnsight._core.provided import end_steps, provide
+from nnsight._core.readonly import ReadOnly
 from nnsight._core.received import join_caches
 from nnsight._core.served import eproperty
 from nnsight._core.serving import (
@@ -121,6 +122,7 @@ __all__ = [
     "Place",
     "PlainLayout",
     "Prepared",
+    "ReadOnly",
     "RemoteError",
     "Request",
     "Rows",

@@ -227,6 +227,9 @@ def tensor_at(model: Any, path: str) -> torch.Tensor:
     found = getattr(root._module.get_submodule(above), name, None)
     if not isinstance(found, torch.Tensor):
         raise WireError(f"the model here has no `{path}`")
+    sharding = root.__dict__["_sharding"]
+    if sharding is not None:
+        found = sharding.read(f"{root._path}.{path}", found)
     return found
 
 

@@ -29,15 +29,22 @@ class Extension:
         if "nnsight" not in vars(runner):
             outputs.register()
             model, config = runner.get_model(), runner.vllm_config
-            in_stages = config.parallel_config.pipeline_parallel_size > 1
+            parallel = config.parallel_config
+            in_stages = parallel.pipeline_parallel_size > 1
             if in_stages and getattr(self, "use_v2_model_runner", False):
                 raise NNsightError(
                     "Blocks see a pipeline through vLLM's first model runner only. Set VLLM_USE_V2_MODEL_RUNNER=0, or spread "
                     "the model over a tensor-parallel group."
                 )
+            if in_stages and parallel.tensor_parallel_size > 1:
+                raise NNsightError(
+                    "Blocks see a model that is spread over a pipeline, or over a tensor-parallel group, and not over both. "
+                    f"Start the engine with `tensor_parallel_size={parallel.world_size}` alone, or with "
+                    f"`pipeline_parallel_size={parallel.world_size}` alone."
+                )
             dummy = functools.partial(run_dummy, runner)
             pipeline = Pipeline(model, config, dummy) if in_stages else None
-            runner.nnsight = adapt(runner, Stage(model, turn_seconds, pipeline))
+            runner.nnsight = adapt(runner, Stage(model, turn_seconds, dummy, pipeline))
 
     def nnsight_install(self, name: str, digest: str, data: bytes) -> bytes | None:
         """Take in a standing edit; return the error if that fails."""

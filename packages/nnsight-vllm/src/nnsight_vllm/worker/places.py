@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 
 from nnsight import NNsightError, ScanError
-from nnsight.plugin import Envoy, NNsight
+from nnsight.plugin import Envoy, NNsight, Sharding
 
 from ..standard import AbsentNameError, StandardNames
 
@@ -60,7 +60,11 @@ class Part(Envoy):
 class ServedModel(NNsight):
     """A model of vLLM with the places of an engine's step: `model.logits.output`, `model.samples.output`."""
 
-    def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+    #: How its values lie on the workers that share it, where there are weights.
+    _lying: Sharding | None = None
+
+    def __init__(self, module: torch.nn.Module, lying: Sharding | None = None, **options: Any) -> None:
+        self.__dict__["_lying"] = lying
         super().__init__(module, **options)
         self.__dict__["_default_class"] = Part
         self.__dict__["_has_weights"] = not all(parameter.is_meta for parameter in module.parameters())
@@ -101,9 +105,17 @@ class ServedModel(NNsight):
     def _project(self, norm: Any, states: torch.Tensor) -> torch.Tensor:
         """Return the logits of hidden states [positions, hidden]."""
         module: Any = self._module
-        # The class's own: what lies on the instance is told of the engine's steps.
-        logits: torch.Tensor = type(module).compute_logits(module, norm._module(states))
-        return logits
+
+        def project() -> torch.Tensor:
+            # The class's own: what lies on the instance is told of the engine's steps.
+            logits: torch.Tensor = type(module).compute_logits(module, norm._module(states))
+            return logits
+
+        lying = self.__dict__["_sharding"]
+        return project() if lying is None else lying.lockstep.together("projects on the vocabulary", project)
+
+    def _shard(self, module: torch.nn.Module) -> Sharding | None:
+        return self._lying
 
     def _pass(self, name: str, value: Any) -> Any:
         """Let a value pass through one of these places, and return what the bodies made of it."""

@@ -6,7 +6,7 @@ the same words whatever its version; here those words become runs, steps and row
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -16,7 +16,6 @@ from nnsight import NNsightError
 from nnsight.plugin import (
     Cache,
     EndedElsewhereError,
-    Forwards,
     Pieces,
     PlainLayout,
     Rows,
@@ -31,6 +30,7 @@ from nnsight.plugin import (
 
 from .. import outputs
 from ..fields import STANDING, TRACE, sees_whole, trace_in
+from . import spread
 from .bounds import Bounds
 from .layout import layout_of
 from .pipeline import Pipeline
@@ -60,12 +60,20 @@ class Stage:
     Args:
         module: the model that the engine calls.
         turn_seconds: how long one turn of a body may take.
+        dummy: lets the model run on some tokens, of no request.
         pipeline: where the model is spread over a pipeline: this stage of it.
     """
 
-    def __init__(self, module: torch.nn.Module, turn_seconds: float, pipeline: Pipeline | None = None) -> None:
-        self.model = ServedModel(module)
-        self.forwards = Forwards(self.model, turn_seconds)
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        turn_seconds: float,
+        dummy: Callable[[int], Any],
+        pipeline: Pipeline | None = None,
+    ) -> None:
+        self.lying = spread.lying(module, dummy)
+        self.model = ServedModel(module, self.lying)
+        self.forwards = spread.forwards(self.model, turn_seconds, self.lying)
         self.forwards.check_numbers = Bounds(module, self.model._path).check
         self.pipeline = pipeline
         if pipeline is not None:
@@ -169,8 +177,8 @@ class Stage:
 
     @property
     def tells(self) -> bool:
-        """Whether blocks run to their ends here, so that what they saved and printed is known here."""
-        return self.pipeline is None or self.pipeline.last
+        """Whether what blocks saved and printed is told from here: where they run to their ends, by the first of equals."""
+        return not self.lying.rank and (self.pipeline is None or self.pipeline.last)
 
     def drop(self, trace: str) -> None:
         """Give up a trace."""
@@ -196,6 +204,8 @@ class Stage:
             return encode_message("caches", {})
         if run.failure is not None:
             return encode_error(run.failure)
+        if self.lying.rank:
+            return encode_message("caches", {})
         try:
             saved = sent.saved(number)
             if not self.tells:

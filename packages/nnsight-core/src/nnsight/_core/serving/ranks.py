@@ -102,8 +102,10 @@ def _next(run: ServedRun) -> str:
         return _FAILED + (text if len(text) < 300 else text[:300] + "...")
     if run.stopped:
         return "stops"
+    here = run.here
+    skips = ["skips the module"] if run.scheduled and here is not None and run.rows in (here.skipped or ()) else []
     waits = [_waits(body) for body in run.bodies if not body.done]
-    return "; ".join(waits) if waits else "has come to its end"
+    return "; ".join(skips + waits) if skips or waits else "has come to its end"
 
 
 def _waits(mediator: Any) -> str:

@@ -178,6 +178,10 @@ class SpreadForwards(Forwards):
                 for run in self.runs:
                     if run.scheduled and run.rows in here.given:
                         self.agreement.gave(run, here.given[run.rows])
+            if here.skipped:
+                # Those who parted are over, and where one of them skipped, the others did not.
+                left = {run.rows for run in self.runs if run.scheduled and run.failure is None}
+                here.skipped = {rows: value for rows, value in here.skipped.items() if rows in left} or None
             self._share_out(here)
         return here
 
@@ -201,11 +205,18 @@ class SpreadForwards(Forwards):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        def whole_call(*args: Any, **kwargs: Any) -> Any:
-            return self.sharding.gather(place.path, OUTPUT, call(*args, **kwargs))
-
-        whole = super()._skip(place, visit, skipped, whole_call, args, kwargs)
-        return self.sharding.split(place.path, OUTPUT, whole, None)
+        part = call(*args, **kwargs)
+        skipping = [run for run in self.runs if run.scheduled and run.rows in skipped]
+        try:
+            whole = self.sharding.gather(place.path, OUTPUT, part)
+        except RanksError as error:
+            for run in skipping:
+                run.fail(error)
+            return part
+        value = super()._skip(place, visit, skipped, lambda: whole, (), {})
+        self.agreement.due.update(dict.fromkeys(skipping))
+        self.agreement.reach()
+        return part if value is whole else self.sharding.split(place.path, OUTPUT, value, part)
 
     def _end_forward(self) -> None:
         self.agreement.reach_values()

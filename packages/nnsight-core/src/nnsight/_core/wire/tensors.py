@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import WireError
+from ..readonly import ReadOnly
 from .decoder import Decoder
 from .encoder import Encoder
 from .format import Buffer
@@ -77,6 +78,11 @@ def _write_sparse(encoder: Encoder, tensor: torch.Tensor) -> int:
 def _write_parameter(encoder: Encoder, parameter: torch.nn.Parameter) -> int:
     data = encoder.value(parameter.detach())
     return encoder.emit("parameter", data, parameter.requires_grad)
+
+
+@writes(ReadOnly)
+def _write_read_only(encoder: Encoder, tensor: ReadOnly) -> int:
+    return _write_tensor(encoder, tensor.plain)
 
 
 def _write_other(encoder: Encoder, tensor: torch.Tensor) -> int:
