@@ -102,7 +102,9 @@ class Followed:
         for number, tensor in enumerate(leaves(value)):
             numbers.append(len(self.keys))
             self.keys.append((path, stage, number))
-            self.tensors.append(tensor)
+            # Some models have all tokens in one row.
+            in_one_row = tensor.dim() > 2 and tensor.shape[:2] == (1, TOKENS)
+            self.tensors.append(tensor[0] if in_one_row else tensor)
             self.prints.append(fingerprint(tensor))
         return numbers
 
@@ -195,6 +197,8 @@ def _rule(row: list[Any]) -> Rule | None:
 
 def _shared(shapes: Sequence[list[int]], entries: list[torch.Tensor]) -> Share | None:
     """Find the dimension along which parts make a whole whose rows have all entries in their order."""
+    if any(math.prod(shape[1:]) != len(part) for shape, part in zip(shapes, entries)):
+        return None
     wanted = torch.cat(entries).unique()
     for dim in range(1, len(shapes[0])):
         slices: dict[int, torch.Tensor] = {}
