@@ -100,7 +100,7 @@ def served_by_vllm(session: nox.Session) -> str:
         session.run("python", "-m", "venv", "--clear", str(place), silent=True)
         session.run(*pip, "--requirement", str(VLLM_PINS), external=True)
         (place / "complete").touch()
-    ours = [FOLDERS[package] for package in ("nnsight-core", "nnsight-remote", VLLM)]
+    ours = [FOLDERS[package] for package in ("nnsight-core", "nnsight-hf", "nnsight-remote", VLLM)]
     session.run(*pip, "--force-reinstall", *ours, external=True)
     return pip[0]
 

@@ -9,6 +9,8 @@ What a block is expected to do stands in the page too:
   lines may be broken anywhere);
 - a comment before a block, `<!-- raises: KeyError -->` or `<!-- warns: UnmetSiteWarning -->`, names the class exactly;
   `<!-- without: nnsight-vllm -->` runs the block as if that plugin were not installed.
+
+A page that begins with `<!-- runs in: nnsight-vllm -->` needs more than these tests have: the tests of that package run it.
 """
 
 from __future__ import annotations
@@ -30,13 +32,20 @@ from nnsight import NNsightWarning
 from nnsight._core import plugins
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md"))]
+EVERY = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", *sorted((ROOT / "packages").glob("*/README.md"))]
+_RUNS_IN = re.compile(r"<!-- runs in: (\S+) -->\n")
 
 # What is only shown is fenced with `{ .python }`: ruff formats the inside of the others, and would spoil the path.
 _FENCE = re.compile(r"^( *)(```+) *(?:\{ *\.)?(\w*)")
 _OPTIONS = re.compile(r"<!-- *((?:raises|warns|without):.*?) *-->")
 #: A file that is shown on a page instead of being copied into it; it has tests of its own.
 _SNIPPET = re.compile(r'^ *--8<-- +"(.+)"', re.MULTILINE)
+
+
+def pages_of(package: str | None) -> list[Path]:
+    """Return the pages that the tests of a package run; those that run here, if none is given."""
+    found = [(path, _RUNS_IN.match(path.read_text(encoding="utf-8"))) for path in EVERY]
+    return [path for path, said in found if (said[1] if said else None) == package]
 
 
 @dataclass

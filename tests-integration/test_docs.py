@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 import transformers
-from pages import PAGES, ROOT, Page
+from pages import EVERY, ROOT, Page, pages_of
 
 import nnsight
 from nnsight import plugin, testing
@@ -32,7 +32,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", pages_of(None), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_examples_of_a_page_run(path, tmp_path, monkeypatch):
     # Some write a file, and some draw.
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,15 @@ torch.Size([1, 1])
     assert (error.traceback[-1].path, error.traceback[-1].lineno + 1) == (path, 18)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_page_that_runs_elsewhere_is_run_there():
+    here = set(pages_of(None))
+    for path in set(EVERY) - here:
+        package = path.read_text(encoding="utf-8").split("<!-- runs in: ")[1].split()[0]
+        (tests,) = (ROOT / "packages" / package / "tests").glob("test_*_pages.py")
+        assert f'pages_of("{package}")' in tests.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_example_is_fenced_so_that_it_is_not_run(path):
     text = path.read_text(encoding="utf-8")
     fences = re.findall(r"^ *```+ *(.*)", text, re.MULTILINE)

@@ -228,6 +228,23 @@ def test_values_pass_from_one_request_to_another_that_comes_later(model, module,
     torch.testing.assert_close(output, alone(module, prompts[1], 1, first=lambda _: a[-1:])[0][2])
 
 
+def test_what_a_body_edits_where_another_let_it_go_on_reaches_the_model(model, module, prompts):
+    a, _, c = prompts
+    with model.trace() as tracer:
+        with tracer.invoke(a):
+            for _ in tracer.iter[1:2]:  # in the forward in which the other begins
+                vector = model.first.output[-1]
+        with tracer.invoke(c):
+            model.first.output[-1] = vector  # it waits for the name, not for the place
+            output = model.output.save()
+    (given, _, _) = alone(module, a)[1]
+
+    def patch(value):
+        return torch.cat([value[:-1], given[-1:]])
+
+    torch.testing.assert_close(output, alone(module, c, 1, first=patch)[0][2])
+
+
 class Drawn(Served):
     """Takes `n=`, as often as an input is to be served."""
 

@@ -16,7 +16,9 @@ OF_REQUESTS = ("lora_request", "priority")
 #: What other models call it.
 _ALSO = {"max_new_tokens": "max_tokens", "num_return_sequences": "n"}
 _ELSEWHERE = {
+    "api_key": "a server's address and key are said by `remote=` and the configuration",
     "do_sample": "`temperature=0` takes the likeliest token, and any other draws",
+    "edits": "edits that stay on an engine are named by `standing=`",
     "logits_processor": "change `model.logits.output` in the block",
     "logits_processors": "change `model.logits.output` in the block",
     "num_beams": "an engine searches no beams; `n=` draws several continuations",
@@ -24,6 +26,7 @@ _ELSEWHERE = {
     "prompt": "a prompt has no name: `model.trace(prompt)`",
     "fn": "an engine calls its model's forward, and nothing else",
     "scan": "a model in an engine cannot be scanned; trace a short prompt with `max_tokens=1`",
+    "serve": "`remote=` is where to run: the address of a server",
     "stopping_criteria": "`stop=` and `stop_token_ids=` end a text, and so does `tracer.stop()` in the block",
     "trace": "`model.generate(prompt)` runs without a block",
     "validate": "a model in an engine cannot be scanned; trace a short prompt with `max_tokens=1`",

@@ -162,13 +162,21 @@ class Forwards(Interleaver):
             for mediator in due:
                 mediator.serve(here)
             self.settle()
-            for run in {mediator.run for mediator in due}:
-                self._carry_back(run, here)  # type: ignore[arg-type]  # those who wait here are bodies of such runs
+            for run in self._served_at(here, due):
+                self._carry_back(run, here)
             self._join(here)
         for watcher in watchers:
             watcher.see(place, stage, here.value, self.layout)
         self.here = None
         return here
+
+    def _served_at(self, here: Lent, due: list[Mediator]) -> set[ServedRun]:
+        """Return the runs whose bodies stood here: those that waited for it, and those that another let go on meanwhile."""
+        served: set[ServedRun] = {mediator.run for mediator in due}  # type: ignore[misc]  # bodies of such runs only wait here
+        others = (here.views.keys() | here.pieces.keys()).difference(run.rows for run in served)
+        if others:
+            served.update(run for run in self.runs if run.scheduled and run.rows in others)
+        return served
 
     def _stand(self, place: Place, stage: str, value: Any, visit: int, several: bool) -> Lent:
         return Lent(place, stage, value, visit, self.layout, several)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ending
 from ..batching import Layout, Rows
+from ..blocks import fold
+from ..config import CONFIG
 from ..here import Here, narrow
 from ..interleaver import RESULT, Interleaver, Watcher
 from ..mediator import BodyMediator, Mediator
 from ..sites import OUTPUT, Place
 from ..structures import tree_map
+from ..trace import is_library
 from ..turns import ThreadState, getcurrent, gettrace, hop
 from .joint import copied
 from .watch import TooLongError
@@ -194,7 +197,7 @@ class ServedRun(Interleaver):
     def fail(self, error: BaseException) -> None:
         """End because of an error that a body raised, or led to."""
         if self.failure is None:
-            self.failure = error
+            self.failure = fold(error, is_library, debugging=bool(CONFIG.APP.DEBUG))
         self.dismiss()
 
     def dismiss(self) -> None:
