@@ -669,3 +669,11 @@ def test_whole_numbers_are_looked_at_before_the_model_has_them():
         model.pick.output[:] = 4
         picked = model.table.output.save()
     torch.testing.assert_close(picked, module.table.weight[4].detach().expand(3, 4))
+
+
+def test_a_trace_that_was_waited_for_has_nothing_under_way(model, prompts):
+    with model.trace() as tracer:
+        with tracer.invoke(prompts[0]):
+            model.first.output.save()
+    with pytest.raises(nnsight.NNsightError, match="nothing of this trace is under way"):
+        tracer.backend()

@@ -165,6 +165,10 @@ def test_a_scheduler_that_is_a_step_ahead():
     sets("vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput", "_model_runner_output")
 
 
+def test_the_process_of_an_engine():
+    assert 'else "EngineCore"' in source("vllm.v1.engine.utils:CoreEngineProcManager.__init__")
+
+
 def test_stop_strings():
     takes("vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request", "tokenizer", "request")
     assert takes("vllm.v1.engine.detokenizer:IncrementalDetokenizer.update") == ["new_token_ids", "stop_terminated"]

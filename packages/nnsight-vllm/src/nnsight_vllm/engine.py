@@ -6,6 +6,7 @@ import copy
 import itertools
 import os
 import reprlib
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ class SyncEngine:
         self.engine: Any = None
         self.standing = Standing()
         self._numbers = itertools.count()
+        # It is run by one thread at a time, to the end of what that wants; others wait for their turn.
+        self._turn = threading.RLock()
 
     @property
     def started(self) -> bool:
@@ -44,15 +47,16 @@ class SyncEngine:
 
     def start(self) -> None:
         """Load the model."""
-        if self.engine is not None:
-            return
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with self._turn:
+            if self.engine is not None:
+                return
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
 
-        engine = LLMEngine.from_engine_args(EngineArgs(**options_of(self.options)))
-        engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
-        self.standing.watch(engine)
-        self.engine = engine
+            engine = LLMEngine.from_engine_args(EngineArgs(**options_of(self.options)))
+            engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
+            self.standing.watch(engine)
+            self.engine = engine
 
     @property
     def tokenizer(self) -> Any:
@@ -62,6 +66,10 @@ class SyncEngine:
 
     def serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
         """Serve the requests of one trace; see `nnsight.plugin.Engine`."""
+        with self._turn:
+            return self._serve(bodies, inputs)
+
+    def _serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
         self.start()
         trace = uuid.uuid4().hex
         try:
@@ -110,8 +118,9 @@ class SyncEngine:
 
     def generate(self, inputs: Iterable[Prepared]) -> list[Any]:
         """Run requests as `run` does; raise what a standing edit raised in one of them, once all are done."""
-        results = self._run(inputs)
-        self.check(results)
+        with self._turn:
+            results = self._run(inputs)
+            self.check(results)
         return [result for _, result in results]
 
     def check(self, results: Iterable[tuple[str, Any]]) -> None:
@@ -123,9 +132,10 @@ class SyncEngine:
 
     def shutdown(self) -> None:
         """End it, and free what it had. The next run starts it again."""
-        engine, self.engine = self.engine, None
-        if engine is not None:
-            engine.engine_core.shutdown()
+        with self._turn:
+            engine, self.engine = self.engine, None
+            if engine is not None:
+                engine.engine_core.shutdown()
 
     # -- a trace, and its requests -----------------------------------------------------------------------------------
 

@@ -35,11 +35,13 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from .fields import SALT, sees_whole
+from .orphans import end_with_parent
 from .stops import StopStrings
 
 
 def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> TracedScheduler:
     """Return the scheduler that a configuration asks for, with a place for traced requests."""
+    end_with_parent()  # this is the one function of ours that vLLM calls in the process of an engine
     ahead = vllm_config.scheduler_config.async_scheduling
     return (AsyncTracedScheduler if ahead else TracedScheduler)(vllm_config, *args, **kwargs)
 

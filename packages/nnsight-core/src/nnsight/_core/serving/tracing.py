@@ -55,8 +55,7 @@ class EngineTracer(Tracer):
         engine: where it runs.
     """
 
-    #: What is under way, if the engine did not wait for it: how to get at it is the engine's to say.
-    backend: Any = None
+    _under_way: Underway | None = None
 
     def __init__(
         self, node: Node, family: Batchable, inputs: tuple[Any, ...], kwargs: dict[str, Any], engine: Engine
@@ -147,6 +146,16 @@ class EngineTracer(Tracer):
         for invoke in invokes:
             invoke.release()
 
+    @property
+    def backend(self) -> Any:
+        """What is under way, where the engine did not wait for it: how to get at it is the engine's to say."""
+        if self._under_way is None:
+            raise NNsightError(
+                "nothing of this trace is under way: its engine waits for it where its block ends, and what it saved is "
+                "bound there. `tracer.backend()` is for engines that do not wait"
+            )
+        return self._under_way
+
     def _leave_under_way(self, found: Underway, bind: Callable[[Sequence[Mapping[str, Any]]], None]) -> None:
         own = self._own
         if own is not None and own.body is not None:
@@ -161,7 +170,7 @@ class EngineTracer(Tracer):
                     "this `with` has none. Write `as tracer`, and then `tracer.backend()`"
                 )
             own.body.bind(own.frame, self)
-        self.backend = found
+        self._under_way = found
         found.deliver_to(bind)
 
     def _install(self, install: Install) -> None:
