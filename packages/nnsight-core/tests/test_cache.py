@@ -56,6 +56,17 @@ def test_chosen_modules(model: Any, net: Toy, how: str) -> None:
     assert torch.equal(cache["model.layers.2.mlp"].output, hooked["layers.2.mlp"])
 
 
+def test_paths_of_a_model_that_holds_a_model_may_begin_at_the_root_or_below_it() -> None:
+    holder = nn.Module()
+    holder.model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    holder.forward = lambda x: holder.model(x)  # type: ignore[assignment,method-assign]
+    model = NNsight(holder)
+    for path in ("model.0", "model.model.0"):
+        with model.trace(torch.ones(1, 3)) as tracer:
+            cache = tracer.cache(modules=[path])
+        torch.testing.assert_close(cache["model.model.0"].output, holder.model[0](torch.ones(1, 3)))
+
+
 def test_modules_that_are_not_there_are_an_error(model: Any) -> None:
     with pytest.raises(KeyError, match="nothing"), model.trace(rows()) as tracer:
         tracer.cache(modules=["layers.0.nothing"])

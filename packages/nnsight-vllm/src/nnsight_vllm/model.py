@@ -7,7 +7,7 @@ runs in the engine's workers (`worker/`), each invoke as a request of its own be
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from . import versions  # noqa: F401  # first: it refuses what of vLLM is not su
 from vllm.platforms import current_platform
 
 from . import limits, outputs, prompts, sampling, skeleton
+from . import taps as declared
 from .engine import SyncEngine
 from .engines import Stream, engine_for
 from .fields import STANDING
@@ -30,9 +31,6 @@ from .standard import StandardNames
 from .standard.asking import ask
 from .standing import Installed, packed
 from .worker.places import ServedModel
-
-#: What an engine is started with unless something else is said: bodies run in modules, which graphs leave out.
-DEFAULTS: dict[str, Any] = {"enforce_eager": True}
 
 
 class VLLM(ServedModel):
@@ -46,6 +44,8 @@ class VLLM(ServedModel):
         rename, envoys: see `NNsight`.
         turn_seconds: how long one turn of a body may take, while the engine and all of its requests wait; 0 for as long as it
             likes.
+        taps: the sites that bodies will ask for, for an engine that runs compiled graphs and stops there only:
+            `["model.layers.5.output", "model.layers.9.mlp.input"]`. By default it runs no graphs, and stops everywhere.
         options: of vLLM's engine (`tensor_parallel_size=`, `dtype=`, `max_model_len=`, ...).
 
     Example::
@@ -65,13 +65,15 @@ class VLLM(ServedModel):
         rename: Mapping[str | type, str | Sequence[str]] | None = None,
         envoys: Any = None,
         turn_seconds: float = 60.0,
+        taps: Iterable[str] | None = None,
         **options: Any,
     ) -> None:
         limits.check_options(options)
-        options = {**DEFAULTS, "model": model, **options}
-        engine = engine_for(mode, options, turn_seconds)
+        options = declared.check({"model": model, **options}, taps)
         super().__init__(skeleton.build(options), rename=rename, envoys=envoys)
-        self.__dict__["_engine"] = engine
+        if taps is not None:
+            options = declared.engine_options(options, declared.resolve(self, taps))
+        self.__dict__["_engine"] = engine_for(mode, options, turn_seconds)
         if dispatch:
             self.dispatch()
 

@@ -32,7 +32,8 @@ _SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size
 
 def build(options: Mapping[str, Any]) -> torch.nn.Module:
     """Build the modules of the model that an engine with these options would load."""
-    alone = {name: value for name, value in options.items() if name not in _SPREAD}
+    alone = {name: value for name, value in options.items() if name not in (*_SPREAD, "compilation_config")}
+    alone["enforce_eager"] = True  # nothing is computed here
     try:
         return _built(alone, torch.device("meta"))
     except NotImplementedError:

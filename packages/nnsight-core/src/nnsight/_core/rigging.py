@@ -40,6 +40,8 @@ class Rigging:
         #: What a run starts with, and the one that is on as it was put, with nothing opened or covered since.
         self._start = Start([])
         self._untouched: Start | None = None
+        #: The places of modules that nobody calls one by one: whoever runs them says what passes there.
+        self.closed: frozenset[Place] = frozenset()
         self.taps: list[Tap] = []
         self.collect()
 
@@ -63,10 +65,11 @@ class Rigging:
                 holder = _holder(path, taps)
                 if holder is not None:
                     self.above[tap] = holder
-                    self.below.setdefault(holder, []).append(tap)
+                    if tap not in self.closed:
+                        self.below.setdefault(holder, []).append(tap)
             #: The methods of the root whose first run is over; None is its forward.
             self.learned: set[str | None] = set()
-            self._all = Start(self.taps)
+            self._all = Start([tap for tap in self.taps if tap not in self.closed])
             #: What is called from elsewhere than inside the module that holds it; a family calls its own from anywhere.
             self.hoisted: set[Place] = {taps[path] for path, _ in extra if path in taps}
             #: What was running when such a module was called.
@@ -84,9 +87,18 @@ class Rigging:
         """
         top = [tap for tap in self.taps if tap not in self.above]
         opened = {tap for holder in (*top, *self.callers) for tap in self.below.get(holder, ())}
-        base = list(dict.fromkeys([*top, *(tap for tap in self.taps if tap in opened or tap in self.hoisted)]))
-        self.base: frozenset[Place] = frozenset(base)
+        wanted = dict.fromkeys([*top, *(tap for tap in self.taps if tap in opened or tap in self.hoisted)])
+        base = [tap for tap in wanted if tap not in self.closed]
+        self.base: frozenset[Place] = self.closed.union(base)
         self._start = Start(base)
+
+    def close(self, modules: Iterable[torch.nn.Module]) -> list[Tap]:
+        """Leave these modules alone from now on, and return their places."""
+        members = set(modules)
+        closed = [tap for tap in self.taps if tap.module in members]
+        self.closed = self.closed.union(closed)
+        self.collect()
+        return closed
 
     def has(self, place: Place) -> bool:
         """Say whether a place lies in this tree, walking it again if a module may have joined it."""

@@ -205,6 +205,7 @@ def skip(envoy: Node, value: Any) -> None:
     """Let the module not run in this visit, and take `value` as its output."""
     place = envoy._place()
     mediator = mediator_for(place)
+    mediator.run.check_skip(place)
     here = mediator.ask(place, INPUT)
     if here.skipped is None:
         here.skipped = {}

@@ -115,6 +115,9 @@ class Visits:
             self.rigging.hoist(place, running(self.entered, self.left))
             raise complaints.hoisted(place, holder)
 
+    def check_skip(self, place: Place) -> None:
+        """Refuse to skip a module that runs in any case."""
+
     def untap(self) -> None:
         """Take the taps off; nobody has business anywhere any more."""
         if self.tapped:

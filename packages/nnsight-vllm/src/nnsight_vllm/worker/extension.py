@@ -14,6 +14,7 @@ from nnsight.plugin import decode_message, encode_error
 
 from .. import outputs
 from ..adapters import adapt, run_dummy
+from . import graphs
 from .pipeline import Pipeline
 from .stage import Stage
 
@@ -44,7 +45,9 @@ class Extension:
                 )
             dummy = functools.partial(run_dummy, runner)
             pipeline = Pipeline(model, config, dummy) if in_stages else None
-            runner.nnsight = adapt(runner, Stage(model, turn_seconds, dummy, pipeline))
+            stage = Stage(model, turn_seconds, dummy, pipeline)
+            graphs.begin(stage.forwards, model, config)
+            runner.nnsight = adapt(runner, stage)
 
     def nnsight_install(self, name: str, digest: str, data: bytes) -> bytes | None:
         """Take in a standing edit; return the error if that fails."""

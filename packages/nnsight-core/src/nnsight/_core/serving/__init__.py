@@ -6,6 +6,7 @@ bodies, which takes part in some of the forwards.
 
     forwards.py   what a forward passes, and who is served there
     request.py    one request: its bodies, its steps, its end
+    graphs.py     which sites a model has that runs as compiled graphs
     lent.py       a value, as the bodies of several requests get it
     printed.py    what bodies print
     parts.py      one part of a model that is spread over processes layer by layer

@@ -7,9 +7,11 @@ is the end of its own run: the model goes on, and so do the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..backward import close_grads, open_grads
 from ..batching import Layout, Rows
@@ -17,9 +19,10 @@ from ..errors import NNsightError
 from ..here import Here
 from ..interleaver import Interleaver
 from ..mediator import Mediator
-from ..sites import OUTPUT, Place
+from ..sites import INPUT, OUTPUT, Place
 from ..taps import running
 from ..turns import getcurrent
+from .graphs import Graphs
 from .group import GroupRun, form_groups
 from .joint import Check
 from .lent import Lent
@@ -29,6 +32,10 @@ from .watch import Watch
 if TYPE_CHECKING:
     from ..tree import Node
     from .request import ServedMediator, ServedRun
+
+
+#: As bodies ask for them: by identity.
+_STAGES = {stage: stage for stage in (INPUT, OUTPUT)}
 
 
 class Forwards(Interleaver):
@@ -45,6 +52,8 @@ class Forwards(Interleaver):
     steps_over = True
     #: Looks at whole numbers that bodies have changed: they say where kernels read.
     check_numbers: Check = staticmethod(lambda place, old, new: None)
+    #: What of the model is compiled, if anything is.
+    graphs: Graphs | None = None
 
     def __init__(self, root: Node, turn_seconds: float = 0) -> None:
         super().__init__(_never, root._rig())
@@ -55,6 +64,12 @@ class Forwards(Interleaver):
         #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
         self.count = 0
         self.last: dict[Place, int] = {}
+
+    @staticmethod
+    def current() -> Forwards | None:
+        """Return the forwards of which one is on here."""
+        found = running.get(getcurrent())
+        return found if isinstance(found, Forwards) else None
 
     def admit(self, run: ServedRun) -> None:
         """Let a run take part from the next forward on."""
@@ -137,6 +152,40 @@ class Forwards(Interleaver):
                 groups[run.group] = None
         for group in groups:
             group.lie_together(taking_part)
+
+    # -- compiled graphs ---------------------------------------------------------------------------------------------
+
+    def compiled(
+        self, inside: Iterable[torch.nn.Module], sites: Sequence[tuple[torch.nn.Module, str]]
+    ) -> list[tuple[str, str]]:
+        """Hear that parts of the model are compiled, and at which sites the graphs end; see `graphs.py`.
+
+        Args:
+            inside: all modules that are compiled; no wrapper is put on these.
+            sites: some of them, with `"input"` or `"output"`. Their numbers are what `pass_site` takes.
+
+        Returns:
+            The path and the stage of each site.
+        """
+        places = {tap.module: tap for tap in self.rigging.close(inside)}
+        self.graphs = Graphs(places.values(), [(places[module], _STAGES[stage]) for module, stage in sites])
+        return [(place.path, stage) for place, stage in self.graphs.sites]
+
+    def pass_site(self, number: int, value: Any) -> Any:
+        """Stand where a compiled graph ends, and return what the bodies made of the value.
+
+        Args:
+            number: of the site; see `compiled`.
+            value: what lies there; `(args, kwargs)` for an input.
+        """
+        assert self.graphs is not None
+        place, stage = self.graphs.sites[number]
+        queue, counts = (self.at_input, self.entered) if stage is INPUT else (self.at_output, self.left)
+        visit = counts.get(place, 0)
+        self.entered[place] = visit + 1
+        here = self._arrive(queue, place, stage, value, visit) if place in queue else None
+        counts[place] = visit + 1
+        return value if here is None else here.value
 
     def leave(self, place: Place, value: Any, visit: int) -> Any:
         """Come out of a place where business came up before or while it was running."""

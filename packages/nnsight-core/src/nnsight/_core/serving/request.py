@@ -149,10 +149,20 @@ class ServedRun(Interleaver):
 
     def watch(self, places: Iterable[Place], stages: Collection[str], watcher: Watcher) -> None:
         """Let a watcher see its rows of every visit of these places from now on, as copies."""
+        if self.forwards.graphs is not None:
+            places = list(places)
+            for place in places:
+                for stage in stages:
+                    self.forwards.graphs.check(place, stage)
         watching = _Watching(self, watcher)
         self._watching.append(watching)
         self.idle = False
         self.forwards.watch(places, stages, watching)
+
+    def check_skip(self, place: Place) -> None:
+        """Refuse to skip what runs as a compiled graph."""
+        if self.forwards.graphs is not None:
+            self.forwards.graphs.check_skip(place)
 
     def look_idle(self) -> None:
         """See whether anybody wants something of later steps, now that a body is done."""
@@ -251,7 +261,9 @@ class ServedMediator(BodyMediator):
 
     def ask(self, place: Place, stage: str) -> Here:
         """Return where the run stands once it is at this site; see `Mediator.ask`."""
-        parts = self.run.forwards.parts
+        graphs, parts = self.run.forwards.graphs, self.run.forwards.parts
+        if graphs is not None:
+            graphs.check(place, stage)
         if parts is None:
             return super().ask(place, stage)
         if not parts.has(place, stage):
