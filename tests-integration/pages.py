@@ -10,7 +10,8 @@ What a block is expected to do stands in the page too:
 - a comment before a block, `<!-- raises: KeyError -->` or `<!-- warns: UnmetSiteWarning -->`, names the class exactly;
   `<!-- without: nnsight-vllm -->` runs the block as if that plugin were not installed.
 
-A page that begins with `<!-- runs in: nnsight-vllm -->` needs more than these tests have: the tests of that package run it.
+A page that begins with `<!-- runs in: nnsight-vllm -->` needs more than these tests have: the tests of that package run it;
+with a folder behind it (`nnsight-vllm/spread`), those in that folder of its tests.
 """
 
 from __future__ import annotations
