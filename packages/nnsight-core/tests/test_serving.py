@@ -677,3 +677,33 @@ def test_a_trace_that_was_waited_for_has_nothing_under_way(model, prompts):
             model.first.output.save()
     with pytest.raises(nnsight.NNsightError, match="nothing of this trace is under way"):
         tracer.backend()
+
+
+@pytest.mark.parametrize("where", ["turn", "asking", "closing"])
+def test_a_body_that_catches_everything_for_ever_is_left_where_it_stands(where, module, prompts):
+    engine = ToyEngine(module, turn_seconds=0.3)
+    model = Served(engine)
+    with pytest.raises((TimeoutError, KeyError)):
+        with model.trace() as tracer:
+            with tracer.invoke(prompts[1]):
+                if where == "closing":
+                    raise KeyError("ends the trace")
+                model.first.output  # noqa: B018
+                while True:
+                    try:
+                        if where == "asking":
+                            model.first.output  # noqa: B018  # it has passed
+                    except BaseException:  # noqa: S112
+                        continue
+            with tracer.invoke(prompts[0]):
+                while where == "closing":
+                    try:
+                        model.next(7).first.output  # noqa: B018
+                    except BaseException:  # noqa: S112
+                        continue
+                for _ in tracer.iter[:]:
+                    model.output  # noqa: B018
+    with model.trace(prompts[0]):
+        output = model.output.save()
+    torch.testing.assert_close(output, alone(module, prompts[0])[0][2])
+    assert not engine.forwards.runs and not engine.forwards.tapped

@@ -20,7 +20,7 @@ from ..mediator import BodyMediator, Mediator
 from ..sites import OUTPUT, Place
 from ..structures import tree_map
 from ..trace import is_library
-from ..turns import ThreadState, getcurrent, gettrace, hop
+from ..turns import ThreadState, adopt, getcurrent, gettrace, hop
 from .joint import copied
 from .watch import TooLongError
 
@@ -225,11 +225,19 @@ class ServedRun(Interleaver):
         try:
             for body in self.bodies:
                 if not body.done:
-                    ending._close_body(self, body)
+                    self._close_body(body)
         finally:
             self.over = True
             self._end_watching()
             self.forwards.let_go(self)
+
+    def _close_body(self, body: BodyMediator) -> None:
+        worker = body.worker
+        if worker is not None and worker.standing and adopt(worker):
+            # What it does when it is closed is a turn like any other: it may catch that, too.
+            self.forwards.watch_turns.turn(functools.partial(hop, worker.switch))
+            if isinstance(body, ServedMediator):
+                body.look_left()
 
     def _end_watching(self) -> None:
         watchers = self.forwards.watchers
@@ -278,6 +286,11 @@ class ServedMediator(BodyMediator):
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""
         return self.run.scheduled and super().due(visit)
 
+    def look_left(self) -> None:
+        """See whether the body was left where it stands, which is its end."""
+        if self.worker is not None and self.run.forwards.watch_turns.has_left(self.worker):
+            self.done, self.worker = True, None
+
     def resume(self) -> None:
         """Give the body its turn."""
         assert self.greenlet is not None
@@ -288,6 +301,7 @@ class ServedMediator(BodyMediator):
                 f"{self.name} had its turn for more than {seconds:g} s, while the engine and all of its requests "
                 "waited. Let it do what takes long after the trace, with what it saved"
             )
+            self.look_left()
         if self.failure is not None:
             parts = self.run.forwards.parts
             if parts is None or not parts.leaves(self):

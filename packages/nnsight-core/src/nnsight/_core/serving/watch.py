@@ -1,7 +1,8 @@
 """A limit to how long one turn of a body may take: while it has its turn, an engine and all of its requests wait.
 
 One idea: a thread that does nothing but wait raises an error in the thread of the engine when a turn is over its time. What
-is pure Python ends there, an endless loop too; one call into C that does not return is out of reach.
+is pure Python ends there, an endless loop too; one call into C that does not return is out of reach. A body that catches that
+error again and again is left where it stands, for ever.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import NNsightError
+from ..turns import Greenlet, getcurrent
 
 #: Seconds after which a turn that caught the error gets it again.
 _AGAIN = 1.0
+#: How many errors a turn may catch.
+_PATIENCE = 2
 
 
 class TooLongError(NNsightError, TimeoutError):
@@ -28,10 +32,14 @@ class _Over(BaseException):
 
     #: How many have arrived.
     arrived = 0
+    #: Whose turn it was last.
+    watch: Watch | None = None
 
     def __init__(self) -> None:
         super().__init__()
         _Over.arrived += 1
+        if _Over.watch is not None:
+            _Over.watch.hear()
 
 
 class Watch:
@@ -49,6 +57,24 @@ class Watch:
         #: How many were to have arrived when the last one that was sent has.
         self._sent = 0
         self._waiter: threading.Thread | None = None
+        #: Where a turn began, and how many of the errors that it has got since.
+        self._home: Greenlet | None = None
+        self._heard = 0
+        self._left: set[Greenlet] = set()
+
+    def hear(self) -> None:
+        """Hear that an error has arrived in whatever runs now; if it has ignored several, leave it."""
+        self._heard += 1
+        body = getcurrent()
+        if self._heard > _PATIENCE and self._home is not None and body is not self._home:
+            self._left.add(body)
+            # Never to be collected: to end it, greenlet would raise an error in it, which it would catch as well.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(body))
+            self._home.switch()
+
+    def has_left(self, body: Greenlet) -> bool:
+        """Say whether a body was left where it stands. It cannot be given another turn."""
+        return body in self._left
 
     def turn(self, switch: Callable[[], Any]) -> bool:
         """Let a body have its turn, and say whether it gave it back in time."""
@@ -56,6 +82,7 @@ class Watch:
             switch()
             return True
         before = _Over.arrived
+        self._home, self._heard, _Over.watch = getcurrent(), 0, self
         try:
             self._begin()
             switch()
