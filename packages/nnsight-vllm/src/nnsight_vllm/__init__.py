@@ -1,4 +1,4 @@
-"""vLLM for nnsight: look inside models while they are served. Nothing is here yet."""
+"""vLLM for nnsight: look inside models while they are served. `model.py` has `VLLM`; nothing is imported before that."""
 
 from nnsight_vllm._version import __version__
 
