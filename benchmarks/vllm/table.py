@@ -1,0 +1,59 @@
+"""The table, and what is made of the rounds of a row."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rows import Row
+
+
+class Figure:
+    """What the rounds of one row say.
+
+    Args:
+        row: the row.
+        ratios: its figure in each round.
+    """
+
+    def __init__(self, row: Row, ratios: Sequence[float]) -> None:
+        self.row = row
+        self.median = statistics.median(ratios)
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (math.nan,) * 3
+        #: The standard error of the median, from the quartiles, as for normally distributed values.
+        self.error = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios))
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is reached; None if that cannot be told."""
+        beyond = self.row.target - self.median if self.row.at_most else self.median - self.row.target
+        return beyond > 0 if abs(beyond) > self.error else None
+
+    def said(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        row = self.row
+        return {
+            "row": row.name,
+            "ratio": self.median,
+            "error": self.error,
+            "target": row.target,
+            "reached": self.reached,
+        }
+
+
+def show(figures: Sequence[Figure], tokens: int, times: Mapping[str, Sequence[float]]) -> None:
+    """Print the table."""
+    if "vllm" in times:
+        print(f"\nplain vLLM: {tokens / statistics.median(times['vllm']):,.0f} tokens/s")
+    print(f"load of the machine: {', '.join(f'{load:.1f}' for load in os.getloadavg())}\n")
+    width = max(len(figure.row.name) for figure in figures)
+    print(f"{'relative to plain vLLM':{width}}   ratio  +-      must reach  peer")
+    for figure in figures:
+        row = figure.row
+        verdict = {True: "yes", False: "NO", None: "too noisy to tell"}[figure.reached]
+        target = f"{'<=' if row.at_most else '>='} {row.target:.2f}"
+        peer = "" if row.peer is None else f"{row.peer:.2f}"
+        print(f"{row.name:{width}}   {figure.median:5.3f}  {figure.error:5.3f}  {target:10}  {peer:4}  {verdict}")
