@@ -83,6 +83,8 @@ def _ids(given: Any, mask: Any) -> list[int]:
 
 def _integers(given: Any, what: str) -> list[int]:
     values = _listed(given)
+    if type(values) is list and set(map(type, values)) == {int}:
+        return list(values)  # what most prompts are, and long ones
     if not isinstance(values, (list, tuple, range)):
         raise TypeError(
             "a prompt is text, token ids, a conversation, what a tokenizer returned, or a dictionary as vLLM takes it; not "

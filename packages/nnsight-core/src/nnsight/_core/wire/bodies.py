@@ -118,21 +118,33 @@ def _owners(found: Found) -> list[Any]:
 @makes("body")
 def _make_body(decoder: Decoder, step: list[Any]) -> Body:
     *said, space, names = step[1:]
+    [file, first, last, _], *_ = said
+    filename, lines = decoder.files.filename(file), decoder.files.cut(file, first, last)
     module = decoder.value([space])
     if not isinstance(module, ModuleType):
         raise WireError("the globals of a block are those of no module")
-    # Many bodies may be made of one block, which is compiled once.
-    blocks: dict[str, Block] = decoder.kept.setdefault("blocks", {})
-    block = blocks.get(repr(said))
+    # Many bodies may be made of one block, in one message and in many: it is compiled once.
+    key = (filename, "".join(lines), repr(said[0][1:]), repr(said[1:]))
+    block = _blocks.get(key)
     if block is None:
-        block = blocks[repr(said)] = _block(decoder, *said)
+        block = _block(filename, lines, *said)
+        if len(_blocks) >= _KEPT:
+            _blocks.clear()
+        if len(key[1]) <= _LONGEST:
+            _blocks[key] = block
     return Body(block, dict(decoder.pairs(names)), vars(module))
 
 
-def _block(decoder: Decoder, place: list[Any], head: list[Any], owners: list[Any], code: list[Any]) -> Block:
-    [file, first, last, line], [target, items], [name, qualname, flags] = place, head, code
-    filename = decoder.files.filename(file)
-    statements, text = parse_block(decoder.files.cut(file, first, last), first)
+#: Blocks that were compiled, by all that was said of them; as many as are kept, and how many characters they may have.
+_blocks: dict[tuple[str, str, str, str], Block] = {}
+_KEPT, _LONGEST = 256, 20_000
+
+
+def _block(
+    filename: str, text: list[str], place: list[Any], head: list[Any], owners: list[Any], code: list[Any]
+) -> Block:
+    [_, first, _, line], [target, items], [name, qualname, flags] = place, head, code
+    statements, text = parse_block(text, first)
     lines = dict(enumerate(text, start=first - 1))
     lines.pop(0, None)
     node = with_around(target, items, statements, line)
