@@ -263,6 +263,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", "--peer-python", peer, *arguments, env=OFFLINE)
 
 
+@nox.session(name="bench-vllm")
+def bench_vllm(session: nox.Session) -> None:
+    """Time ours in vLLM beside vLLM's own engine, on the CPU; `-- --rounds 30 --only steered`."""
+    python = served_by_vllm(session)
+    session.run(python, "benchmarks/vllm/run.py", *session.posargs, env=TESTING, external=True)
+
+
 @nox.session
 def load(session: nox.Session) -> None:
     """Put a server under load: 200 users, 2,000 jobs, and where the time of a remote block goes."""

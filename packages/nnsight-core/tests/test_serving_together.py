@@ -315,6 +315,20 @@ TOGETHER = {
             value += number
         last = nnsight.save(str(tracer.result.shape))
     """,
+    "the rest in the same step": """
+        first = model.first.output.save()
+        model.first.output[:] += vector
+        second = (model.second.output @ vector).save()
+        model.second.output[:] = first.sum() + len(first)
+        end = nnsight.save(tracer.result)
+    """,
+    "the rest in the same step after a loop": """
+        for step in tracer.iter[0:1]:
+            first = model.first.output.save()
+            if step == 0:
+                break
+        second = (model.second.output @ vector).save()
+    """,
     "aliases": """
         first = model.first.output.save()
         again = nnsight.save([])

@@ -83,7 +83,10 @@ class TracedScheduler(Scheduler):
         if not self._traced:
             return super().schedule(*args, **kwargs)
         # The last make room first: those are plain, and of these the ones that came last or matter least.
-        self.running.sort(key=lambda request: (not is_traced(request), *self._rank(request)))
+        traced, running = self._traced, self.running
+        plain = [request.request_id not in traced for request in running]
+        if self.policy == SchedulingPolicy.PRIORITY or plain != sorted(plain):
+            running.sort(key=lambda request: (request.request_id not in traced, *self._rank(request)))
         held, paused = self._make_room()
         self._paused_before = bool(paused)
         try:

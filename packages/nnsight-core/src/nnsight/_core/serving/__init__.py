@@ -18,6 +18,7 @@ bodies, which takes part in some of the forwards.
     handed.py     what was saved, for a caller in the same process
     alike.py      which bodies of a trace are alike, so that they may be served together
     plan.py       what of a body can be, read off its text
+    known.py      what the expressions in it are known to be
     group.py      one body at work for several requests
     joint.py      a value, as it gets that
     together.py   what it makes of it

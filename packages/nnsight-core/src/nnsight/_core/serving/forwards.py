@@ -147,8 +147,9 @@ class Forwards(Interleaver):
         self.layout = layout
         groups: dict[GroupRun, None] = {}
         for run, rows in taking_part.items():
-            run.lie_at(rows)
-            if run.group is not None:
+            if run.group is None:
+                run.lie_at(rows)
+            else:
                 groups[run.group] = None
         for group in groups:
             group.lie_together(taking_part)

@@ -21,16 +21,13 @@ from ..invoke import Invoke
 from ..steps import StepLoop
 from ..turns import ThreadState, getcurrent
 from .joint import copied
+from .plan import STEPS, Plan
 from .request import ServedRun
 from .together import Several, Together
 
 if TYPE_CHECKING:
     from ..active import Answers
     from .forwards import Forwards
-    from .plan import Plan
-
-#: Under which name the code of a loop finds its steps: one that no body has.
-_STEPS = ".steps"
 
 
 class Membership:
@@ -65,6 +62,7 @@ class GroupRun(ServedRun):
         #: Those that are in it still.
         self.runs: tuple[ServedRun, ...] = tuple(members)
         self.loop: StepLoop | None = None
+        self._spans: Mapping[ServedRun, Rows] = {}
         self._alone: frozenset[int] | None = None
         body = first.invoke.body
         assert body is not None
@@ -85,7 +83,7 @@ class GroupRun(ServedRun):
         if self.plan.steps is not None and self.plan.loop is not None:
             found = eval(self.plan.steps, around, self.names)
             self.loop = found if isinstance(found, StepLoop) else found[:]
-            self.names[_STEPS] = self.loop
+            self.names[STEPS] = self.loop
             exec(self.plan.loop, around, self.names)
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -110,6 +108,7 @@ class GroupRun(ServedRun):
             self.lie_at(self._several(taking_part))
 
     def _several(self, taking_part: Mapping[ServedRun, Rows]) -> Any:
+        self._spans = taking_part
         return Several(self, self.runs, [taking_part[run] for run in self.runs])
 
     # -- leaving -----------------------------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ class GroupRun(ServedRun):
         (collector,) = self.stack
         own = _Own(run, collector, self.members[run].fresh, self._unshared() if last else frozenset())
         for name, value in self.names.items():
-            if name != _STEPS:
+            if name != STEPS:
                 names[name] = own.of(value)
 
     def _unshared(self) -> frozenset[int]:
@@ -220,7 +219,7 @@ class GroupRun(ServedRun):
             assert self.loop is not None and mediator.step is not None
             if plan.after is None and over and not self.loop.bounded:
                 return
-            names[_STEPS] = self.loop.rest(mediator.step)
+            names[STEPS] = self.loop.rest(mediator.step)
             left = [plan.loop, plan.after]
         codes = [code for code in left if code is not None]
         if not codes:
@@ -231,9 +230,10 @@ class GroupRun(ServedRun):
         def go_on() -> None:
             for code in codes:
                 exec(code, around, names)
-            names.pop(_STEPS, None)
+            names.pop(STEPS, None)
 
         invoke.mediator = run.add_body(go_on, None, invoke.name, invoke.number)
+        run.lie_at(self._spans.get(run, run.rows))
         run.model = getcurrent()
         run.body_thread = ThreadState()
         invoke.mediator.begin()

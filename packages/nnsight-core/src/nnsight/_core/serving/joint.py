@@ -53,8 +53,8 @@ class Joint:
         else:
             with torch.inference_mode(False), torch.no_grad():
                 whole = torch.cat([taken(tensor, span) for span in rows.spans])
-        counts = tuple(count for _, count in rows.spans)
-        if whole.size(0) != sum(counts):  # several for each row, as the layout knows
+        counts = rows.counts
+        if whole.size(0) != rows.total:  # several for each row, as the layout knows
             counts = tuple(taken(tensor, span).size(0) for span in rows.spans)
         made = Together(rows.group, rows.runs, whole, counts)
         self.lent.append((tensor, made, [whole._version]))

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 class Several:
     """The rows of several requests: who they are, and where the rows of each lie."""
 
-    __slots__ = ("all", "group", "runs", "spans")
+    __slots__ = ("all", "counts", "group", "runs", "spans", "total")
 
     def __init__(self, group: GroupRun, runs: tuple[ServedRun, ...], spans: Sequence[Rows]) -> None:
         self.group = group
         self.runs = runs
         self.spans = tuple(spans)
+        self.counts = tuple([count for _, count in spans])
+        self.total = sum(self.counts)
         #: Where all of them lie, if that is one behind the other.
         self.all: Rows | None = None
         at = start = spans[0][0]
