@@ -247,7 +247,7 @@ def _add_status_routes(api: FastAPI, parts: Parts, user: Callable[..., Any]) -> 
             trusted=parts.trusted,
             models=shown,
             queued=sum(view.queued for view in shown),
-            running=sum(bool(model.job) for model in models),
+            running=sum(len(model.jobs) for model in models),
             deployments=there,
         )
 

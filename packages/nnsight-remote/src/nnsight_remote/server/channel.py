@@ -28,7 +28,7 @@ class Channel:
 
     def send(self, message: dict[str, Any], files: Sequence[int] = ()) -> None:
         """Say something, and hand over files. Raises OSError if the other end is gone."""
-        line = json.dumps(message).encode() + b"\n"
+        line = json.dumps({**message, "files": len(files)} if files else message).encode() + b"\n"
         # The files travel with the first byte; what a full buffer leaves of the line follows.
         sent = socket.send_fds(self.socket, [line], files) if files else self.socket.send(line)
         if sent < len(line):
@@ -38,14 +38,21 @@ class Channel:
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """Wait for a message and its files; None at the end. For the end that blocks."""
+        # Those of a message may have come with the bytes of one before it.
         while (message := self._next()) is None:
             data, files, _, _ = socket.recv_fds(self.socket, 1 << 16, _MOST_FILES)
             self._files += files
             if not data:
                 return None
             self._read += data
-        taken, self._files = self._files, []
+        count = message.pop("files", 0)
+        taken, self._files = self._files[:count], self._files[count:]
         return message, taken
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `receive` would return at once, though nothing more may come."""
+        return b"\n" in self._read
 
     async def hear(self) -> dict[str, Any] | None:
         """Wait for a message; None at the end, or if what comes is no message."""

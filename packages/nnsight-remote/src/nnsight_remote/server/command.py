@@ -52,6 +52,8 @@ def _serve(line: Sequence[str]) -> int:
     from .engine import ModelSpec
     from .limits import Limits, parse_limits
 
+    if options.at_once < 1:
+        raise _Wrong("--at-once says how many jobs may run at once, at least 1")
     if options.open and options.host not in LOOPBACK:
         raise _Wrong(f"--open lets everybody in, so it listens to this machine only, not to {options.host}")
     try:
@@ -134,7 +136,8 @@ def _engine(options: argparse.Namespace, models: Sequence[str]) -> Any:
             raise _Wrong(str(error)) from None
     if options.ray_resource:
         raise _Wrong("--ray-resource says what a cluster gives; it is for --engine ray")
-    return ProcessEngine(confinement, options.isolation, options.threads or max(1, (os.cpu_count() or 2) // 2))
+    threads = options.threads or max(1, (os.cpu_count() or 2) // 2)
+    return ProcessEngine(confinement, options.isolation, threads, at_once=options.at_once)
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
@@ -226,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queue-length", type=int, default=10_000, help="how many jobs may wait for each model (10000)")
     add("--keep-hours", type=float, default=24.0, help="how long finished jobs are kept (24)")
     add("--threads", type=int, default=0, help="threads that a job computes with (half the cores; its num_cpus on Ray)")
+    add("--at-once", type=int, default=16, help="jobs that may run at once on a model that an engine serves (16)")
     add_options(parser)
     add("--isolation", choices=("auto", "fork", "resident"), default="auto", help="a process for each job, or not")
     add("--allow-import", action="append", default=[], metavar="PACKAGE", help="let blocks import this, too")

@@ -3,9 +3,9 @@
     queued -> running -> completed | failed | cancelled
 
 The one idea: what happens to a job is written down before anybody hears of it, and one loop for each model takes the next
-job, has the model loaded, lets it run, and writes down how it ended. Whatever goes wrong with a job is that job's end,
-never the loop's. A job that was running when the server stopped is run again, once: it has not changed anything outside
-its process; after a second time it has failed, for it may be what stopped the server.
+job, has the model loaded, and lets it run, by itself or, where the model's host takes several, beside others. Whatever goes
+wrong with a job is that job's end, never the loop's. A job that was running when the server stopped is run again, once: it
+has not changed anything outside its process; after a second time it has failed, for it may be what stopped the server.
 """
 
 from __future__ import annotations
@@ -149,32 +149,52 @@ class Dispatcher:
                 log.warning("that a result was fetched is not noted", extra={"job": job.id, "problem": str(error)})
 
     async def _serve(self, model: Model, preload: bool) -> None:
-        while True:
-            if not preload:
-                await model.queue.arrival()
-            preload = False
-            try:
-                await self.models.make_ready(model)
-            except HostError as error:
-                await self._fail_waiting(model, str(error))
-                continue
-            except Exception as error:
-                log.exception("a host could not be started", extra={"model": model.spec.name})
-                await self._fail_waiting(model, f"{type(error).__name__}: {error}")
-                continue
-            try:
-                if len(model.queue):  # all may have been cancelled while it was loaded
-                    await self._run(model, model.queue.pop())
-            finally:
-                model.job = ""
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                if not preload:
+                    await model.queue.arrival()
+                preload = False
+                running = {task for task in running if not task.done()}
+                while running and not self.models.takes_more(model):
+                    _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                try:
+                    await self.models.make_ready(model)
+                except HostError as error:
+                    await self._fail_waiting(model, str(error))
+                    continue
+                except Exception as error:
+                    log.exception("a host could not be started", extra={"model": model.spec.name})
+                    await self._fail_waiting(model, f"{type(error).__name__}: {error}")
+                    continue
+                if len(model.queue):
+                    name = model.queue.pop()
+                    model.jobs.add(name)
+                    self._stops[name] = asyncio.Event()
+                    running.add(asyncio.create_task(self._run_on(model, name)))
+                elif not model.jobs:  # all may have been cancelled while it was loaded
+                    await self.models.release(model)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _run_on(self, model: Model, name: str) -> None:
+        try:
+            await self._run(model, name)
+        except Exception:
+            log.exception("a job came to no end", extra={"job": name})
+        finally:
+            del self._stops[name]
+            model.jobs.discard(name)
+            if not model.jobs:
                 await self.models.release(model)
 
     async def _run(self, model: Model, name: str) -> None:
         job = self.store.get(name)
         if job is None or job.state != "queued":
             return
-        model.job = job.id
-        stop = self._stops[job.id] = asyncio.Event()
+        stop = self._stops[job.id]
         try:
             now = time.time()
             stages = {**job.stages, "queue": max(0.0, now - job.submitted)}
@@ -191,8 +211,6 @@ class Dispatcher:
             # The server stops in good order: this was no attempt.
             self._write(job.but(state="queued", started=None, attempts=job.attempts - 1))
             raise
-        finally:
-            del self._stops[job.id]
 
     def _streamed(self, job: Job, limits: Limits) -> Streamed | None:
         if not job.streams:

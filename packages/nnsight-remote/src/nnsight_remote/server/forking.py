@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from nnsight.plugin import NNsight
+from nnsight.plugin import NNsight, Shareable
 
 from .channel import Channel
 from .confine import Confinement, Walls, limit_sizes
@@ -32,8 +32,19 @@ from .worker import Files, forget_secrets, print_to, run_job
 _REHEARSALS = 8
 
 
-def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: int, ready: dict[str, Any]) -> None:
-    """Run jobs until the server hangs up."""
+def serve(
+    channel: Channel,
+    model: NNsight,
+    confinement: Confinement,
+    threads: int,
+    ready: dict[str, Any],
+    shared: int | None = None,
+) -> None:
+    """Run jobs until the server hangs up, or the engine ends that all of them use.
+
+    Args:
+        shared: what a model gives that is `Shareable`.
+    """
     heard, told = _hear_children()
     rehearsal = Rehearsal()
     for _ in range(_REHEARSALS):
@@ -42,33 +53,47 @@ def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: i
     gc.freeze()  # a child's collector would touch, and so copy, every object of the model
     gather()
     walls = Walls(confinement, devices=False)
-    make = functools.partial(_Child, channel, (heard, told), model, walls, threads, rehearsal)
-    standby = make()
+    running: dict[int, _Child] = {}
+    make = functools.partial(_Child, channel, (heard, told), model, walls, threads, rehearsal, running)
+    at_once = ready["at_once"]
+    standby: _Child | None = make()
     ended: list[_Child] = []
     channel.send(ready)
-    while received := channel.receive():
-        order, files = received
-        if order.get("do") != "run":
-            continue  # a stop that crossed the end of its job
-        child = standby
-        try:
-            child.begin(order["limit"], files, final=not confinement.trusted)
-        except OSError:  # it died while nobody looked
-            child.kill()
-            ended.append(child)
-            child = make()
-            child.begin(order["limit"], files, final=not confinement.trusted)
-        for file in files:
-            os.close(file)
-        channel.send({"is": "begun"})
-        there = _wait(child, channel, heard)
-        child.kill()
-        if not there:
-            return  # whatever is left dies with this process
-        # A child that said that it is done need not be waited for.
-        channel.send({"is": "done", "status": 0 if child.said_done else child.reap()})
-        standby = make()
-        ended = [one for one in [*ended, child] if one.reap(wait=False) is None]
+    while _wait(running, channel, heard, shared):
+        for job in [job for job, child in running.items() if child.said_done or child.is_dead()]:
+            _end(channel, job, running.pop(job), ended)
+        if channel.has_message or select.select([channel.socket], [], [], 0)[0]:
+            received = channel.receive()
+            if received is None:
+                return  # whatever is left dies with this process
+            order, files = received
+            job = order["job"]
+            if order["do"] == "run":
+                child = standby or make()
+                standby = None
+                try:
+                    child.begin(order["limit"], files, final=not confinement.trusted)
+                except OSError:  # it died while nobody looked
+                    child.kill()
+                    ended.append(child)
+                    child = make()
+                    child.begin(order["limit"], files, final=not confinement.trusted)
+                for file in files:
+                    os.close(file)
+                running[job] = child
+                channel.send({"is": "begun", "job": job})
+            elif job in running:  # else it is a stop that crossed the end of its job
+                _end(channel, job, running.pop(job), ended)
+        if standby is None and len(running) < at_once:
+            standby = make()
+        ended = [one for one in ended if one.reap(wait=False) is None]
+
+
+def _end(channel: Channel, job: int, child: _Child, ended: list[_Child]) -> None:
+    child.kill()
+    # A child that said that it is done need not be waited for.
+    channel.send({"is": "done", "job": job, "status": 0 if child.said_done else child.reap()})
+    ended.append(child)
 
 
 class _Child:
@@ -82,6 +107,7 @@ class _Child:
         walls: Walls,
         threads: int,
         rehearsal: Rehearsal,
+        running: dict[int, _Child],
     ) -> None:
         ours, theirs = socket.socketpair()
         parent = os.getpid()
@@ -97,9 +123,13 @@ class _Child:
             channel.close()
             for end in pipe:
                 os.close(end)
+            for child in running.values():
+                child.end_of_socket.close()  # through which others are told what to do
             torch.set_num_threads(threads)
             forget_secrets()
             torch.seed()  # or every job would draw the same numbers
+            if isinstance(model, Shareable):
+                model._join()
             guard = walls.close_in(limits_are_final=True)
             if not select.select([theirs], [], [], 0)[0]:  # nobody waits for it yet
                 rehearsal.play()
@@ -114,13 +144,18 @@ class _Child:
         self.pid = _fork(work)
         theirs.close()
         self.end_of_socket = ours
-        self.said_done = False
+        self.said_done = self.has_hung_up = False
         self._status: int | None = None
 
     def begin(self, limit: dict[str, int], files: list[int], *, final: bool) -> None:
         """Hand it a job. Raises OSError if it is dead."""
         limit_sizes(limit["memory_bytes"], limit["result_bytes"], final=final, pid=self.pid)
         Channel(self.end_of_socket).send({}, files)
+
+    def hear(self) -> None:
+        """Hear that it is done, or that it hung up, and is about to end."""
+        self.said_done = self.end_of_socket.recv(1) == b"."
+        self.has_hung_up = not self.said_done
 
     def is_dead(self) -> bool:
         """Whether it has ended; its number is its own until `reap`."""
@@ -143,21 +178,19 @@ class _Child:
         return self._status
 
 
-def _wait(child: _Child, channel: Channel, heard: int) -> bool:
-    """Wait until a child is done, dead, or to be stopped; whether the server is still there."""
-    watched: list[Any] = [heard, channel.socket, child.end_of_socket]
-    while not child.is_dead():
-        readable, _, _ = select.select(watched, [], [])
-        if channel.socket in readable:
-            return channel.receive() is not None  # it says stop, or it is gone
-        if child.end_of_socket in readable:
-            if child.end_of_socket.recv(1) == b".":
-                child.said_done = True
-                return True
-            watched.remove(child.end_of_socket)  # it hung up, and is about to end
-        if heard in readable:
-            os.read(heard, 1 << 10)
-    return True
+def _wait(running: dict[int, _Child], channel: Channel, heard: int, shared: int | None) -> bool:
+    """Wait until a job is done, its process dead, or the server says something; whether jobs can still be run."""
+    watched: list[Any] = [heard, channel.socket, *(() if shared is None else (shared,))]
+    if channel.has_message or any(child.is_dead() for child in running.values()):
+        return True
+    ends = {child.end_of_socket: child for child in running.values() if not child.has_hung_up}
+    readable, _, _ = select.select([*watched, *ends], [], [])
+    for end in readable:
+        if end in ends:
+            ends[end].hear()
+    if heard in readable:
+        os.read(heard, 1 << 10)
+    return shared not in readable
 
 
 def _hear_children() -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Model:
         state: `cold` (not loaded), `loading`, `ready`, `busy`, or `failed` (the last time it was loaded).
         about: what its host said of itself: versions, isolation.
         problem: why it could not be loaded.
-        job: the job that runs.
+        jobs: those that run.
         loaded, used: when it was loaded, and when its last job ended; on the monotonic clock.
         loads: how often it was loaded.
         added: whether it was added while a server ran, and not named when it was started.
@@ -44,11 +44,17 @@ class Model:
     state: str = "cold"
     about: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
-    job: str = ""
+    jobs: set[str] = field(default_factory=set)
     loaded: float = 0.0
     used: float = 0.0
     loads: int = 0
     added: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs may run on it at once, as its host says."""
+        said = self.about.get("at_once")
+        return said if isinstance(said, int) and said > 0 else 1
 
 
 class Models:
@@ -95,9 +101,16 @@ class Models:
         self._models.pop(model.spec.name, None)
         return True
 
+    def takes_more(self, model: Model) -> bool:
+        """Whether a model that runs jobs may run another beside them."""
+        return len(model.jobs) < model.at_once and model.host.alive and not self._has_to_step_back(model)
+
     async def make_ready(self, model: Model) -> None:
-        """Have a model loaded, and mark it busy; raise HostError if that cannot be."""
-        if model.state == "ready" and model.host.alive and not self._has_to_step_back(model):
+        """Have a model loaded, and mark it busy; raise HostError if that cannot be.
+
+        To be called while it runs no jobs, or `takes_more`.
+        """
+        if model.state in ("ready", "busy") and model.host.alive and not self._has_to_step_back(model):
             model.state = "busy"
             return
         await self._unload(model)

@@ -8,6 +8,7 @@ too, and started again when the next job comes. What happens inside is in `host.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -37,12 +38,14 @@ class ProcessEngine:
         isolation: `fork`, `resident`, or `auto` for whichever the model allows.
         threads: how many threads a job computes with.
         startup_seconds: how long loading a model may take.
+        at_once: how many jobs of a model may run at once that an engine serves.
     """
 
     confinement: Confinement
     isolation: str = "auto"
     threads: int = 1
     startup_seconds: float = 1800.0
+    at_once: int = 16
 
     def host(self, spec: ModelSpec) -> ProcessHost:
         """Make a host for a model, not started yet."""
@@ -59,27 +62,26 @@ class ProcessHost:
     def __init__(self, engine: ProcessEngine, spec: ModelSpec) -> None:
         self._engine = engine
         self._spec = spec
-        self._process: asyncio.subprocess.Process | None = None
-        self._channel: Channel | None = None
-        self._can_stop_jobs = True
-        self._streams = False
+        self._life: _Life | None = None
+        self._starting = asyncio.Lock()
+        self._numbers = itertools.count(1)
 
     @property
     def alive(self) -> bool:
         """Whether the process is there, its model loaded."""
-        return self._channel is not None and self._process is not None and self._process.returncode is None
+        return self._life is not None and self._life.there
 
     @property
     def pid(self) -> int | None:
         """The number of the process, for whoever watches the machine."""
-        return self._process.pid if self._process and self.alive else None
+        return self._life.process.pid if self._life and self.alive else None
 
     async def start(self) -> Mapping[str, Any]:
         """Start the process and load the model."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", self._program, str(theirs.fileno()), str(os.getpid())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
@@ -88,44 +90,47 @@ class ProcessHost:
             )
         finally:
             theirs.close()
-        channel = Channel(ours)
+        life = _Life(process, Channel(ours))
         try:
-            channel.send({**self._order(), "do": "load"})
-            said = await asyncio.wait_for(channel.hear(), self._engine.startup_seconds)
+            life.channel.send({**self._order(), "do": "load"})
+            said = await asyncio.wait_for(life.channel.hear(), self._engine.startup_seconds)
         except BaseException as error:
-            await self._end(channel)
+            await life.end()
             if isinstance(error, asyncio.TimeoutError):
                 raise HostError(f"loading took longer than {self._engine.startup_seconds:.0f} s") from None
             raise
         if not said or said.get("is") != "ready":
-            code = await self._end(channel)
+            code = await life.end()
             raise HostError(str(said.get("message")) if said else f"the process {_end_in_words(code)} while it loaded")
-        self._channel = channel
-        self._can_stop_jobs = said.get("stops") is True
-        self._streams = said.get("streams") is True
-        return {name: said.get(name) for name in ("isolation", "env", "node")}
+        life.can_stop_jobs = said.get("stops") is True
+        life.streams = said.get("streams") is True
+        life.listen()
+        self._life = life
+        return {name: said.get(name) for name in ("isolation", "env", "node", "at_once")}
 
     async def run(self, task: Task) -> Outcome:
         """Run a job; see `Host.run`."""
         log, outcome = Printed(task.limits.log_bytes, task.log), Printed(_LONGEST_OUTCOME, None)
+        job = next(self._numbers)
+        life = self._started()
         try:
             with self._stream(task, [log, outcome]) as (pipes, files):
-                await self._hand_over(task, [pipe.writing_end for pipe in pipes], files)
+                life = await self._hand_over(job, task, [pipe.writing_end for pipe in pipes], files)
                 for pipe in pipes:
                     pipe.start()
-                channel = self._started()
-                said = await channel.hear()
+                said = await life.hear(job)
         except asyncio.CancelledError:
-            await self._stop_job()
+            await self._stop_job(job)
             raise
         finally:
             log.finish()
             reported = outcome.finish()
         if said is None or "status" not in said:
-            code = await self._end(channel)
+            code = await life.end()
             return Outcome(Failure("host", f"{self._called} {_end_in_words(code)} while the job ran"))
+        life.forget(job)
         if said.get("spoilt"):
-            await self.stop()
+            await life.end()
         return self._read_outcome(reported, task) or Outcome(_crash(said["status"]))
 
     @contextmanager
@@ -134,7 +139,7 @@ class ProcessHost:
         stream = task.stream
         if stream is None:
             yield pipes, []
-        elif not self._streams:
+        elif not self._started().streams:
             stream.cut("the engine of this server does not hand over values while a job runs")
             yield pipes, []
         else:
@@ -145,56 +150,49 @@ class ProcessHost:
             finally:
                 told.finish()
 
-    async def _hand_over(self, task: Task, pipes: list[int], files: list[int]) -> None:
-        """Give the process a job. One that died before it began the job, which is no fault of the job, is started again."""
+    async def _hand_over(self, job: int, task: Task, pipes: list[int], files: list[int]) -> _Life:
+        """Give the process a job, and return the process. One that died before it began the job, which is no fault of the
+        job, is started again."""
         with open(task.request, "rb") as request, open(task.result, "wb") as result:
             for last in (False, True):
-                channel = self._started()
+                life = self._started()
                 try:
-                    order = {"do": "run", "limit": asdict(task.limits)}
-                    channel.send(order, [request.fileno(), result.fileno(), *pipes, *files])
-                    said = await channel.hear()
+                    order = {"do": "run", "job": job, "limit": asdict(task.limits)}
+                    life.channel.send(order, [request.fileno(), result.fileno(), *pipes, *files])
+                    said = await life.hear(job)
                 except ConnectionError:
                     said = None
                 if said is not None or last:
-                    return
-                await self._end(channel)
-                await self.start()
+                    break
+                await life.end()
+                async with self._starting:
+                    if not self.alive:  # else another job has done it
+                        await self.start()
+            return life
 
-    def _started(self) -> Channel:
-        assert self._channel is not None, "a host is started before it runs jobs"
-        return self._channel
+    def _started(self) -> _Life:
+        assert self._life is not None, "a host is started before it runs jobs"
+        return self._life
 
     async def stop(self) -> None:
         """End the process."""
-        if self._process is not None:
-            await self._end(self._channel)
+        if self._life is not None:
+            await self._life.end()
 
-    async def _stop_job(self) -> None:
-        channel = self._channel
-        if self._can_stop_jobs and channel is not None:
+    async def _stop_job(self, job: int) -> None:
+        life = self._started()
+        if life.can_stop_jobs and life.there:
             try:
-                channel.send({"do": "stop"})
-                while said := await asyncio.wait_for(channel.hear(), self._stopping_seconds):
+                life.channel.send({"do": "stop", "job": job})
+                while said := await asyncio.wait_for(life.hear(job), self._stopping_seconds):
                     if said.get("is") == "done":
+                        life.forget(job)
                         if said.get("spoilt"):
                             break
                         return
             except (OSError, asyncio.TimeoutError):
                 pass  # then all of it is ended
-        await self.stop()
-
-    async def _end(self, channel: Channel | None) -> int:
-        self._channel = None
-        if channel is not None:
-            channel.close()
-        assert self._process is not None
-        if self._process.returncode is None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it ended by itself
-        return await self._process.wait()
+        await life.end()
 
     def _order(self) -> dict[str, Any]:
         spec, engine = self._spec, self._engine
@@ -205,10 +203,71 @@ class ProcessHost:
             "confinement": asdict(engine.confinement),
             "isolation": engine.isolation,
             "threads": engine.threads,
+            "at_once": engine.at_once,
         }
 
     def _read_outcome(self, line: bytes, task: Task) -> Outcome | None:
         return _read_outcome(line, task)
+
+
+class _Life:
+    """One process of a host, from its start to its end, and what it says of each job."""
+
+    can_stop_jobs = streams = False
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.process = process
+        self.channel = channel
+        self._said: dict[int, asyncio.Queue[dict[str, Any] | None]] = {}
+        self._listening: asyncio.Task[None] | None = None
+        self._hung_up = False
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be spoken to."""
+        return not self._hung_up and self.process.returncode is None
+
+    def listen(self) -> None:
+        """Hear what it says of jobs, from now on."""
+        self._listening = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while said := await self.channel.hear():
+            job = said.get("job")
+            if not isinstance(job, int):
+                break  # it speaks of what it was not asked
+            self._queue(job).put_nowait(said)
+        self._hang_up()
+
+    def _queue(self, job: int) -> asyncio.Queue[dict[str, Any] | None]:
+        return self._said.setdefault(job, asyncio.Queue())
+
+    async def hear(self, job: int) -> dict[str, Any] | None:
+        """Wait for what it says of a job; None if it says nothing more."""
+        queue = self._queue(job)
+        return None if self._hung_up and queue.empty() else await queue.get()
+
+    def forget(self, job: int) -> None:
+        """Hear no more of a job."""
+        self._said.pop(job, None)
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        for queue in self._said.values():
+            queue.put_nowait(None)
+
+    async def end(self) -> int:
+        """End it, and return how it ended."""
+        if self._listening is not None:
+            self._listening.cancel()
+        self._hang_up()
+        self.channel.close()
+        if self.process.returncode is None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself
+        return await self.process.wait()
 
 
 def _read_outcome(line: bytes, task: Task) -> Outcome | None:

@@ -39,7 +39,7 @@ def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: i
         if order.get("do") != "run":
             continue  # a stop that crossed the end of its job
         files, limit = Files(*handed), order["limit"]
-        channel.send({"is": "begun"})
+        channel.send({"is": "begun", "job": order["job"]})
         print_to(files.log)
         limit_sizes(limit["memory_bytes"] if on_cpu else None, limit["result_bytes"], final=False)
         try:
@@ -55,4 +55,4 @@ def serve(channel: Channel, model: NNsight, confinement: Confinement, threads: i
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         # A job that changed the weights must not answer the next user's question.
-        channel.send({"is": "done", "status": 0, "spoilt": fingerprint(model._module) != before})
+        channel.send({"is": "done", "job": order["job"], "status": 0, "spoilt": fingerprint(model._module) != before})

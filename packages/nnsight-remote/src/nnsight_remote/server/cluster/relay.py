@@ -57,7 +57,7 @@ def main() -> None:
     if said["is"] != "ready":
         channel.send(said)
         return
-    channel.send({**said, "stops": True, "node": about["node"]})
+    channel.send({**said, "stops": True, "at_once": 1, "node": about["node"]})
     _serve(channel, actor, about["node"])
 
 
@@ -134,7 +134,7 @@ def _serve(channel: Channel, actor: Any, node: str) -> None:
         order, files = received
         if order.get("do") == "run":
             number += 1
-            job = _Job(channel, actor, node, number, files, order["limit"])
+            job = _Job(channel, actor, node, number, files, order)
             job.start()
         elif job is not None:
             job.stop()
@@ -145,10 +145,11 @@ class _Job(threading.Thread):
     """One job on its way to the node and back."""
 
     def __init__(
-        self, channel: Channel, actor: Any, node: str, number: int, files: list[int], limits: dict[str, Any]
+        self, channel: Channel, actor: Any, node: str, number: int, files: list[int], order: dict[str, Any]
     ) -> None:
         super().__init__(daemon=True)
-        self._channel, self._actor, self._node, self._number, self._limits = channel, actor, node, number, limits
+        self._channel, self._actor, self._node, self._number = channel, actor, node, number
+        self._limits, self._called = order["limit"], order["job"]
         self._files = files
         self._request, self._result, self._log, self._outcome = files
         self._begun = self._stopped = False
@@ -185,7 +186,7 @@ class _Job(threading.Thread):
         _write(self._outcome, json.dumps({name: end[name] for name in ("failure", "seconds")}).encode())
         for file in self._files:
             os.close(file)
-        self._channel.send({"is": "done", "status": 0, "spoilt": not end["alive"]})
+        self._channel.send({"is": "done", "job": self._called, "status": 0, "spoilt": not end["alive"]})
 
     def _carry(self) -> dict[str, Any]:
         # By position: another relay may have to read it again.
@@ -199,7 +200,7 @@ class _Job(threading.Thread):
             kind, value = ray.get(said)
             if kind == "begun":
                 self._begun = True
-                self._channel.send({"is": "begun"})
+                self._channel.send({"is": "begun", "job": self._called})
             elif kind == "log":
                 self._print(value)
             else:
