@@ -145,7 +145,7 @@ class Elsewhere:
         try:
             saved = self._backend.run(self._request)
         except BaseException as failure:
-            fold(failure, _hidden_with(self._backend), debugging=bool(CONFIG.APP.DEBUG))
+            fold(failure, hidden_with(self._backend), debugging=bool(CONFIG.APP.DEBUG))
             raise
         if isinstance(saved, dict):
             self._request.body.bring_back(frame, saved)
@@ -155,7 +155,7 @@ class Elsewhere:
         return True
 
 
-def _hidden_with(backend: Backend) -> Callable[[str], bool]:
+def hidden_with(backend: Any) -> Callable[[str], bool]:
     """Say which files' frames a user need not see: ours, and those of the plugin that a backend came with."""
     package = type(backend).__module__.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None)

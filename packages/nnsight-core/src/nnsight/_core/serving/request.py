@@ -207,6 +207,7 @@ class ServedRun(Interleaver):
     def fail(self, error: BaseException) -> None:
         """End because of an error that a body raised, or led to."""
         if self.failure is None:
+            # It is told elsewhere, as text: with the lines of the user, and none of ours.
             self.failure = fold(error, is_library, debugging=bool(CONFIG.APP.DEBUG))
         self.dismiss()
 

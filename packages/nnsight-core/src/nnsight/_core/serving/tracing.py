@@ -16,8 +16,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .. import active as scopes
+from ..backend import hidden_with
 from ..batching import Batchable, Prepared
-from ..blocks import Body, skipped, write_back
+from ..blocks import Body, fold, skipped, write_back
+from ..config import CONFIG
 from ..errors import NNsightError, NoInputError, NoTraceError
 from ..invoke import Invoke
 from ..saved import Collector
@@ -172,6 +174,9 @@ class EngineTracer(Tracer):
             own.body.bind(own.frame, self)
         self._under_way = found
         found.deliver_to(bind)
+
+    def _fold(self, error: BaseException) -> None:
+        fold(error, hidden_with(self._engine), debugging=bool(CONFIG.APP.DEBUG))
 
     def _install(self, install: Install) -> None:
         raise NoTraceError(
