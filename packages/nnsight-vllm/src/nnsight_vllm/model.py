@@ -73,7 +73,7 @@ class VLLM(ServedModel):
         super().__init__(skeleton.build(options), rename=rename, envoys=envoys)
         if taps is not None:
             options = declared.engine_options(options, declared.resolve(self, taps))
-        self.__dict__["_engine"] = engine_for(mode, options, turn_seconds)
+        self.__dict__.update(_engine=engine_for(mode, options, turn_seconds), _source=model)
         if dispatch:
             self.dispatch()
 
@@ -160,6 +160,9 @@ class VLLM(ServedModel):
 
     def _tracer(self, node: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any], method: Any) -> EngineTracer:
         return EngineTracer(node, self, inputs, kwargs, self.__dict__["_engine"])
+
+    def _known_as(self) -> str:
+        return str(self.__dict__["_source"])
 
     def _has_input(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return bool(inputs) or "input_ids" in kwargs
