@@ -468,6 +468,26 @@ def test_a_session_elsewhere_hands_values_of_one_trace_to_the_next(model, module
     same(kept, [doubled(changed[2])])
 
 
+def test_a_class_that_came_with_a_block_goes_on_to_the_engine(model, module, engine, prompts):
+    around = 3
+
+    class Scaled:
+        by = around
+
+        def __init__(self, value):
+            self.value = value * self.by * around
+
+    class MineError(KeyError):
+        pass
+
+    with model.trace(prompts[0], backend=Elsewhere(engine)):
+        seen = Scaled(model.first.output).value.save()
+    same([seen], [alone(module, prompts[0])[0][0] * 9])
+    with pytest.raises(KeyError, match="3"):
+        with model.trace(prompts[0], backend=Elsewhere(engine)):
+            raise MineError(len(model.first.output))
+
+
 def test_an_error_in_a_block_that_comes_from_elsewhere_has_its_type_and_line(model, engine, prompts):
     with pytest.raises(ZeroDivisionError) as caught:
         with model.trace(prompts[0], backend=Elsewhere(engine)):

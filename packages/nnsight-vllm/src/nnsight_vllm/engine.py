@@ -13,7 +13,7 @@ from typing import Any
 
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
-from . import outputs
+from . import cluster, outputs
 from .errors import refused
 from .fields import TRACE
 from .spread import that_counts
@@ -21,6 +21,9 @@ from .standing import Standing
 
 _EXTENSION = "nnsight_vllm.worker.extension.Extension"
 _SCHEDULER = "nnsight_vllm.scheduling.scheduler"
+
+#: Seconds that a Ray cluster may take to answer, and to have devices free.
+CLUSTER_SECONDS = 60.0
 
 
 class SyncEngine:
@@ -192,8 +195,12 @@ class SyncEngine:
 
 
 def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an engine in which bodies run is started with."""
+    """Return what an engine in which bodies run is started with, on a cluster that has been joined if it needs one."""
     outputs.register()
+    options = dict(options)
+    seconds = options.pop("cluster_seconds", CLUSTER_SECONDS)
+    if options.get("distributed_executor_backend") == "ray":
+        cluster.join(options, seconds)
     return {**options, "worker_extension_cls": _EXTENSION, "scheduler_cls": _SCHEDULER}
 
 

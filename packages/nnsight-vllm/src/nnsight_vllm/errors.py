@@ -25,6 +25,10 @@ class RequestError(NNsightError, ValueError):
     """vLLM refuses a request: its prompt, or how tokens are to be drawn."""
 
 
+class ClusterError(NNsightError, RuntimeError):
+    """A Ray cluster cannot take an engine."""
+
+
 class DeadEngineError(NNsightError, RuntimeError):
     """vLLM's engine has ended, and with it all that it was doing."""
 

@@ -27,12 +27,16 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from .limits import check_config
 
 #: What spreads a model over processes.
-_SPREAD = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend")
+_SPREAD = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    "cluster_seconds",
+)
 
 
 def build(options: Mapping[str, Any]) -> torch.nn.Module:
     """Build the modules of the model that an engine with these options would load."""
-    alone = {name: value for name, value in options.items() if name not in (*_SPREAD, "compilation_config")}
+    alone = _alone(options)
+    alone.pop("compilation_config", None)
     alone["enforce_eager"] = True  # nothing is computed here
     try:
         return _built(alone, torch.device("meta"))
@@ -96,9 +100,13 @@ def whole(config: VllmConfig) -> torch.nn.Module:
         parallel_state._PP = before
 
 
+def _alone(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _SPREAD}
+
+
 def tokenizer(options: Mapping[str, Any]) -> Any:
     """Load the tokenizer that an engine with these options would have; None if it would have none."""
-    config = EngineArgs(**options).create_model_config()
+    config = EngineArgs(**_alone(options)).create_model_config()
     return None if config.skip_tokenizer_init else cached_tokenizer_from_config(config)
 
 

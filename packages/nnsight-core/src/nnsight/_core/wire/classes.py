@@ -25,8 +25,9 @@ from .decoder import Decoder
 from .encoder import Busy, Encoder
 from .functions import cell_of, fill_cell, keep_text
 from .kinds import makes, writes
-from .located import Located, find_class, methods_of
+from .located import Located, find_class, methods_of, received
 from .spaces import modules_of, put_uses, reference, space_of
+from .texts import Sparse
 from .uses import Uses, uses
 from .values import BUILTIN_TYPES
 
@@ -66,12 +67,19 @@ class _ClassText:
         if methods:
             self.around = methods[0].__globals__
         self.cells = {
+            **(received[cls][1] if cls in received else {}),
+            **self._cells_of(methods),
+        }
+        self.flags = methods[0].__code__.co_flags & FUTURES if methods else _flags_of(where)
+
+    @staticmethod
+    def _cells_of(methods: list[FunctionType]) -> dict[str, CellType]:
+        return {
             name: cell
             for method in methods
             for name, cell in zip(method.__code__.co_freevars, method.__closure__ or ())
             if name != "__class__"
         }
-        self.flags = methods[0].__code__.co_flags & FUTURES if methods else _flags_of(where)
 
     def write(self) -> int:
         encoder, cls, where = self.encoder, self.cls, self.where
@@ -265,12 +273,16 @@ def _make_class(decoder: Decoder, step: list[Any]) -> type:
     prefix = qualname.removesuffix(node.name)
     code = renamed(code, MADE_IN, prefix)
     keep_text(decoder, code, text, first)
-    give(code, text, first - 1, scopes_of(qualname, node.name) or ())
+    scopes = scopes_of(qualname, node.name) or ()
+    give(code, text, first - 1, scopes)
     cells = tuple(decoder.value([said[name]]) for name in code.co_freevars)
     make = FunctionType(code, vars(decoder.value([space])), code.co_name, None, cells)
     values = {name: decoder.value(value) for name, value in given.items()}
     with modules_of(decoder).known():
         made: type = make(decoder.values(bases), values)
+    kept = Sparse(dict(enumerate(text[1:], start=first)))
+    owners = () if in_module is True else (*scopes, node)
+    received[made] = Located(node, owners, filename, kept), dict(zip(code.co_freevars, cells))
     return made
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import linecache
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from ..blocks.lines import text_of
@@ -62,6 +63,9 @@ class _Text:
                 self.functions.setdefault((getattr(node, "name", "<lambda>"), first_line(node)), []).append(found)
 
 
+#: Classes that came from elsewhere, and may go on from here: their texts, and the variables of functions around them.
+received: weakref.WeakKeyDictionary[type, tuple[Located, Mapping[str, CellType]]] = weakref.WeakKeyDictionary()
+
 _texts: dict[str, _Text] = {}
 _KEPT = 4096
 _found: dict[int, tuple[CodeType, Located]] = {}
@@ -90,6 +94,8 @@ def find_class(cls: type) -> Located:
     Raises:
         SourceError: nobody has kept it.
     """
+    if cls in received:
+        return received[cls][0]
     lines = [one.__code__.co_firstlineno for one in methods_of(cls)]
     line = vars(cls).get("__firstlineno__")  # 3.13
     for filename, around in _files(cls):
