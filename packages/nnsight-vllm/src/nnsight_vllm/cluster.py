@@ -150,7 +150,7 @@ def _wait_for_devices(ray: Any, key: str, wanted: int, seconds: float) -> None:
             nodes = sum(bool(node["Alive"]) for node in ray.nodes())
             raise ClusterError(
                 f"the engine needs {wanted} {key}s, one for each of its workers, and the Ray cluster (nodes: {nodes}) has "
-                f"{there:g}, of which {free:g} are free; that was waited for {seconds:g} s (`cluster_seconds=`). `ray status` "
-                "says what uses them; a smaller `tensor_parallel_size=` needs fewer"
+                f"{there:g}, of which {free:g} are free; that was waited for {seconds:g} s (`cluster_seconds=`). `ray "
+                "status` says what uses them; a smaller `tensor_parallel_size=` needs fewer"
             )
         time.sleep(_LOOK)
