@@ -287,6 +287,26 @@ def test_numbers_that_are_none_stay_with_their_request(number, model, among):
     assert among(announce).saved == {}
 
 
+def test_parameters_are_read_as_copies_and_not_edited(model, among):
+    def read(book):
+        with book.trace(IDS, **GREEDY):
+            weight = model.model.norm.weight.save()  # noqa: F841
+
+    def edited(book):
+        with book.trace(IDS, **GREEDY):
+            model.model.norm.weight.zero_()
+
+    def data(book):
+        with book.trace(IDS, **GREEDY):
+            model.model.embed_tokens.weight.data.zero_()
+
+    before = among(read).saved["weight"]
+    for announce in (edited, data):
+        error = among(announce).saved
+        assert isinstance(error, NNsightError) and "all requests" in str(error)
+    assert torch.equal(among(read).saved["weight"], before) and before.any()
+
+
 # -- gradients -------------------------------------------------------------------------------------------------------------
 
 
