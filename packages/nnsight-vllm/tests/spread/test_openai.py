@@ -66,7 +66,12 @@ def _serve(arguments, environment, log):
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update(environment)
+    from vllm.v1.engine import utils
+
     from nnsight_vllm.command import serve
+
+    # The engine is a fork of the server, which has imported all that takes long to import.
+    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
 
     serve(arguments)
 
@@ -83,7 +88,7 @@ def address(folder, edits, tmp_path_factory):
     arguments += [f"--{name}={size}" for name, size in sizes.items()] + ["--num-gpu-blocks-override=40"]
     arguments.append("--chat-template={% for message in messages %}{{ message['content'] }} {% endfor %}")
     arguments += [f"--edit=calm={edits / 'calm'}", f"--edit=rows={edits / 'calm'},tokenwise"]
-    environment = {"NNSIGHT_ADMIN_KEY": KEY, "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    environment = {"NNSIGHT_ADMIN_KEY": KEY}
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(arguments, environment, str(log)))
     process.start()
     address = f"http://127.0.0.1:{port}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from contextlib import contextmanager
 
 import checkpoints
 import pytest
 import torch
+from vllm.v1.executor import multiproc_executor
 
 import nnsight
 from nnsight import ElsewhereError, OutOfOrderError
@@ -32,10 +34,11 @@ def plain(folder):
 
 @contextmanager
 def spread(folder):
-    """An engine in two processes."""
+    """An engine in two processes, forks of this one, which has imported all that takes long to import."""
     sizes = {"max_model_len": 256, "max_num_batched_tokens": 512, "max_num_seqs": 8, "block_size": 32}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        patch.setattr(multiproc_executor, "get_mp_context", lambda: multiprocessing.get_context("fork"))
         model = VLLM(
             str(folder),
             dtype="float32",
