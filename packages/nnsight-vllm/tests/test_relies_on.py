@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import nnsight_vllm
-from nnsight_vllm import adapters
+from nnsight_vllm import adapters, taps
 
 
 def found(name):
@@ -172,6 +172,37 @@ def test_the_process_of_an_engine():
 def test_stop_strings():
     takes("vllm.v1.engine.detokenizer:IncrementalDetokenizer.from_new_request", "tokenizer", "request")
     assert takes("vllm.v1.engine.detokenizer:IncrementalDetokenizer.update") == ["new_token_ids", "stop_terminated"]
+
+
+def test_where_vllm_cuts_what_it_compiles():
+    config = "vllm.config.compilation:CompilationConfig"
+    assert "vllm::unified_attention_with_output" in found(f"{config}._attention_ops")
+    settled = source(f"{config}.set_splitting_ops_for_v1")
+    for operation in taps._WRITING:
+        assert operation in settled
+    sets(config, "splitting_ops", "cudagraph_mode", "mode")
+    assert "splitting_ops" in source("vllm.compilation.partition_rules:should_split")
+    assert "additional_config" in source("vllm.config.vllm:VllmConfig.compute_hash")
+    takes("vllm.config:CUDAGraphMode.has_full_cudagraphs")
+    sets("vllm.config:CUDAGraphMode", "NONE", "PIECEWISE")
+    sets("vllm.config:CompilationMode", "VLLM_COMPILE", "STOCK_TORCH_COMPILE")
+
+
+def test_what_vllm_compiles_and_how_weights_come_before_that():
+    decorators = inspect.getsource(import_module("vllm.compilation.decorators"))
+    assert "if self.do_not_compile or torch.compiler.is_compiling():" in decorators
+    assert "TorchCompileWithNoGuardsWrapper.__init__" in decorators
+    loading = "vllm.model_executor.model_loader"
+    takes(f"{loading}:register_model_loader", "load_format")
+    takes(f"{loading}:get_model_loader", "load_config")
+    takes(f"{loading}:BaseModelLoader.load_model", "vllm_config", "model_config", "prefix")
+    takes(f"{loading}:BaseModelLoader.load_weights", "model", "model_config")
+    takes(f"{loading}:BaseModelLoader.download_model", "model_config")
+    sets("vllm.config.load:LoadConfig", "load_format")
+
+
+def test_a_run_of_no_request():
+    takes(f"{V1}._dummy_run", "num_tokens")
 
 
 def test_every_reliance_says_on_which_versions():
