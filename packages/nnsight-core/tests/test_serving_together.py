@@ -485,19 +485,20 @@ def test_what_is_not_known_to_be_the_same_is_left_alone(name, module, groups, tm
     assert groups == []
 
 
-def test_bodies_with_other_values_around_them_are_not_alike(module, groups, tmp_path):
+def test_bodies_are_alike_if_what_is_done_together_is(module, groups):
     model = Served(Batching(module, [0] * 4, [2] * 4))
     vectors = [torch.ones(4), torch.zeros(4)]
     with model.trace() as tracer:
         found = nnsight.save({})
         for number in range(4):
-            vector, prompt = vectors[number % 2], torch.ones(1, 4)
+            vector, prompt = vectors[number % 2], torch.full((1, 4), float(number))
             with tracer.invoke(prompt):
-                kept = (model.first.output + vector).save()
+                kept = model.first.output + vector
                 found[number] = kept
-    assert groups == []  # the number differs
+    assert groups == [2, 2]  # the number is looked at by each for itself
     for number in range(4):
-        torch.testing.assert_close(found[number], module.first(torch.ones(1, 4)).detach() + vectors[number % 2])
+        wanted = module.first(torch.full((1, 4), float(number))).detach() + vectors[number % 2]
+        torch.testing.assert_close(found[number], wanted)
 
 
 def test_names_that_others_wait_for_are_left_alone(module, groups):

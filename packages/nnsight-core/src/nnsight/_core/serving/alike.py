@@ -34,18 +34,22 @@ class Alike:
         for invoke in invokes:
             if invoke.body is not None:
                 self._counts[invoke.body.block] = self._counts.get(invoke.body.block, 0) + 1
-        self._plans: dict[object, Plan | None] = {}
+        #: What is done together of each block, and of which bodies: the values that they have in common.
+        self._plans: dict[Block, list[tuple[Body, Plan | None]]] = {}
 
     def membership(self, number: int, stack: tuple[Answers, ...]) -> Membership | None:
         """Return what a body has in common with others; None if nothing, or if it is to be left alone."""
         body = self._invokes[number].body
         if body is None or self._counts[body.block] < 2:
             return None
-        likeness = (body.block, id(body.real), tuple((name, _token(body.outer[name])) for name in sorted(body.outer)))
-        if likeness not in self._plans:
-            self._plans[likeness] = self._plan(body)
-        plan = self._plans[likeness]
-        return None if plan is None else Membership(likeness, plan, self._invokes[number], stack)
+        known = self._plans.setdefault(body.block, [])
+        for like, plan in known:
+            if plan is None or _have_in_common(like, body, plan.used):
+                return None if plan is None else Membership(like, plan, self._invokes[number], stack)
+        if len(known) >= _MOST:
+            return None
+        known.append((body, plan := self._plan(body)))
+        return None if plan is None else Membership(body, plan, self._invokes[number], stack)
 
     def _plan(self, body: Body) -> Plan | None:
         others = [block for block in self._counts if block is not body.block]
@@ -60,6 +64,20 @@ class Alike:
 
         foreign = frozenset[str]().union(*(block.binds for block in others))
         return plan_of(body.block, lookup, foreign)
+
+
+#: How many groups a block is looked at for: where each body has values of its own, that is no use.
+_MOST = 8
+
+
+def _have_in_common(one: Body, other: Body, names: frozenset[str]) -> bool:
+    """Say whether names stand for the same around two bodies of one block."""
+    if one.real is not other.real:
+        return False
+    mine, theirs = one.outer, other.outer
+    return all(
+        (name in mine) == (name in theirs) and _token(mine.get(name)) == _token(theirs.get(name)) for name in names
+    )
 
 
 def _token(value: Any) -> object:

@@ -49,16 +49,18 @@ class Known:
         #: What each name has stood for, and those that are bound for sure.
         self.kinds: dict[str, Kind] = {}
         self.bound: set[str] = set()
+        #: The names that were looked up.
+        self.used: set[str] = set()
         self.sites = 0
         self.in_loop = 0
 
-    def state(self) -> tuple[dict[str, Kind], set[str], int]:
+    def state(self) -> tuple[dict[str, Kind], set[str], set[str], int]:
         """Return what is known so far."""
-        return dict(self.kinds), set(self.bound), self.sites
+        return dict(self.kinds), set(self.bound), set(self.used), self.sites
 
-    def restore(self, state: tuple[dict[str, Kind], set[str], int]) -> None:
+    def restore(self, state: tuple[dict[str, Kind], set[str], set[str], int]) -> None:
         """Forget what was learned since."""
-        self.kinds, self.bound, self.sites = state
+        self.kinds, self.bound, self.used, self.sites = state
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -102,6 +104,7 @@ class Known:
             return self.kinds[name]
         if name in self.binds or name in self.foreign or name.startswith("__"):
             raise Unknown
+        self.used.add(name)
         try:
             value = self.lookup(name)
         except KeyError:
@@ -244,6 +247,7 @@ class Known:
         return node.id in self.binds or node.id in self.foreign
 
     def _found(self, node: ast.Name) -> Any:
+        self.used.add(node.id)
         try:
             return self.lookup(node.id)
         except KeyError:

@@ -28,9 +28,18 @@ class Plan:
         steps: the expression that the loop goes through.
         loop: the loop, over what stands under the name `.steps`.
         after: what is left.
+        used: the names that stand for the same in all bodies of which this is done together.
     """
 
-    def __init__(self, block: Block, before: list[ast.stmt], loop: ast.For | None, after: list[ast.stmt]) -> None:
+    def __init__(
+        self,
+        block: Block,
+        before: list[ast.stmt],
+        loop: ast.For | None,
+        after: list[ast.stmt],
+        used: frozenset[str],
+    ) -> None:
+        self.used = used
         self.before = _compiled(block, before)
         self.steps = self.loop = None
         if loop is not None:
@@ -74,7 +83,7 @@ def plan_of(block: Block, lookup: Callable[[str], Any], foreign: frozenset[str])
         before.append(statements.pop(0))
     if not reader.sites or not _is_closed(statements, block, reader.bound):
         return None
-    return Plan(block, before, loop, statements)
+    return Plan(block, before, loop, statements, frozenset(reader.used))
 
 
 class _Reader(Known):
