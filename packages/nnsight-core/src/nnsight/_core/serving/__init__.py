@@ -13,6 +13,7 @@ bodies, which takes part in some of the forwards.
     watch.py      how long one turn of a body may take
     spread.py     all of that for a model that is spread over several processes
     ranks.py      what keeps those in step
+    draws.py      random numbers that bodies draw
     sent.py       the bodies of one trace, as they travel to the engine
     standing.py   edits that stay with the engine, for many requests
     handed.py     what was saved, for a caller in the same process

@@ -56,6 +56,10 @@ class Agreement:
         self._numbers[run] = self._count
         self._count += 1
 
+    def seed(self, run: ServedRun, order: int) -> int:
+        """Return a number for one body of a run, the same on all ranks."""
+        return (self._numbers.get(run, 0) << 16) + order
+
     def forget(self, run: ServedRun) -> None:
         """Hear that a run is over."""
         self._numbers.pop(run, None)

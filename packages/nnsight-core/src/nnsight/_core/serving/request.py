@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .. import ending
 from ..batching import Layout, Rows
 from ..blocks import fold
@@ -260,6 +262,8 @@ class ServedMediator(BodyMediator):
     run: ServedRun
     #: What it wants all ranks of the engine to do together; see `spread.py`.
     asked: Asked | None = None
+    #: The state of the random numbers that it draws, where they are kept apart; see `draws.py`.
+    drawn: list[torch.Tensor] | None = None
     #: The step of its run in which it began.
     born = 0
 

@@ -8,6 +8,7 @@ ranks have asked. What keeps the ranks in step is `ranks.py`.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from ..mediator import Mediator
 from ..sharding import Sharding
 from ..sites import OUTPUT, Place
 from ..structures import leaves
+from .draws import draw_apart
 from .forwards import Forwards
 from .lent import Lent
 from .ranks import Agreement, Peers
@@ -100,13 +102,15 @@ class SpreadForwards(Forwards):
 
     def give_turn(self, mediator: ServedMediator, switch: Callable[[], Any]) -> bool:
         """Let a body have its turn, and say whether it gave it back in time."""
-        self.agreement.due[mediator.run] = None
+        agreement, give = self.agreement, functools.partial(super().give_turn, mediator, switch)
+        agreement.due[mediator.run] = None
+        seed = agreement.seed(mediator.run, mediator.order)
         if self._silence is None:
-            return super().give_turn(mediator, switch)
+            return bool(draw_apart(mediator, seed, give))
         heard = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = self._silence
         try:
-            return super().give_turn(mediator, switch)
+            return bool(draw_apart(mediator, seed, give))
         finally:
             sys.stdout, sys.stderr = heard
 

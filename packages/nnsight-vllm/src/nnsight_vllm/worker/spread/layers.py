@@ -4,7 +4,8 @@ One idea: their own attributes say it. A column-parallel layer gives each rank a
 for all models; a row-parallel one takes the slice that such layers gave. What lies between them follows (`measured.py`).
 
 relies on: `tp_size`, `tp_rank`, `output_sizes`, `gather_output`, `num_kv_head_replicas`, `input_is_parallel`,
-`reduce_results` of `vllm.model_executor.layers.linear`, and `moe_config.skip_final_all_reduce`, vLLM 0.30 to 0.33.
+`reduce_results` of `vllm.model_executor.layers.linear`; `moe_kernel.output_is_reduced` of what computes experts, and
+`moe_config.skip_final_all_reduce` of what holds them; vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def given(module: torch.nn.Module) -> Ranges | str | None:
         return None if layer.gather_output or layer.tp_size == 1 else columns(layer)
     if isinstance(layer, (RowParallelLinear, VocabParallelEmbedding)):
         return SUM if layer.tp_size > 1 and not getattr(layer, "reduce_results", True) else None
+    kernel = getattr(layer, "moe_kernel", None)
+    if kernel is not None:
+        return None if kernel.output_is_reduced() else SUM
     config = getattr(layer, "moe_config", None)
     return SUM if getattr(config, "skip_final_all_reduce", False) else None
 
