@@ -40,6 +40,7 @@ def draw_apart(mediator: ServedMediator, seed: int, turn: Callable[[], Any]) -> 
 
 
 def _generators() -> list[torch.Generator]:
-    if torch.cuda.is_initialized():
+    in_use: Callable[[], bool] = torch.cuda.is_initialized
+    if in_use():
         return [torch.default_generator, torch.cuda.default_generators[torch.cuda.current_device()]]
     return [torch.default_generator]
