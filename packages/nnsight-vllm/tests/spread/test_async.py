@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import threading
 import checkpoints
 import pytest
 import torch
+from vllm.v1.engine import utils
 
 import nnsight
 from nnsight import VLLM, NNsightError
@@ -41,8 +43,11 @@ def plain(folder):
 
 @pytest.fixture(scope="module")
 def model(folder, plain):
-    with VLLM(str(folder), mode="async", turn_seconds=2, **OPTIONS) as model:
-        yield model
+    with pytest.MonkeyPatch.context() as patch:
+        # A fork of this process, which has imported all that takes long to import.
+        patch.setattr(utils, "get_mp_context", lambda: multiprocessing.get_context("fork"))
+        with VLLM(str(folder), mode="async", turn_seconds=2, **OPTIONS) as model:
+            yield model.dispatch()
 
 
 @pytest.fixture(autouse=True)

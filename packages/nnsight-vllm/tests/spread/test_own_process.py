@@ -13,8 +13,14 @@ import torch
 
 SCRIPT = """
 import json, multiprocessing, sys
+from vllm.v1.engine import utils
+from vllm.v1.executor import multiproc_executor
+
 import nnsight
 from nnsight import VLLM
+
+# Forks of this process, which has imported all that takes long to import.
+utils.get_mp_context = multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 if __name__ == "__main__":
     model = VLLM(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import sys
 from pathlib import Path
 
 import pytest
+from vllm.v1.engine import utils
 
 # What runs a page is one for all packages.
 _FILE = Path(__file__).parents[4] / "tests-integration" / "pages.py"
@@ -20,6 +22,8 @@ _spec.loader.exec_module(pages)
 @pytest.mark.parametrize("path", pages.pages_of("nnsight-vllm/spread"), ids=lambda path: path.stem)
 def test_the_examples_of_a_page_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # A fork of this process, which has imported all that takes long to import.
+    monkeypatch.setattr(utils, "get_mp_context", lambda: multiprocessing.get_context("fork"))
     pages.Page(path).run()
 
 
