@@ -13,7 +13,7 @@ from typing import Any
 
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
-from . import cluster, outputs
+from . import cluster, outputs, quiet
 from .errors import refused
 from .fields import TRACE
 from .spread import that_counts
@@ -56,7 +56,8 @@ class SyncEngine:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            engine = LLMEngine.from_engine_args(EngineArgs(**options_of(self.options)))
+            with quiet.without_remarks():
+                engine = LLMEngine.from_engine_args(EngineArgs(**options_of(self.options)))
             engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
             self.standing.watch(engine)
             self.engine = engine

@@ -22,7 +22,7 @@ from . import versions  # noqa: F401  # first: it refuses what of vLLM is not su
 # isort: split
 from vllm.platforms import current_platform
 
-from . import limits, outputs, prompts, sampling, skeleton
+from . import limits, outputs, prompts, quiet, sampling, skeleton
 from . import taps as declared
 from .engine import SyncEngine
 from .engines import Stream, engine_for
@@ -31,6 +31,8 @@ from .standard import StandardNames
 from .standard.asking import ask
 from .standing import Installed, packed
 from .worker.places import ServedModel
+
+quiet.reduce()
 
 
 class VLLM(ServedModel):

@@ -34,6 +34,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from . import quiet
 from .fields import SALT, sees_whole
 from .orphans import end_with_parent
 from .stops import StopStrings
@@ -42,6 +43,7 @@ from .stops import StopStrings
 def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> TracedScheduler:
     """Return the scheduler that a configuration asks for, with a place for traced requests."""
     end_with_parent()  # this is the one function of ours that vLLM calls in the process of an engine
+    quiet.reduce()
     ahead = vllm_config.scheduler_config.async_scheduling
     return (AsyncTracedScheduler if ahead else TracedScheduler)(vllm_config, *args, **kwargs)
 

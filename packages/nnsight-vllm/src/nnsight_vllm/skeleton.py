@@ -24,6 +24,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from . import quiet
 from .limits import check_config
 
 #: What spreads a model over processes.
@@ -38,11 +39,12 @@ def build(options: Mapping[str, Any]) -> torch.nn.Module:
     alone = _alone(options)
     alone.pop("compilation_config", None)
     alone["enforce_eager"] = True  # nothing is computed here
-    try:
-        return _built(alone, torch.device("meta"))
-    except NotImplementedError:
-        # It asks for numbers while it is built (the slopes of ALiBi), which are none on the meta device.
-        return _built(alone, _weightless())
+    with quiet.silence():
+        try:
+            return _built(alone, torch.device("meta"))
+        except NotImplementedError:
+            # It asks for numbers while it is built (the slopes of ALiBi), which are none on the meta device.
+            return _built(alone, _weightless())
 
 
 def _built(options: Mapping[str, Any], without_weights: AbstractContextManager[Any]) -> torch.nn.Module:

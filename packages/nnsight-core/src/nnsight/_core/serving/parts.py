@@ -104,7 +104,7 @@ class Parts:
         """Return what the other parts are to hear of a run after a forward."""
         page = self._pages.pop(run, None) or Page()
         for mediator in run.bodies:
-            place, body = mediator.place, _body(mediator)
+            place, body = mediator.place, _body(mediator)  # type: ignore[arg-type]  # a run here has no others
             if (run, body) in self._lost:
                 page.waiting[body] = None
             elif place is not None and any(mediator in queue.get(place, ()) for queue in (run.at_input, run.at_output)):
@@ -194,9 +194,10 @@ class Parts:
         self._waiting[:] = [mediator for mediator in self._waiting if mediator.run is not run]
         if run.over:
             self._pages.pop(run, None)
-            for known in (self._lines, self._elsewhere):
+            tables: tuple[dict[Any, Any], ...] = (self._lines, self._elsewhere)
+            for known in tables:
                 for key in [key for key in known if key[0] is run]:
-                    del known[key]  # type: ignore[attr-defined]  # both are keyed by the run first
+                    del known[key]
             self._lost = {lost for lost in self._lost if lost[0] is not run}
 
 
