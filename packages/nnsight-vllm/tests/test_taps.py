@@ -44,10 +44,9 @@ def test_graphs_of_whole_forwards_are_refused(llama, mode):
         VLLM(str(llama.folder), taps=["model.layers.1"], compilation_config={"cudagraph_mode": mode}, **OPTIONS)
 
 
-@pytest.mark.parametrize("spread", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_several_processes_are_refused(llama, spread):
+def test_a_pipeline_is_refused(llama):
     with pytest.raises(NNsightError, match="cannot be had together"):
-        VLLM(str(llama.folder), taps=["model.layers.1"], **{spread: 2}, **OPTIONS)
+        VLLM(str(llama.folder), taps=["model.layers.1"], pipeline_parallel_size=2, **OPTIONS)
 
 
 def test_other_options_are_kept():

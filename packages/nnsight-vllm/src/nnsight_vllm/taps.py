@@ -97,12 +97,11 @@ def engine_options(options: Mapping[str, Any], sites: list[tuple[str, str]]) -> 
     Raises:
         EngineOptionError: other options cannot be had together with such graphs.
     """
-    for spread in ("tensor_parallel_size", "pipeline_parallel_size"):
-        if int(options.get(spread) or 1) > 1:
-            raise EngineOptionError(
-                f"`taps=` and `{spread}={options[spread]}` cannot be had together: how values lie on several processes is "
-                "found out by calling modules, which graphs do not. Leave `taps=` out."
-            )
+    if int(options.get("pipeline_parallel_size") or 1) > 1:
+        raise EngineOptionError(
+            "`taps=` and `pipeline_parallel_size=` cannot be had together: each stage knows its own sites only. Spread the "
+            "model over a tensor-parallel group, or leave `taps=` out."
+        )
     compilation = options.get("compilation_config") or {}
     if not isinstance(compilation, Mapping):
         raise EngineOptionError("With `taps=`, `compilation_config=` is a dictionary: sites are added to what it says.")

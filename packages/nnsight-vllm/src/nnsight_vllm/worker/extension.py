@@ -43,7 +43,7 @@ class Extension:
                     f"Start the engine with `tensor_parallel_size={parallel.world_size}` alone, or with "
                     f"`pipeline_parallel_size={parallel.world_size}` alone."
                 )
-            dummy = functools.partial(run_dummy, runner)
+            dummy = functools.partial(graphs.run_plainly, model, functools.partial(run_dummy, runner))
             pipeline = Pipeline(model, config, dummy) if in_stages else None
             stage = Stage(model, turn_seconds, dummy, pipeline)
             graphs.begin(stage.forwards, model, config)

@@ -118,6 +118,20 @@ def compiled_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return found
 
 
+def run_plainly(model: torch.nn.Module, run: Callable[[int], None], tokens: int) -> None:
+    """Run a model once with all of its modules called, whatever is compiled."""
+    compiled = [
+        module for module in compiled_modules(model).values() if isinstance(module, TorchCompileWithNoGuardsWrapper)
+    ]
+    for module in compiled:
+        module.do_not_compile = True
+    try:
+        run(tokens)
+    finally:
+        for module in compiled:
+            module.do_not_compile = False
+
+
 def _said(config: VllmConfig) -> Mapping[str, Any] | None:
     """Return what `..taps.engine_options` has told the engine."""
     more = config.additional_config
