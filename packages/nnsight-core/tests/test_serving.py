@@ -12,6 +12,7 @@ from toy_engine import Network, Patient, Served, ToyEngine
 
 import nnsight
 from nnsight import InvokeError, NNsight, NoInputError, NoTraceError, OutOfOrderError
+from nnsight._core.serving.printed import Printing
 from nnsight.plugin import (
     Forwards,
     PlainLayout,
@@ -727,3 +728,17 @@ def test_a_body_that_catches_everything_for_ever_is_left_where_it_stands(where, 
         output = model.output.save()
     torch.testing.assert_close(output, alone(module, prompts[0])[0][2])
     assert not engine.forwards.runs and not engine.forwards.tapped
+
+
+def test_an_output_that_does_not_say_how_much_it_wrote_can_be_listened_to():
+    # As those that Ray gives its workers.
+    written = []
+
+    class Silent:
+        encoding = "utf-8"
+
+        def write(self, text):
+            written.append(text)
+
+    assert Printing(Silent()).write("of this process") == 15
+    assert written == ["of this process"]

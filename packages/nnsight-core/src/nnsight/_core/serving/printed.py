@@ -50,7 +50,8 @@ class Printing(io.TextIOBase):
             if printed is not None:
                 printed.write(text)
                 return len(text)
-        return int(self.plain.write(text))
+        self.plain.write(text)  # what others put there may not say how much (Ray)
+        return len(text)
 
     def flush(self) -> None:
         """Let what this process prints be seen."""
