@@ -315,6 +315,23 @@ def test_what_cannot_be_put_together_is_refused_at_the_line_that_asks(spread, mo
     assert any("torch_tanh_0.output.save()" in str(entry.statement) for entry in caught.traceback)
 
 
+def test_a_cache_does_not_keep_what_cannot_be_put_together(spread, ranks, prompts):
+    refusing, Rank.gather = Rank.gather, lambda self, path, stage, value: _refuse(path, value)
+    try:
+        with pytest.raises(RanksError, match="nobody knows `model.act`"):
+            with spread.trace(prompts[0]) as tracer:
+                cache = tracer.cache(modules=["act"])  # noqa: F841
+    finally:
+        Rank.gather = refusing
+    assert all(isinstance(answer, RanksError) for answer in ranks.answers)
+
+
+def _refuse(path, value):
+    if path == "model.act":
+        raise RanksError(f"nobody knows `{path}`")
+    return value
+
+
 def test_ranks_talk_once_for_all_requests_that_are_served_at_a_place(spread, ranks, prompts):
     with spread.trace() as tracer:
         for x in prompts:
