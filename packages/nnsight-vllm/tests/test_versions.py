@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import vllm
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import nnsight
+import vllm
 from nnsight_vllm import versions
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm import RequestOutput
 from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput
 
 import nnsight
+from vllm import RequestOutput
 
 #: What the engine gives for a request, and the parts of it.
 RESULTS = (RequestOutput, CompletionOutput)

@@ -26,7 +26,9 @@ class Together(Protocol):
 class Sharding(Protocol):
     """How the values of one model lie on its ranks. All of its methods may be collective: every rank calls them."""
 
-    lockstep: Together
+    @property
+    def lockstep(self) -> Together:
+        """What keeps its ranks together."""
 
     def gather(self, path: str, stage: str, value: Any) -> Any:
         """Return the whole of a value at a site, of which `value` is this rank's part; itself, if that is the whole.

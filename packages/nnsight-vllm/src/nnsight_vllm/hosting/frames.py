@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from vllm import SamplingParams
 
 from nnsight import NNsightError
 from nnsight.plugin import Prepared, decode_message, encode_message
+from vllm import SamplingParams
 
 from ..fields import STANDING
 from ..sampling import OF_REQUESTS
