@@ -133,6 +133,7 @@ def test_what_the_skeleton_is_built_with():
     assert sizes[:2] == ["tensor_model_parallel_size", "pipeline_model_parallel_size"]
     takes("vllm.distributed.parallel_state:destroy_model_parallel")
     takes("vllm.distributed.parallel_state:destroy_distributed_environment")
+    takes("vllm.v1.engine.core:cleanup_dist_env_and_memory")
     takes("vllm.utils.torch_utils:set_default_torch_dtype", "dtype")
     takes("vllm.config:set_current_vllm_config", "vllm_config")
 

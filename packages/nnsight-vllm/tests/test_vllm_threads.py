@@ -47,6 +47,19 @@ def test_an_engine_that_was_shut_down_starts_again(pair):
     model.shutdown()
 
 
+def test_an_engine_that_is_shut_down_leaves_the_others_of_this_process_as_they_are(pair, llama):
+    before = llama.served.generate([5, 6], **GREEDY).outputs[0].token_ids
+    other = pair("gpt2", num_gpu_blocks_override=20).served
+    with llama.served.trace([5, 6], **GREEDY):
+        layer = llama.served.model.layers[1].output[0].save()
+    other.dispatch()
+    other.shutdown()
+    with llama.served.trace([5, 6], **GREEDY):
+        again = llama.served.model.layers[1].output[0].save()
+    assert torch.equal(layer, again)
+    assert list(llama.served.generate([5, 6], **GREEDY).outputs[0].token_ids) == list(before)
+
+
 def test_there_are_two_modes(llama):
     with pytest.raises(ValueError, match="'sync' or 'async', not 'later'"):
         VLLM(str(llama.folder), mode="later")

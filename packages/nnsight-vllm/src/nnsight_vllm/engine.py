@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import os
 import reprlib
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
@@ -24,6 +27,9 @@ _SCHEDULER = "nnsight_vllm.scheduling.scheduler"
 
 #: Seconds that a Ray cluster may take to answer, and to have devices free.
 CLUSTER_SECONDS = 60.0
+
+#: Those that run in this process.
+_HERE: weakref.WeakSet[SyncEngine] = weakref.WeakSet()
 
 
 class SyncEngine:
@@ -61,6 +67,7 @@ class SyncEngine:
             engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
             self.standing.watch(engine)
             self.engine = engine
+            _HERE.add(self)
 
     @property
     def tokenizer(self) -> Any:
@@ -139,7 +146,9 @@ class SyncEngine:
         with self._turn:
             engine, self.engine = self.engine, None
             if engine is not None:
-                engine.engine_core.shutdown()
+                _HERE.discard(self)
+                with left_to_others() if _HERE else nullcontext():
+                    engine.engine_core.shutdown()
 
     # -- a trace, and its requests -----------------------------------------------------------------------------------
 
@@ -215,6 +224,21 @@ def check_opened(answers: Iterable[bytes]) -> None:
     for problem in answers:
         if problem:
             raise decode_error(problem)
+
+
+@contextmanager
+def left_to_others() -> Iterator[None]:
+    """Let an engine end without taking down what all engines of this process share: vLLM's groups of processes.
+
+    relies on: `EngineCore.shutdown` ends with `vllm.v1.engine.core.cleanup_dist_env_and_memory`, vLLM 0.30 to 0.33.
+    """
+    from vllm.v1.engine import core
+
+    cleanup, core.cleanup_dist_env_and_memory = core.cleanup_dist_env_and_memory, gc.collect
+    try:
+        yield
+    finally:
+        core.cleanup_dist_env_and_memory = cleanup
 
 
 def saved_or_raised(answers: Sequence[Mapping[str, Any] | bytes]) -> list[Mapping[str, Any]]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 _LEVEL = "VLLM_LOGGING_LEVEL"
 #: How those messages begin that are about our own doing, by the logger that says them.
-#: relies on: these words, vLLM 0.32; others would be seen again.
+#: relies on: these words, vLLM 0.30 to 0.32; others would be seen again.
 OURS = {
     "vllm.config.vllm": ("Enforce eager set", "Inductor compilation was disabled"),
     "vllm.config.scheduler": ("Using custom scheduler class",),

@@ -50,7 +50,7 @@ class Printing(io.TextIOBase):
             if printed is not None:
                 printed.write(text)
                 return len(text)
-        self.plain.write(text)  # what others put there may not say how much (Ray)
+        self.plain.write(text)  # what others put there may not say how much
         return len(text)
 
     def flush(self) -> None:
