@@ -729,6 +729,13 @@ def test_a_body_that_catches_everything_for_ever_is_left_where_it_stands(where, 
     torch.testing.assert_close(output, alone(module, prompts[0])[0][2])
     assert not engine.forwards.runs and not engine.forwards.tapped
 
+    def deeper():
+        deeper()
+
+    # Nor is Python left in the middle of making an error, where it aborts at too deep a recursion.
+    with pytest.raises(RecursionError):
+        deeper()
+
 
 def test_an_output_that_does_not_say_how_much_it_wrote_can_be_listened_to():
     # As those that Ray gives its workers.

@@ -21,6 +21,9 @@ from ..turns import Greenlet, getcurrent
 _AGAIN = 1.0
 #: How many errors a turn may catch.
 _PATIENCE = 2
+#: While Python makes an error it counts that in its state of the thread, and takes too deep a recursion for fatal as long.
+#: relies on: where `PyThreadState` has `recursion_headroom`, CPython 3.10 and 3.11; later ones make errors without it.
+_HEADROOM = {(3, 10): 36, (3, 11): 40}
 
 
 class TooLongError(NNsightError, TimeoutError):
@@ -40,6 +43,17 @@ class _Over(BaseException):
         _Over.arrived += 1
         if _Over.watch is not None:
             _Over.watch.hear()
+
+
+def _end_making() -> None:
+    """Tell Python that an error which is being made here will never be done."""
+    offset = _HEADROOM.get(sys.version_info[:2])
+    if offset is not None:
+        get = ctypes.pythonapi.PyThreadState_Get
+        get.restype = ctypes.c_void_p
+        headroom = ctypes.c_int.from_address(get() + offset)
+        if headroom.value == 1:
+            headroom.value = 0
 
 
 class Watch:
@@ -70,6 +84,7 @@ class Watch:
             self._left.add(body)
             # Never to be collected: to end it, greenlet would raise an error in it, which it would catch as well.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(body))
+            _end_making()
             self._home.switch()
 
     def has_left(self, body: Greenlet) -> bool:
