@@ -21,6 +21,7 @@ GREEDY = {"temperature": 0, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def early(llama, pair):
     """The llama, served by an engine that is a step ahead."""
+    llama.served.dispatch()  # one that is not
     with pytest.MonkeyPatch.context() as patch:
         ahead.schedule_ahead(patch)
         made = pair("llama")

@@ -134,6 +134,7 @@ def test_what_the_skeleton_is_built_with():
     takes("vllm.distributed.parallel_state:destroy_model_parallel")
     takes("vllm.distributed.parallel_state:destroy_distributed_environment")
     takes("vllm.v1.engine.core:cleanup_dist_env_and_memory")
+    takes("vllm.distributed.parallel_state:init_model_parallel_group", "group_name")
     takes("vllm.utils.torch_utils:set_default_torch_dtype", "dtype")
     takes("vllm.config:set_current_vllm_config", "vllm_config")
 

@@ -52,7 +52,7 @@ def _built(options: Mapping[str, Any], without_weights: AbstractContextManager[A
     check_config(config)
     with (
         set_current_vllm_config(config),
-        _one_process(),
+        _one_process(config),
         _own_rotations(),
         set_default_torch_dtype(config.model_config.dtype),
         without_weights,
@@ -129,10 +129,19 @@ def _own_rotations() -> Iterator[None]:
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
-    """Be the only process of a model, as far as vLLM's modules ask when they are built."""
-    if torch.distributed.is_initialized():
-        yield  # of an engine that runs here already
+def _one_process(config: VllmConfig) -> Iterator[None]:
+    """Be the only process of a model, as far as vLLM's modules ask when they are built.
+
+    relies on: `parallel_state._EP` is the group that mixtures of experts ask for, made with the first model of a process if
+    that is one, by `init_model_parallel_group`, vLLM 0.30 to 0.33.
+    """
+    if torch.distributed.is_initialized():  # by an engine that runs here already
+        if parallel_state._EP is None and config.model_config.is_moe and torch.distributed.get_world_size() == 1:
+            # It stays: the engine of this model asks for it, too.
+            parallel_state._EP = parallel_state.init_model_parallel_group(
+                [[0]], 0, torch.distributed.get_backend(), group_name="ep"
+            )
+        yield
         return
     with tempfile.TemporaryDirectory(prefix="nnsight-") as folder:
         parallel_state.init_distributed_environment(
