@@ -11,7 +11,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
@@ -62,10 +62,15 @@ class SyncEngine:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            with quiet.without_remarks():
+            # One that fails to start ends itself.
+            with quiet.without_remarks(), left_to_others():
                 engine = LLMEngine.from_engine_args(EngineArgs(**options_of(self.options)))
-            engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
-            self.standing.watch(engine)
+            try:
+                engine.collective_rpc("nnsight_begin", args=(self.turn_seconds,))
+                self.standing.watch(engine)
+            except BaseException:
+                _end(engine)
+                raise
             self.engine = engine
             _HERE.add(self)
 
@@ -147,8 +152,7 @@ class SyncEngine:
             engine, self.engine = self.engine, None
             if engine is not None:
                 _HERE.discard(self)
-                with left_to_others() if _HERE else nullcontext():
-                    engine.engine_core.shutdown()
+                _end(engine)
 
     # -- a trace, and its requests -----------------------------------------------------------------------------------
 
@@ -226,12 +230,20 @@ def check_opened(answers: Iterable[bytes]) -> None:
             raise decode_error(problem)
 
 
+def _end(engine: Any) -> None:
+    with left_to_others():
+        engine.engine_core.shutdown()
+
+
 @contextmanager
 def left_to_others() -> Iterator[None]:
-    """Let an engine end without taking down what all engines of this process share: vLLM's groups of processes.
+    """Let an engine end without taking down what others of this process share with it: vLLM's groups of processes.
 
     relies on: `EngineCore.shutdown` ends with `vllm.v1.engine.core.cleanup_dist_env_and_memory`, vLLM 0.30 to 0.33.
     """
+    if not _HERE:
+        yield
+        return
     from vllm.v1.engine import core
 
     cleanup, core.cleanup_dist_env_and_memory = core.cleanup_dist_env_and_memory, gc.collect
