@@ -1,6 +1,6 @@
 """What differs between versions of vLLM, and between its two model runners: one small file each.
 
-An adapter puts itself into a model runner's methods and tells a `Stage` what happens there.
+An adapter puts itself into a model runner's methods and tells a `Stage` what happens there; `around` has what they share.
 
 relies on: the modules in which vLLM defines its two model runners, 0.30 to 0.33.
 """
@@ -12,10 +12,12 @@ from typing import Any
 from nnsight import NNsightError
 
 from .. import versions  # noqa: F401  # a worker may have another vLLM than whoever started the engine
-from . import runner_v1, runner_v2
+from .around import Around
+from .runner_v1 import AroundV1
+from .runner_v2 import AroundV2
 
 #: Who knows a model runner, by the module in which vLLM defines it; those of other devices are made of these.
-RUNNERS = {"vllm.v1.worker.gpu_model_runner": runner_v1, "vllm.v1.worker.gpu.model_runner": runner_v2}
+RUNNERS = {"vllm.v1.worker.gpu_model_runner": AroundV1, "vllm.v1.worker.gpu.model_runner": AroundV2}
 
 
 def adapt(runner: Any, stage: Any) -> Any:
@@ -24,7 +26,7 @@ def adapt(runner: Any, stage: Any) -> Any:
     Raises:
         NNsightError: it is none of those that are known.
     """
-    _of(runner).attach(runner, stage)
+    _of(runner)(runner, stage)
     return stage
 
 
@@ -33,7 +35,7 @@ def run_dummy(runner: Any, tokens: int) -> None:
     _of(runner).run_dummy(runner, tokens)
 
 
-def _of(runner: Any) -> Any:
+def _of(runner: Any) -> type[Around]:
     for cls in type(runner).__mro__:
         if cls.__module__ in RUNNERS:
             return RUNNERS[cls.__module__]
