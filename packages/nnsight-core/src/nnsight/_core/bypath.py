@@ -7,8 +7,9 @@ family names (`travels_by_reference`) are looked up over there as well. Of the v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +21,10 @@ from .sources import OperationEnvoy, Source
 from .tree import Node
 from .wire import Decoder, Encoder, kinds, objects
 from .wire import tensors as _tensors  # noqa: F401  # lets tensors travel
+from .wire.format import Buffer
 from .wire.kinds import makes
+
+T = TypeVar("T")
 
 
 class Sender:
@@ -213,6 +217,32 @@ def _make_module_of(decoder: Decoder, step: list[Any]) -> torch.nn.Module:
 @makes("weight")
 def _make_weight(decoder: Decoder, step: list[Any]) -> torch.Tensor:
     return tensor_at(decoder.kept["model"], step[1])
+
+
+def read_for(model: Any, data: Buffer, kind: str, accept: Callable[[Any], T]) -> T:
+    """Read what is to run on a model, with the functions and classes that came along.
+
+    Args:
+        model: the model.
+        data: the bytes.
+        kind: what they are to be.
+        accept: returns what is kept of what was read; raises WireError if that is something else.
+
+    Raises:
+        WireError: the bytes are of another kind, or need what is not here.
+    """
+    root = model._root
+    decoder = Decoder(data, kind, trusted=True)
+    decoder.kept.update(model=root, model_device=root.device, weight=lambda path: tensor_at(root, path))
+    decoder.files.show()
+    try:
+        kept = accept(decoder.read())
+    except BaseException:
+        decoder.files.forget()
+        raise
+    # Errors are told with the user's lines, so these stay as long as what was read does.
+    weakref.finalize(kept, decoder.files.forget)
+    return kept
 
 
 def tensor_at(model: Any, path: str) -> torch.Tensor:

@@ -7,7 +7,6 @@ backends use.
 from __future__ import annotations
 
 import platform
-import weakref
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ import torch
 from nnsight._version import __version__
 
 from .backend import Request
-from .bypath import Sender, tensor_at
+from .bypath import Sender, read_for
 from .edit import Edits
 from .errors import WireError
 from .received import ReceivedCache, write_cache
@@ -101,19 +100,13 @@ def decode_request(data: Buffer, model: Any) -> Request:
     Raises:
         WireError: the bytes are no request, or need what is not here.
     """
-    decoder = Decoder(data, "request", trusted=True)
-    decoder.kept.update(model=model._root, model_device=model._root.device, weight=lambda path: tensor_at(model, path))
-    try:
-        decoder.files.show()
-        request = decoder.read()
-        if not isinstance(request, Request):
-            raise WireError("these bytes hold something else than a request")
-    except BaseException:
-        decoder.files.forget()
-        raise
-    # An error of the block is told with the user's lines, so they stay as long as the request does.
-    weakref.finalize(request, decoder.files.forget)
-    return request
+    return read_for(model, data, "request", _as_request)
+
+
+def _as_request(value: Any) -> Request:
+    if not isinstance(value, Request):
+        raise WireError("these bytes hold something else than a request")
+    return value
 
 
 @makes("request")

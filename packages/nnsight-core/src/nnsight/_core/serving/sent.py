@@ -8,13 +8,12 @@ was saved before they began (a list that they append to) comes back as well.
 from __future__ import annotations
 
 import platform
-import weakref
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..active import active
 from ..blocks import Body, Names
-from ..bypath import Sender, tensor_at
+from ..bypath import Sender, read_for
 from ..cache import Cache
 from ..edit import Edit, Edits
 from ..errors import NNsightError, NoTraceError, WireError
@@ -64,19 +63,13 @@ def decode_bodies(data: Buffer, model: Any) -> SentBodies:
     Raises:
         WireError: the bytes are no bodies, or need what is not here.
     """
-    decoder = Decoder(data, "bodies", trusted=True)
-    decoder.kept.update(model=model._root, model_device=model._root.device, weight=lambda path: tensor_at(model, path))
-    decoder.files.show()
-    try:
-        sent = decoder.read()
-        if not isinstance(sent, SentBodies):
-            raise WireError("these bytes hold something else than the bodies of a trace")
-    except BaseException:
-        decoder.files.forget()
-        raise
-    # Errors are told with the user's lines, so these stay as long as the bodies do.
-    weakref.finalize(sent, decoder.files.forget)
-    return sent
+    return read_for(model, data, "bodies", _as_bodies)
+
+
+def _as_bodies(value: Any) -> SentBodies:
+    if not isinstance(value, SentBodies):
+        raise WireError("these bytes hold something else than the bodies of a trace")
+    return value
 
 
 @makes("tracer")

@@ -8,15 +8,13 @@ those requests.
 from __future__ import annotations
 
 import platform
-import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..bypath import Sender, tensor_at
+from ..bypath import Sender, read_for
 from ..edit import Edit, Edits
 from ..errors import WireError
 from ..tree import Node
-from ..wire import Decoder
 from ..wire.format import Buffer
 from .request import ServedRun
 
@@ -46,20 +44,15 @@ def decode_edits(data: Buffer, model: Node) -> Edits:
     Raises:
         WireError: the bytes are no edits, or need what is not here.
     """
-    decoder = Decoder(data, "edits", trusted=True)
     root = model._root
-    decoder.kept.update(model=root, model_device=root.device, weight=lambda path: tensor_at(root, path))
-    decoder.files.show()
-    try:
-        edited = decoder.read()
+
+    def of_another(edited: Any) -> Edits:
         if not isinstance(edited, Node) or edited._root is root:
             raise WireError("these bytes hold something else than the edits of a model")
-    except BaseException:
-        decoder.files.forget()
-        raise
-    edits: Edits = edited._root.__dict__["_edits"]
-    weakref.finalize(edits, decoder.files.forget)
-    return edits
+        edits: Edits = edited._root.__dict__["_edits"]
+        return edits
+
+    return read_for(root, data, "edits", of_another)
 
 
 def begin_edits(edits: Iterable[Edit], forwards: Forwards) -> ServedRun:
