@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import checkpoints
 import pytest
 import torch
 
@@ -58,6 +59,15 @@ def test_an_engine_that_is_shut_down_leaves_the_others_of_this_process_as_they_a
         again = llama.served.model.layers[1].output[0].save()
     assert torch.equal(layer, again)
     assert list(llama.served.generate([5, 6], **GREEDY).outputs[0].token_ids) == list(before)
+
+
+def test_a_tree_without_weights_holds_no_group_of_processes(tmp_path):
+    # A fork of this process would wait for ever where it frees one.
+    checkpoints.save(tmp_path, checkpoints.mixtral())
+    model = VLLM(str(tmp_path), dtype="float32", max_model_len=256)
+    assert "experts" in dict(model.model.layers[0].block_sparse_moe._module.named_children())
+    held = [value for module in model._module.modules() for value in vars(module).values()]
+    assert not [value for value in held if isinstance(value, torch.distributed.ProcessGroup)]
 
 
 def test_there_are_two_modes(llama):

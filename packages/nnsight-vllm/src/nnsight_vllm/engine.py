@@ -153,6 +153,9 @@ class SyncEngine:
             if engine is not None:
                 _HERE.discard(self)
                 _end(engine)
+                del engine
+                # Weights go now, and groups of processes: a fork that freed those would wait for threads that it lacks.
+                gc.collect()
 
     # -- a trace, and its requests -----------------------------------------------------------------------------------
 

@@ -57,7 +57,19 @@ def _built(options: Mapping[str, Any], without_weights: AbstractContextManager[A
         set_default_torch_dtype(config.model_config.dtype),
         without_weights,
     ):
-        return initialize_model(vllm_config=config)
+        model = initialize_model(vllm_config=config)
+    _leave_groups(model)
+    return model
+
+
+def _leave_groups(model: torch.nn.Module) -> None:
+    """Let modules forget the groups of processes that they were built in.
+
+    Nothing is computed here, and a fork of this process that frees a group waits for threads that it does not have.
+    """
+    for module in model.modules():
+        for name in [name for name, value in vars(module).items() if isinstance(value, torch.distributed.ProcessGroup)]:
+            delattr(module, name)
 
 
 @contextmanager
