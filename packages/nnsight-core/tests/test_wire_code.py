@@ -902,3 +902,33 @@ def test_nothing_of_a_request_is_kept_when_it_is_over():
 def test_the_bytes_are_no_pickle():
     with pytest.raises(pickle.UnpicklingError):
         pickle.loads(send([even, Point(1)]))
+
+
+def test_a_class_goes_on_from_where_its_module_is_not_with_its_module_and_what_its_text_reads(tmp_path, monkeypatch):
+    (tmp_path / "wire_far.py").write_text(
+        "LIMIT = 3\n"
+        "class TooMany(KeyError):\n"
+        "    most = [LIMIT, LIMIT + 1]\n"
+        "    least: int = len(most) - LIMIT\n"
+        "def make():\n"
+        "    class Inner(TooMany):\n"
+        "        pass\n"
+        "    return Inner\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import wire_far
+
+    for cls in (wire_far.TooMany, wire_far.make()):
+        monkeypatch.setitem(sys.modules, "wire_far", wire_far)
+        data = send(cls)
+        monkeypatch.delitem(sys.modules, "wire_far")
+        for _ in range(2):
+            found = receive(data)
+            assert found is not cls
+            assert (found.__module__, found.__qualname__) == (cls.__module__, cls.__qualname__)
+            assert (found.most, found.least, found.__mro__[-4:]) == ([3, 4], -1, KeyError.__mro__[-4:])
+            data = send(found)
+    kept = weakref.ref(found)
+    del found
+    gc.collect()
+    assert kept() is None

@@ -32,6 +32,10 @@ from .uses import Uses, uses
 from .values import BUILTIN_TYPES
 
 
+#: The globals of a class that came from elsewhere. Kept by the class itself: they may hold it, and are to end with it.
+_GLOBALS = "__nnsight_globals__"
+
+
 @writes(type, abc.ABCMeta, enum.EnumMeta, family=True)
 def _write_class(encoder: Encoder, cls: type) -> int:
     if BUILTIN_TYPES.get(cls.__name__) is cls:
@@ -62,7 +66,7 @@ class _ClassText:
         self.cls = cls
         self.where = where
         module = sys.modules.get(cls.__module__)
-        self.around: dict[str, Any] = vars(module) if module is not None else {}
+        self.around: dict[str, Any] = vars(cls).get(_GLOBALS) or (vars(module) if module is not None else {})
         methods = list(methods_of(cls))
         if methods:
             self.around = methods[0].__globals__
@@ -276,10 +280,12 @@ def _make_class(decoder: Decoder, step: list[Any]) -> type:
     scopes = scopes_of(qualname, node.name) or ()
     give(code, text, first - 1, scopes)
     cells = tuple(decoder.value([said[name]]) for name in code.co_freevars)
-    make = FunctionType(code, vars(decoder.value([space])), code.co_name, None, cells)
+    around = vars(decoder.value([space]))
+    make = FunctionType(code, around, code.co_name, None, cells)
     values = {name: decoder.value(value) for name, value in given.items()}
     with modules_of(decoder).known():
         made: type = make(decoder.values(bases), values)
+    type.__setattr__(made, _GLOBALS, around)
     kept = Sparse(dict(enumerate(text[1:], start=first)))
     owners = () if in_module is True else (*scopes, node)
     received[made] = Located(node, owners, filename, kept), dict(zip(code.co_freevars, cells))
