@@ -24,6 +24,7 @@ import torch
 
 import nnsight
 from nnsight import NNsight, RemoteError, WireError
+from nnsight._core.blocks.skip import Skipped
 from nnsight._core.wire import records
 from nnsight.plugin import (
     check_bytes,
@@ -641,6 +642,39 @@ def test_a_cache_comes_back_without_being_saved(model, wire):
     assert torch.equal(back(there).head.output, here.head.output)
 
 
+class Head(torch.nn.Module):
+    """What is given a module, as vLLM's logits processor is."""
+
+    def forward(self, how, x):
+        return how["by"][0](x)
+
+
+class Headed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+        self.head = Head()
+
+    def forward(self, x):
+        return self.head({"by": [self.inner]}, x)
+
+
+def test_a_module_that_another_was_given_stands_in_a_cache_by_its_path(wire):
+    model = NNsight(seeded(Headed))
+    x = torch.ones(1, 4)
+    with model.trace(x, backend=wire) as tracer:
+        cache = tracer.cache(include_inputs=True).save()
+    (how, given), kwargs = cache.head.inputs
+    assert how["by"][0].path == "model.inner" and repr(how["by"][0]) == "<Linear at model.inner, where the run was>"
+    assert torch.equal(given, x) and kwargs == {}
+    assert torch.equal(cache.head.output, model._module(x))
+    again = back(cache).head.inputs[0][0]["by"][0]
+    assert again.path == "model.inner"
+    with pytest.raises(WireError, match="a module is no result"):
+        with model.trace(x, backend=wire):
+            how = model.head.inputs[0][0].save()  # noqa: F841
+
+
 def test_what_the_run_changed_in_a_cache_is_refused_over_here_too(model, wire):
     with model.trace(X, backend=wire) as tracer:
         cache = tracer.cache(modules=[model.layers[0]])
@@ -658,6 +692,21 @@ def test_messages_carry_what_is_told_meanwhile():
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_does_not_tell_how_the_with_around_it_was_left():
+    try:
+        raise Skipped
+    except BaseException:  # as in the `__exit__` of a trace
+        try:
+            {}["a"]
+        except KeyError as first:
+            try:
+                raise ValueError("b") from first
+            except ValueError as error:
+                again = decode_error(encode_error(error))
+    (note,) = again.__notes__
+    assert "KeyError: 'a'" in note and "ValueError: b" in note and "Skipped" not in note
 
 
 class Budget(Exception):

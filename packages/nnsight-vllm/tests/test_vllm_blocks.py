@@ -282,6 +282,21 @@ def test_a_cache_keeps_every_step_of_its_own_request(llama, model):
                 model.logits.output.save()
 
 
+def test_a_cache_of_what_all_modules_take_names_the_module_that_another_is_given(llama, model):
+    with model.trace(IDS, **{**OPTIONS, "max_tokens": 1}) as tracer:
+        cache = tracer.cache(include_inputs=True).save()
+    (head, given), _ = cache.logits_processor.inputs
+    assert head.path == "model.lm_head" and len(cache) > 40
+    seen = []
+    hook = llama.plain.lm_head.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    with torch.no_grad():
+        llama.plain(torch.tensor([IDS]))
+    hook.remove()
+    ((hidden, logits),) = seen
+    torch.testing.assert_close(given, hidden[0, -1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cache.logits_processor.output, logits[0, -1:], atol=1e-4, rtol=1e-4)
+
+
 def test_edits_travel_with_every_trace_and_hold_in_a_plain_call(llama, model):
     wanted, plain = without_mlp(llama), written(llama)
     with model.edit() as edited:

@@ -149,9 +149,18 @@ def _refuse_in_results(what: str, instead: str) -> kinds.Write:
     return write
 
 
-kinds.FAMILIES[torch.nn.Module] = _refuse_in_results(
+_module_itself = _refuse_in_results(
     "a module is no result", "save the numbers that you want of it, for instance its `state_dict()`"
 )
+
+
+def _write_module(encoder: Encoder, module: torch.nn.Module) -> int:
+    # A cache keeps all that modules take, and one may take another: nobody chose that.
+    stand_in = encoder.kept.get("stand_in")
+    return _module_itself(encoder, module) if stand_in is None else encoder.emit("stayed", *stand_in(module))
+
+
+kinds.FAMILIES[torch.nn.Module] = _write_module
 kinds.FAMILIES[Node] = _refuse_in_results("an envoy stands for a module over there", "save its `.output`")
 
 

@@ -18,6 +18,7 @@ from .batching import Layout, Rows
 from .entries import Entry, Visits
 from .errors import UnmetSiteWarning
 from .here import narrow
+from .saved import save
 from .sites import INPUT, OUTPUT, Place
 from .structures import tree_map
 
@@ -47,6 +48,13 @@ class Cache(Mapping[str, Any]):
 
     def _root_path(self) -> str:
         return self._node._root._path
+
+    def _path_of(self, module: torch.nn.Module) -> tuple[str, str]:
+        """Return where a module is in the model, for those who have no model, and of what class it is."""
+        root = self._node._root
+        found = (name for name, one in root._module.named_modules() if one is module)
+        path = next((f"{root._path}.{name}" if name else root._path for name in found), "")
+        return path, type(module).__name__
 
     def _resolve(self, key: str) -> str:
         if key in self._entries:
@@ -87,6 +95,10 @@ class Cache(Mapping[str, Any]):
         if name == root._path:
             return Branch(self, root)
         return getattr(Branch(self, root), name)
+
+    def save(self) -> Cache:
+        """Return itself, as `save` of any value does; a cache is part of the result in any case."""
+        return save(self)
 
     def __repr__(self) -> str:
         return f"Cache({_some(list(self._entries))})"

@@ -1,13 +1,15 @@
 """A cache that was filled elsewhere.
 
 The one idea: over here there may be no model, so what mirrors the tree are the paths of the entries alone. Names that the
-model gave its modules besides are not known.
+model gave its modules besides are not known. Where a module was given another one, a `Stayed` stands for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import torch
 
 from .cache import Cache
 from .entries import Entry, Visits
@@ -20,7 +22,11 @@ from .wire.kinds import makes, writes
 def write_cache(encoder: Encoder, cache: Cache) -> int:
     """Write a cache: by path, what each visit gave and took, and which of that is no longer what passed."""
     said = {path: [_said(entry) for entry in visits] for path, visits in cache._entries.items()}
-    return encoder.emit("cache", cache._root_path(), encoder.value(said))
+    before, encoder.kept["stand_in"] = encoder.kept.get("stand_in"), cache._path_of
+    try:
+        return encoder.emit("cache", cache._root_path(), encoder.value(said))
+    finally:
+        encoder.kept["stand_in"] = before
 
 
 def _said(entry: Entry) -> tuple[Any, Any, list[str]]:
@@ -52,6 +58,31 @@ def _is_visit(said: Any) -> bool:
     return type(said) is tuple and len(said) == 3 and type(said[2]) is list
 
 
+class Stayed:
+    """A module that was among what a module took or gave: it stayed where the run was."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        #: Where it is in the model; empty if it is none of the model's.
+        self.path = path
+        self._kind = kind
+
+    def __repr__(self) -> str:
+        return f"<{self._kind} at {self.path or 'no path of the model'}, where the run was>"
+
+
+@writes(Stayed)
+def _write_stayed(encoder: Encoder, stayed: Stayed) -> int:
+    return encoder.emit("stayed", stayed.path, stayed._kind)
+
+
+@makes("stayed", safe=True)
+def _make_stayed(decoder: Decoder, step: list[Any]) -> Stayed:
+    _, path, kind = step
+    if not isinstance(path, str) or not isinstance(kind, str):
+        raise WireError("what stayed at the other end is not stated as it should be")
+    return Stayed(path, kind)
+
+
 class ReceivedCache(Cache):
     """What `tracer.cache()` returned where the block ran; see `Cache`."""
 
@@ -61,6 +92,9 @@ class ReceivedCache(Cache):
 
     def _root_path(self) -> str:
         return self._root
+
+    def _path_of(self, module: torch.nn.Module) -> tuple[str, str]:
+        return "", type(module).__name__
 
     def _resolve(self, key: str) -> str:
         for path in (key, f"{self._root}.{key}"):

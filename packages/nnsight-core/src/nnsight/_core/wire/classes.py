@@ -31,7 +31,6 @@ from .texts import Sparse
 from .uses import Uses, uses
 from .values import BUILTIN_TYPES
 
-
 #: The globals of a class that came from elsewhere. Kept by the class itself: they may hold it, and are to end with it.
 _GLOBALS = "__nnsight_globals__"
 

@@ -13,6 +13,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
+from ..blocks.skip import Skipped
 from ..errors import RemoteError, WireError
 from .bounds import is_short
 from .decoder import Decoder
@@ -33,6 +34,7 @@ def note_sent(cls: type) -> None:
 def write_error(encoder: Encoder, error: BaseException) -> int:
     """Write an exception, with what it was caused by, and its traceback as text."""
     encoder.results = True
+    _part_from_skipping(error)
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     cause = error.__cause__
     return encoder.emit(
@@ -45,6 +47,17 @@ def write_error(encoder: Encoder, error: BaseException) -> int:
         text,
         None if cause is None or cause is error else write_error(encoder, cause),
     )
+
+
+def _part_from_skipping(error: BaseException) -> None:
+    """Let nothing be told of how a `with` was left: its body runs while it is, if it runs in the same process."""
+    at: BaseException | None = error
+    met: set[int] = set()
+    while at is not None and id(at) not in met:
+        met.add(id(at))
+        if isinstance(at.__context__, Skipped):
+            at.__context__ = None
+        at = at.__cause__ or at.__context__
 
 
 def _said(error: BaseException) -> str:
