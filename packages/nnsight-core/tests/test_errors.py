@@ -53,6 +53,7 @@ BUILTINS = {
     "ChangedValueError": RuntimeError,
     "ScanError": RuntimeError,
     "SourceError": RuntimeError,
+    "AbsentNameError": AttributeError,
     "RenameError": ValueError,
     "WireError": ValueError,
     "RemoteError": RuntimeError,

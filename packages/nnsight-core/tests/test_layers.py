@@ -51,7 +51,7 @@ LAYERS = [
     ],
     ["configfile", "naming", "taps", "here", "plugins", "saved", "sharding", "wire"],
     ["config", "mediator", "rigging", "served", "classes", "commands"],
-    ["ending", "visits"],
+    ["ending", "visits", "standard"],
     ["interleaver"],
     ["sharded", "barrier", "steps", "invoke", "edit", "cache", "session", "tree", "sources", "sofar"],
     ["backward", "trace"],

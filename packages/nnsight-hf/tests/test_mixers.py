@@ -60,9 +60,9 @@ def hooked(
 def test_what_mixes_the_positions_of_each_layer_is_said(architecture: str, kinds: list[str]) -> None:
     names = LanguageModel(zoo.module(architecture)).standard
     assert names.mixers == kinds and not lacking(names)
-    given = [value is not None for value in names.attentions_output._values]
+    given = [at not in names.attentions_output.absent for at in range(len(kinds))]
     assert given == ["attention" in kind.split(" + ") for kind in kinds]
-    assert [value is not None for value in names.mixers_output._values] == [kind != "none" for kind in kinds]
+    assert list(names.mixers_output.absent) == [at for at, kind in enumerate(kinds) if kind == "none"]
     assert names.identities().hold
 
 

@@ -93,7 +93,7 @@ def test_what_is_found_is_not_the_nearest_module(architecture: str) -> None:
 
 def test_a_wrong_sum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     names = wrapped("llama").standard
-    names.mlps_output._values[1] = names.attentions_output._values[1]
+    names.mlps_output.values[1] = names.attentions_output.values[1]
     monkeypatch.setattr(type(names.model), "standard", names)
     assert check(names.model, "names").kind == "fails"
 

@@ -249,7 +249,7 @@ def test_what_cannot_be_given_says_what_to_use_instead(both):
     with pytest.raises(IndexError, match="has 3 layers"):
         model.layers_output[3]  # noqa: B018
     assert model.num_layers == 3 and model.hidden_size == 128 and model.vocab_size == 96 and model.num_heads == 4
-    assert "layers_output[0]" in repr(model)
+    assert "layers_output[0..2]" in repr(model) and model.mixers == ["attention"] * 3
 
 
 def test_names_are_found_out_before_they_are_used_in_a_block(both):

@@ -21,6 +21,7 @@ from nnsight._core.cache import Cache
 from nnsight._core.config import CONFIG
 from nnsight._core.envoy import Envoy
 from nnsight._core.errors import (
+    AbsentNameError,
     BackwardError,
     BarrierError,
     ChangedValueError,
@@ -57,6 +58,7 @@ from nnsight._version import __version__
 
 __all__ = [
     "CONFIG",
+    "AbsentNameError",
     "BackwardError",
     "BarrierError",
     "ChangedValueError",

@@ -23,12 +23,13 @@ From then on `from nnsight import ToyModel` works. The hooks are `families`, `ba
 What the things so named are built from is here too: `NNsight` and `Envoy` to subclass, `Batchable` and `Layout` to say
 how inputs share a forward and how rows lie in values, `eproperty`, `provide` and `notes` for values of the family's own,
 `operations_of` for the calls in a function, `Backend` for another place to run, `encode_request` and its siblings for what
-travels there and back, `LazyModel` and `Loadable` for weights that come when they are needed. Each protocol has a
-conformance suite in `nnsight.testing`.
+travels there and back, `LazyModel` and `Loadable` for weights that come when they are needed, `standard` for the names that
+all decoders have in common. Each protocol has a conformance suite in `nnsight.testing`.
 """
 
 from __future__ import annotations
 
+from nnsight._core import standard
 from nnsight._core.backend import Backend, HereBackend, Pending, Request, open_trace, run_there
 from nnsight._core.batching import Batchable, Layout, PlainLayout, Prepared, Rows, join_inputs, put_together
 from nnsight._core.blocks import is_with_head
@@ -172,6 +173,7 @@ __all__ = [
     "put_together",
     "registered_class",
     "run_there",
+    "standard",
     "store_edit",
     "text_of_block",
     "text_of_function",

@@ -15,13 +15,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from nnsight import NNsightError
+from nnsight import AbsentNameError, NNsightError
 from nnsight.plugin import Layout, Prepared
 from nnsight_hf import fitting, generation, inputs, loading, padding, text
 from nnsight_hf.generating import GeneratingModel
 from nnsight_hf.losses import Losses
 from nnsight_hf.rows import Facts, ProbedLayout, probe
-from nnsight_hf.standard import AbsentNameError, Corrections, StandardNames, resolve
+from nnsight_hf.standard import Corrections, StandardNames, resolve
 
 
 class LanguageModel(GeneratingModel):

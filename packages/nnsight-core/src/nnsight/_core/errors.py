@@ -20,6 +20,7 @@ user would expect there. The user's own exceptions are never wrapped. Drawn as a
     ├── LoadError (RuntimeError)               weights cannot be loaded, or would not be those that were asked for
     ├── ChangedValueError (RuntimeError)       a cached value that was changed in place after it had passed
     ├── ScanError (RuntimeError)               a forward that cannot run on fake tensors
+    ├── AbsentNameError (AttributeError)       a standard name that means nothing in this model
     ├── RenameError (ValueError)               a rename of the wrong form, or one name for two modules
     ├── WireError (ValueError)                 what cannot travel, or bytes that are no message of ours
     ├── RemoteError (RuntimeError)             an error at the other end, of a type that is not known here
@@ -97,6 +98,10 @@ class ScanError(NNsightError, RuntimeError):
 
 class LoadError(NNsightError, RuntimeError):
     """Weights cannot be loaded, or what would be loaded is not what was asked for."""
+
+
+class AbsentNameError(NNsightError, AttributeError):
+    """A standard name cannot be given truthfully in a model."""
 
 
 class RenameError(NNsightError, ValueError):

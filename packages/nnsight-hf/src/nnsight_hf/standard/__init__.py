@@ -1,16 +1,18 @@
-"""Standard names: one vocabulary over all decoders, checked by identities.
+"""Standard names of models of transformers, checked by identities. Which names there are says `nnsight.plugin.standard`.
 
-`names.py` is the vocabulary, `layer.py` one layer under it; `resolve.py` finds out what it means in a model, by what passes
-in a small run (`record.py`), and notes it in `found.py`; `values.py` serves it, `report.py` shows it, `identities.py`
-measures it.
+`resolve.py` finds out what they mean in a model, by what passes in a small run (`record.py`), and notes it in `found.py`;
+`names.py` is the view of a model, `values.py` what serves it, and `identities.py` measures it.
 """
 
+from nnsight import AbsentNameError
+from nnsight.plugin import standard
 from nnsight_hf.standard.corrections import Corrections
-from nnsight_hf.standard.found import AbsentNameError, Resolution
+from nnsight_hf.standard.found import Resolution
 from nnsight_hf.standard.identities import Identities, Identity
-from nnsight_hf.standard.layer import Layer
 from nnsight_hf.standard.names import StandardNames
 from nnsight_hf.standard.resolve import resolve
+
+Layer = standard.Layer
 
 __all__ = [
     "AbsentNameError",

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nnsight_hf.standard.found import AbsentNameError, Resolution
+from nnsight import AbsentNameError
+from nnsight_hf.standard.found import Resolution
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nnsight import NNsightError
-
-
-class AbsentNameError(NNsightError, AttributeError):
-    """A standard name that cannot be given truthfully in a model."""
+from nnsight.plugin import standard
 
 
 @dataclass(frozen=True)
@@ -46,27 +42,18 @@ Where = tuple[Spot, ...]
 
 
 @dataclass
-class Block:
+class Block(standard.Block):
     """What the names mean in one layer.
 
     Attributes:
-        path: the layer.
         bare: whether it gives a tensor, and not a structure with one.
-        where: the values that it has, by their names (`attentions_output`, ...).
-        why: why it has no value of some name.
         without: the names that stand for a part which it has not got, so that nothing is missing.
-        modules: the paths of its parts: `self_attn`, `mixer`, `mlp`.
-        mixer: what mixes positions in it: `"attention"`, otherwise the class of the module; several joined by ` + `.
         weights: where its attention probabilities lie.
     """
 
-    path: str
-    bare: bool
     where: dict[str, Where] = field(default_factory=dict)
-    why: dict[str, str] = field(default_factory=dict)
+    bare: bool = False
     without: set[str] = field(default_factory=set)
-    modules: dict[str, str] = field(default_factory=dict)
-    mixer: str = ""
     weights: Weights | None = None
 
 
@@ -86,33 +73,19 @@ class Head:
 
 
 @dataclass
-class Resolution:
-    """What the names mean in one model; paths are relative to it.
+class Resolution(standard.Resolution):
+    """What the names mean in one model.
 
     Attributes:
-        hidden: the size of the hidden states.
-        embed_tokens, ln_final, lm_head: paths; None where there is none.
-        blocks: the layers, in the order in which the stream goes through them.
         head: how logits come from the stream; None if that could not be found out.
-        absent: for each name that no layer has, or no model like this, why.
-        without: those among them that stand for a part which the model has not got.
+        without: the absent names that stand for a part which the model has not got.
         order: the modules, by when they first end.
     """
 
-    hidden: int
-    embed_tokens: str | None = None
-    ln_final: str | None = None
-    lm_head: str | None = None
     blocks: list[Block] = field(default_factory=list)
     head: Head | None = None
-    absent: dict[str, str] = field(default_factory=dict)
     without: set[str] = field(default_factory=set)
     order: list[str] = field(default_factory=list)
-
-    @property
-    def layers(self) -> list[str]:
-        """The paths of the layers."""
-        return [block.path for block in self.blocks]
 
     @property
     def flat(self) -> bool:

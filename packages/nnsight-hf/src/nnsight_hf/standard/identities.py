@@ -118,7 +118,7 @@ def _in_order(names: StandardNames, at: int) -> list[str]:
     """Return the values that a layer has, in the order in which the model passes where they lie."""
     where = names.resolution.blocks[at].where
     chosen = ["layers_input", "mixers_output", "attentions_output", "mlps_output", "layers_output"]
-    chosen = [name for name in chosen if getattr(names, name)._values[at] is not None]
+    chosen = [name for name in chosen if at not in getattr(names, name).absent]
     order = {path: number for number, path in enumerate(names.resolution.order)}
     return sorted(
         chosen, key=lambda name: (name == "layers_output", name != "layers_input", order[where[name][-1].path])

@@ -53,7 +53,7 @@ class Parts:
 
     def find(self, path: str) -> Block:
         """Find out what the names mean in a block."""
-        block = Block(path, self._seen.visits[path].bare)
+        block = Block(path, bare=self._seen.visits[path].bare)
         start, end = self._seen.input(path), self._seen.output(path)
         if start is None or end is None or start.shape != end.shape:
             self._lacks(block, "the layer does not take and give hidden states")

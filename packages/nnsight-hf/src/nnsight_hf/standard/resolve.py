@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from nnsight import AbsentNameError
 from nnsight_hf.standard.assigning import confirm
 from nnsight_hf.standard.corrections import Corrections
-from nnsight_hf.standard.found import AbsentNameError, Resolution
+from nnsight_hf.standard.found import Resolution
 from nnsight_hf.standard.head import find_head
 from nnsight_hf.standard.parts import Parts
 from nnsight_hf.standard.record import Record, record

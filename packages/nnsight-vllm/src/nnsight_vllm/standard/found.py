@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nnsight import NNsightError
-
-
-class AbsentNameError(NNsightError, AttributeError):
-    """A standard name that cannot be given truthfully in a model."""
+from nnsight.plugin import standard
 
 
 @dataclass(frozen=True)
@@ -30,43 +26,24 @@ class Spot:
 
 
 @dataclass
-class Block:
+class Block(standard.Block):
     """What the names mean in one layer.
 
     Attributes:
-        path: the layer.
         pair: whether it gives what its last part gave and the stream before that, or one tensor.
         row: whether it gives one row of all tokens [1, tokens, hidden], and not [tokens, hidden].
-        where: the values that it has, by their names (`attentions_output`, ...).
-        why: why it has no value of some name.
-        modules: the paths of its parts: `self_attn`, `mlp`.
     """
 
-    path: str
+    where: dict[str, Spot] = field(default_factory=dict)
     pair: bool = False
     row: bool = False
-    where: dict[str, Spot] = field(default_factory=dict)
-    why: dict[str, str] = field(default_factory=dict)
-    modules: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class Found:
-    """What the names mean in one model; paths are below it.
+class Found(standard.Resolution):
+    """What the names mean in one model."""
 
-    Attributes:
-        hidden: the size of the hidden states.
-        embed_tokens, ln_final, lm_head: paths; None where there is none.
-        blocks: the layers, in the order in which the stream goes through them.
-        why: why there is no value of some name anywhere.
-    """
-
-    hidden: int
-    embed_tokens: str | None = None
-    ln_final: str | None = None
-    lm_head: str | None = None
     blocks: list[Block] = field(default_factory=list)
-    why: dict[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return it as dictionaries."""

@@ -69,7 +69,7 @@ class _Look:
     def found(self) -> Found:
         """Return what the names mean."""
         made = Found(self.hidden)
-        made.why["attention_probabilities"] = PAGED
+        made.absent["attention_probabilities"] = PAGED
         for name, part in self.module.named_modules():
             if isinstance(part, ParallelLMHead):
                 made.lm_head = made.lm_head or name
@@ -78,12 +78,14 @@ class _Look:
         made.lm_head = made.lm_head or made.embed_tokens
         layers = self._layers()
         if not layers:
-            made.why["layers"] = "no list of modules is gone through once, each giving hidden states [tokens, hidden]"
+            made.absent["layers"] = (
+                "no list of modules is gone through once, each giving hidden states [tokens, hidden]"
+            )
             return made
         made.blocks = [self._block(layer) for layer in layers]
         for before, after in zip(layers, layers[1:]):
             if not equal(_sum(self.taken[after]), _sum(self.given[before])):
-                made.why["layers_input"] = f"`{after}` does not take what `{before}` gives"
+                made.absent["layers_input"] = f"`{after}` does not take what `{before}` gives"
         last = _sum(self.given[layers[-1]])
         for path, taken in self.taken.items():
             norm = "norm" in type(self.module.get_submodule(path)).__name__.lower()
@@ -103,7 +105,7 @@ class _Look:
 
     def _block(self, path: str) -> Block:
         taken, given = self.taken[path], self.given[path]
-        block = Block(path, len(given) == 2, path in self.rows)
+        block = Block(path, pair=len(given) == 2, row=path in self.rows)
         block.where["layers_input"] = Spot(path, "input", summed=len(taken) == 2)
         block.where["layers_output"] = Spot(path, summed=len(given) == 2)
         inside = {one: values[0] for one, values in self.given.items() if one.startswith(f"{path}.") and values}
@@ -131,6 +133,9 @@ class _Look:
         taker = self._taker(block.path, origin)
         if taker == origin:
             block.modules[kind] = origin
+        if kind == "self_attn":
+            block.mixer = "attention"
+            block.modules.update({"mixer": origin} if taker == origin else {})
         for name in names:
             block.where[f"{name}_output"] = Spot(paths[0], scale=scale)
             if taker is None:

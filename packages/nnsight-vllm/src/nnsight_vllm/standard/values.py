@@ -11,79 +11,67 @@ from typing import Any
 
 import torch
 
-from nnsight.plugin import eproperty, leaves, tree_map
+from nnsight.plugin import leaves, standard, tree_map
 
 from .found import Spot
 
 
-class States:
-    """Hidden states [1, positions, hidden] of one model under one name.
+class States(standard.Value):
+    """Hidden states [1, positions, hidden] under one name.
 
     Args:
         name: how messages call them.
-        model: the model.
-        spot: where they lie.
+        envoy: the module at which they lie.
+        spot: how they lie there.
         hidden: their size.
     """
 
-    def __init__(self, name: str, model: Any, spot: Spot, hidden: int) -> None:
-        self._envoy = model.get(spot.path)
-        self._prop = _property(name, spot, hidden)
-        self.shown = f"{self._envoy._path}.{spot.site}" + ("" if spot.scale == 1.0 else f" * {spot.scale:g}")
+    def __init__(self, name: str, envoy: Any, spot: Spot, hidden: int) -> None:
+        self._name, self._spot, self._hidden = name, spot, hidden
+        times = "" if spot.scale == 1.0 else f" * {spot.scale:g}"
+        super().__init__(name, envoy, self._read, self._write, spot.site, f"{envoy._path}.{spot.site}{times}")
 
-    def get(self) -> Any:
-        """Return the value, in the trace that is open."""
-        return self._prop.fget(self._envoy)  # type: ignore[misc]  # an eproperty has a getter
-
-    def set(self, value: Any) -> None:
-        """Replace the value, in the trace that is open."""
-        self._prop.fset(self._envoy, value)  # type: ignore[misc]  # and a setter
-
-
-def _property(name: str, spot: Spot, hidden: int) -> eproperty:
-    def states(value: Any) -> list[torch.Tensor]:
-        found = [one for one in leaves(value) if one.is_floating_point() and one.shape[-1:] == (hidden,)]
+    def _states(self, value: Any) -> list[torch.Tensor]:
+        found = [one for one in leaves(value) if one.is_floating_point() and one.shape[-1:] == (self._hidden,)]
         found = [one for one in found if one.dim() == 2 or (one.dim() == 3 and one.shape[0] == 1)]
         if not found:
-            raise ValueError(f"`{name}`: there is no such tensor at its site in this run")
-        return found if spot.summed else found[:1]
+            raise ValueError(f"`{self._name}`: there is no such tensor at its site in this run")
+        return found if self._spot.summed else found[:1]
 
-    def read(envoy: Any, value: Any) -> torch.Tensor:
-        found = states(value)
+    def _read(self, envoy: Any, value: Any) -> torch.Tensor:
+        found, scale = self._states(value), self._spot.scale
         shown = found[0] if len(found) == 1 else found[0] + found[1]
-        shown = shown if spot.scale == 1.0 else shown * spot.scale
+        shown = shown if scale == 1.0 else shown * scale
         return shown if shown.dim() == 3 else shown[None]
 
-    def write(envoy: Any, value: Any, new: Any) -> Any:
-        found = states(value)
+    def _write(self, envoy: Any, value: Any, new: Any) -> Any:
+        found, scale = self._states(value), self._spot.scale
         flat = found[0].dim() == 2
-        put = _fitting(name, new, (1, *found[0].shape) if flat else found[0].shape)
+        put = _fitting(self._name, new, (1, *found[0].shape) if flat else found[0].shape)
         put = put[0] if flat else put
-        put = put if spot.scale == 1.0 else put / spot.scale
+        put = put if scale == 1.0 else put / scale
         # Of a sum, all is put where the stream lies: what would be taken from it and added again would be rounded twice.
         puts = [torch.zeros_like(found[0]), put] if len(found) == 2 else [put]
         by = {id(old): one for old, one in zip(found, puts)}
         return tree_map(lambda leaf: by.get(id(leaf), leaf), value)
 
-    return _named(name, eproperty(read, site=spot.site).setter(write))
 
+class Logits(standard.Value):
+    """The logits of a step [1, 1, tokens].
 
-def logits_of(name: str) -> eproperty:
-    """Make the property of the logits of a step [1, 1, tokens]."""
+    Args:
+        envoy: where they pass.
+    """
 
-    def read(envoy: Any, value: Any) -> torch.Tensor:
+    def __init__(self, envoy: Any) -> None:
+        super().__init__("logits", envoy, self._read, self._write)
+
+    def _read(self, envoy: Any, value: Any) -> torch.Tensor:
         shown: torch.Tensor = value[None]
         return shown
 
-    def write(envoy: Any, value: Any, new: Any) -> Any:
-        return _fitting(name, new, (1, *value.shape))[0]
-
-    return _named(name, eproperty(read).setter(write))
-
-
-def _named(name: str, prop: eproperty) -> eproperty:
-    prop.name = name
-    return prop
+    def _write(self, envoy: Any, value: Any, new: Any) -> Any:
+        return _fitting("logits", new, (1, *value.shape))[0]
 
 
 def _fitting(name: str, new: Any, shape: tuple[int, ...]) -> torch.Tensor:

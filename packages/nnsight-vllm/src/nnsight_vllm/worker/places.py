@@ -6,10 +6,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from nnsight import NNsightError, ScanError
+from nnsight import AbsentNameError, NNsightError, ScanError
 from nnsight.plugin import Envoy, NNsight, Sharding
 
-from ..standard import AbsentNameError, StandardNames
+from ..standard import StandardNames
 
 #: Their names below the root, in the order in which they pass.
 NAMES = ("logits", "samples")
