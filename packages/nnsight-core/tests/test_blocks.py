@@ -525,6 +525,23 @@ def test_a_block_is_read_once(monkeypatch):
     assert Later.last.block is body.block and Later.last is not body
 
 
+def test_what_other_libraries_keep_on_nodes_that_all_trees_share_is_not_copied():
+    class Tree:
+        def __reduce_ex__(self, protocol):
+            raise AssertionError("a tree of another file is copied with each block")
+
+    load, plus = ast.parse("x", mode="eval").body.ctx, ast.parse("x + y", mode="eval").body.op
+    assert load is ast.parse("y", mode="eval").body.ctx
+    # As `executing` does when IPython has shown a traceback.
+    load.parent = plus.parent = Tree()
+    try:
+        with Later():
+            total = sum(i + 1 for i in range(3))
+    finally:
+        del load.parent, plus.parent
+    assert total == 6
+
+
 # The caller's frame
 
 
