@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import traceback
+import warnings
 
 import pytest
 import torch
@@ -749,3 +750,76 @@ def test_an_output_that_does_not_say_how_much_it_wrote_can_be_listened_to():
 
     assert Printing(Silent()).write("of this process") == 15
     assert written == ["of this process"]
+
+
+def halve(value):
+    value[:] = value / 2
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_edits_by_way_of_data_reach_the_model_and_those_of_what_is_the_users_own_stay_so(
+    model, module, prompts, requests
+):
+    with model.trace() as tracer:
+        found = nnsight.save([])
+        for x in prompts[:requests]:
+            with tracer.invoke(x):
+                own = torch.zeros(2)
+                own.data = torch.ones(2)
+                own.data += 1
+                value = model.first.output
+                before = value.data.clone()
+                value.data[:, 0] = 0
+                value.data.mul_(2)
+                halve(model.second.output.data)
+                found.append((own, before, model.output))
+                tracer.stop()
+
+    def change(value):
+        return 2 * value * torch.tensor([0.0] + [1.0] * (value.shape[1] - 1))
+
+    assert len(found) == requests
+    for (own, before, output), x in zip(found, prompts):
+        assert own.tolist() == [2, 2]
+        torch.testing.assert_close(before, alone(module, x, 1)[0][0])
+        torch.testing.assert_close(output, alone(module, x, 1, change, lambda value: value / 2)[0][2])
+
+
+def test_data_of_what_is_lent_cannot_be_replaced(model, prompts):
+    for number in range(2):
+        with pytest.raises(nnsight.NNsightError, match=r"`model.first`.*Write `x\[:\] = ...`"):
+            with model.trace(prompts[0]):
+                value = model.first.output
+                if number:
+                    value.data = torch.zeros_like(value)
+                else:
+                    value[:1].data *= 2
+
+
+def test_what_a_block_will_have_meant_to_bring_back_is_said_once_for_each_line(model, prompts):
+    found, kept, book = [], [], {}
+
+    def run():
+        with model.trace(prompts[0]) as tracer:
+            one, other = nnsight.save((model.first.output, model.second.output))  # noqa: F841
+            found.append(1)
+            nnsight.save(kept).append(2)
+            book["a"] = 3
+            inner = []
+            inner.append(4)
+            nnsight.save(other)
+            tracer.stop()
+        return kept
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        first = run()
+        run()
+    assert first == [2] and found == [] and book == {}
+    first_line = run.__code__.co_firstlineno
+    assert [(one.category, one.lineno - first_line) for one in said] == [
+        (nnsight.NNsightWarning, at) for at in (2, 3, 5)
+    ]
+    texts = [str(one.message) for one in said]
+    assert "`one` is a part" in texts[0] and "nnsight.save(one)" in texts[0]
+    assert "`found` is a list from outside" in texts[1] and "`book` is a dict" in texts[2]

@@ -743,7 +743,9 @@ def test_errors_that_are_known_everywhere_keep_their_type(error):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_errors_that_would_end_the_program_do_not(error):
-    assert type(decode_error(encode_error(error))) is RemoteError
+    arrived = decode_error(encode_error(error))
+    assert type(arrived) is RemoteError
+    assert type(error).__name__ in str(arrived) and "does not end this program" in str(arrived)
 
 
 def test_the_cause_comes_back_too():

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from . import data
+
 if TYPE_CHECKING:
     from .body import Block
 
@@ -93,6 +95,7 @@ class BodyGlobals(dict[str, Any]):
             everywhere = RealGlobals(self.real)
             self.update({".names": names, ".names :=": names.bind})
             self.update({".globals": everywhere, ".globals :=": everywhere.bind})
+            self.update({".data": data.read, ".data =": data.check})
 
     @property
     def real(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The one idea: the body is compiled as the text of a module, whose names live in a mapping, so only what a module would
 understand differently is changed: names that are private to a class, `super()`, `global` and `nonlocal`, annotations,
-a first string. Every change keeps its place in the text, so tracebacks, debuggers and captures inside the body find
-their lines.
+a first string; and `x.data`, which who runs the body may give a meaning (`data.py`). Every change keeps its place in the
+text, so tracebacks, debuggers and captures inside the body find their lines.
 """
 
 from __future__ import annotations
@@ -205,6 +205,15 @@ class _Rebind(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         mapping = self._mapping(node.id)
         return node if mapping is None else self._entry(mapping, node.id, node.ctx, node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr != "data":
+            return node
+        if isinstance(node.ctx, ast.Load):
+            return _at(ast.Call(ast.Name(".data", ast.Load()), [node.value], []), node)
+        node.value = _at(ast.Call(ast.Name(".data =", ast.Load()), [node.value], []), node)
+        return node
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> ast.AST:
         binds = self.scope.walrus()

@@ -28,6 +28,7 @@ bodies, which takes part in some of the forwards.
 
 from __future__ import annotations
 
+from . import uncounted  # noqa: F401  # gives `x.data` its meaning in bodies here
 from .forwards import Forwards
 from .handed import hand_over
 from .parts import EndedElsewhereError, Page, Parts

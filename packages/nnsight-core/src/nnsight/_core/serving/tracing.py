@@ -25,6 +25,7 @@ from ..invoke import Invoke
 from ..saved import Collector
 from ..trace import Install, Tracer
 from .sent import encode_bodies
+from .unsaved import warn_of_unsaved
 
 if TYPE_CHECKING:
     from ..blocks import Body, Names
@@ -209,8 +210,10 @@ def _deliver(
     """Bind what was saved in the requests of each body where it stands."""
     given = iter(found)
     bound: dict[int, tuple[FrameType, dict[str, Any]]] = {}
+    named: set[str] = set()
     for place, body, requests in stands:
         saved = joined(body, list(itertools.islice(given, requests)))
+        named |= saved.keys()
         # Of a session that runs here, this is a result like any other that a block saves.
         for collector in around:
             for value in saved.values():
@@ -221,3 +224,6 @@ def _deliver(
             place.update(saved)
     for frame, names in bound.values():
         write_back(frame, names)
+    for place, body, _ in stands:
+        if isinstance(place, FrameType):  # what came from elsewhere is the business of whoever sent it
+            warn_of_unsaved(body, named)

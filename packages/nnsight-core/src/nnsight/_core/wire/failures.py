@@ -96,7 +96,7 @@ def _make_error(decoder: Decoder, step: list[Any]) -> BaseException:
     short = is_short([*given, *(value for _, value in told)], _LONGEST)
     error = _made(_known(types), given) if short else None
     if error is None:
-        error = RemoteError(f"{str(types[0]).replace(':', '.')}: {said}")
+        error = RemoteError(_told(str(types[0]), str(said)))
     else:
         for name, value in told:
             if isinstance(name, str) and not (name.startswith("__") and name.endswith("__")):
@@ -113,6 +113,17 @@ def _make_error(decoder: Decoder, step: list[Any]) -> BaseException:
 
 
 _LONGEST = 200_000
+
+
+def _told(name: str, said: str) -> str:
+    module, _, name = name.partition(":")
+    cls = getattr(builtins, name, None) if module == "builtins" else None
+    if not isinstance(cls, type) or not issubclass(cls, BaseException) or issubclass(cls, Exception):
+        return f"{module}.{name}: {said}"
+    return (
+        f"{name}{f'({said})' * bool(said)} was raised by the block where it ran, and ended it there. It does not end this "
+        "program from afar: what is to do that stands after the block. `tracer.stop()` ends a run early."
+    )
 
 
 def _made(cls: type[BaseException] | None, args: list[Any]) -> BaseException | None:
