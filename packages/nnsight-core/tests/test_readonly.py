@@ -40,6 +40,27 @@ def test_what_is_computed_with_it_is_plain(copy):
     assert float(copy.sum()) == 15
 
 
+class Borrowed(ReadOnly):
+    """Belongs to somebody, and says to whom."""
+
+    carried = ("owner",)
+
+    def refused(self, edit):
+        return PermissionError(f"{edit}: ask {self.owner}")
+
+
+def test_a_kind_of_its_own_says_in_its_own_words_what_is_refused_and_so_do_its_views():
+    mine = torch.arange(6.0).reshape(2, 3).as_subclass(Borrowed)
+    mine.owner = "Ada"
+    for edit in (lambda: mine.zero_(), lambda: mine[0].T.add_(1), lambda: torch.add(mine, 1, out=mine.detach())):
+        with pytest.raises(PermissionError, match="ask Ada"):
+            edit()
+    assert type(mine[0]) is Borrowed and type(mine + 1) is torch.Tensor
+    found = decode_results(encode_results({"mine": mine, "row": mine[1]}))
+    assert type(found["mine"]) is torch.Tensor
+    assert torch.equal(found["mine"], mine.plain) and torch.equal(found["row"], mine.plain[1])
+
+
 def test_it_travels_as_a_plain_tensor(copy):
     found = decode_results(encode_results({"whole": copy, "row": copy[1]}))
     assert type(found["whole"]) is torch.Tensor

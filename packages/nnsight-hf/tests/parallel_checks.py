@@ -23,7 +23,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from nnsight import LanguageModel, OutOfOrderError, RanksError, ScanError
-from nnsight.plugin import leaves
+from nnsight.plugin import decode_results, encode_results, leaves
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 5, 14, 9, 16]])
 KINDS = ("llama", "mixtral", "qwen3_moe", "gpt_neox", "gemma3", "olmo2")
@@ -473,6 +473,8 @@ def parameters_refuse_edits_in_place(bench: Bench) -> None:
     computed.add_(1)
     assert type(computed) is torch.Tensor
     assert torch.equal(projection.weight, whole.model.layers[0].self_attn.k_proj.weight)
+    there = decode_results(encode_results({"weight": projection.weight}))["weight"]
+    assert type(there) is torch.Tensor and torch.equal(there, whole.model.layers[0].self_attn.k_proj.weight)
 
 
 def parameters_are_assigned_whole(bench: Bench) -> None:

@@ -117,7 +117,7 @@ class TensorParallel:
         if not isinstance(value, DTensor):
             return value
         self.lockstep.meet(f"reads `{path}`")
-        return WholeParameter.of(value, path)
+        return WholeParameter.whole(value, path)
 
     def assign(self, path: str, old: Any, new: Any) -> Any:
         """Return this rank's part of a whole parameter that is assigned."""

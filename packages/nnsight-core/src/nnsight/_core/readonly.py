@@ -6,7 +6,7 @@ with such a tensor is plain tensors; its views are like itself.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,7 +14,13 @@ from .errors import NNsightError
 
 
 class ReadOnly(torch.Tensor):
-    """A copy that refuses edits in place."""
+    """A copy that refuses edits in place.
+
+    A subclass says in `refused` what is raised, and in `carried` what its views need for that.
+    """
+
+    #: The attributes that views of it have from it.
+    carried: ClassVar[tuple[str, ...]] = ("_refusal",)
 
     _refusal: str
 
@@ -29,6 +35,14 @@ class ReadOnly(torch.Tensor):
         made: ReadOnly = tensor.as_subclass(cls)
         made._refusal = refusal
         return made
+
+    def refused(self, edit: str) -> NNsightError:
+        """Return the error for an edit.
+
+        Args:
+            edit: the name of the function that would make it.
+        """
+        return NNsightError(f"`{edit}` would edit {self._refusal}")
 
     @property
     def plain(self) -> torch.Tensor:
@@ -46,12 +60,15 @@ class ReadOnly(torch.Tensor):
             name in _EDITS or (name.endswith("_") and not name.endswith("__")) or (name[:3] == "__i" and len(name) > 6)
         )
         if isinstance(edited, cls) and name not in _HARMLESS and (in_place or "out" in kwargs):
-            raise NNsightError(f"`{name}` would edit {edited._refusal}")
+            raise edited.refused(name)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         whole = next((arg for arg in args if isinstance(arg, cls)), None)
         if whole is not None and type(result) is torch.Tensor and _shares(result, whole):
-            return cls.of(result, whole._refusal)
+            view = result.as_subclass(type(whole))
+            for name in whole.carried:
+                setattr(view, name, getattr(whole, name))
+            return view
         return result
 
 

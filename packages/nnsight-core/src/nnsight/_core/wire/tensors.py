@@ -80,7 +80,7 @@ def _write_parameter(encoder: Encoder, parameter: torch.nn.Parameter) -> int:
     return encoder.emit("parameter", data, parameter.requires_grad)
 
 
-@writes(ReadOnly)
+@writes(ReadOnly, family=True)
 def _write_read_only(encoder: Encoder, tensor: ReadOnly) -> int:
     return _write_tensor(encoder, tensor.plain)
 
