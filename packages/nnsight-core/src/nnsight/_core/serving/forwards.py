@@ -188,12 +188,7 @@ class Forwards(Interleaver):
         counts[place] = visit + 1
         return value if here is None else here.value
 
-    def leave(self, place: Place, value: Any, visit: int) -> Any:
-        """Come out of a place where business came up before or while it was running."""
-        if self.late and place in self.late:
-            self.check_holder(place)
-        here = self._arrive(self.at_output, place, OUTPUT, value, visit)
-        return value if here is None else here.value
+    leave = Interleaver.leave_in_full
 
     def _arrive(
         self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int
