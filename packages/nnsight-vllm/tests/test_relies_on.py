@@ -139,6 +139,16 @@ def test_what_the_skeleton_is_built_with():
     takes("vllm.config:set_current_vllm_config", "vllm_config")
 
 
+def test_what_standard_names_are_found_by():
+    attention = found("vllm.model_executor.layers.attention_layer_base:AttentionLayerBase")
+    other = found("vllm.model_executor.layers.mamba.abstract:MambaBase")
+    assert issubclass(other, attention)
+    assert issubclass(found("vllm.model_executor.layers.attention.attention:Attention"), attention)
+    assert issubclass(found("vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2"), other)
+    embeddings = "vllm.model_executor.layers.vocab_parallel_embedding"
+    assert issubclass(found(f"{embeddings}:ParallelLMHead"), found(f"{embeddings}:VocabParallelEmbedding"))
+
+
 def test_the_engine_in_this_process():
     engine = "vllm.v1.engine.llm_engine:LLMEngine"
     assert takes(f"{engine}.add_request")[:3] == ["request_id", "prompt", "params"]

@@ -6,11 +6,13 @@ The oracle is the same checkpoint in transformers, with plain hooks on the parts
 from __future__ import annotations
 
 import gc
+import importlib
 from typing import Any
 
 import checkpoints
 import pytest
 import torch
+import transformers
 from conftest import OPTIONS
 from families import FAMILIES
 
@@ -265,3 +267,59 @@ def test_names_are_found_out_before_they_are_used_in_a_block(both):
         again = names.logits.save()
     close(by_layer, by_name)
     close(logits, again)
+
+
+def lfm2() -> Any:
+    """A LFM2: convolutions over positions in most layers, attention in some."""
+    importlib.import_module("vllm").ModelRegistry.register_model(
+        "Lfm2ForCausalLM", importlib.import_module("vllm.model_executor.models.lfm2").Lfm2ForCausalLM
+    )
+    widths = {"conv_dim": 128, "conv_dim_out": 128, "block_dim": 128, "block_ff_dim": 192, "intermediate_size": 192}
+    config = transformers.Lfm2Config(
+        vocab_size=96,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+        block_auto_adjust_ff_dim=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **widths,
+    )
+    return transformers.Lfm2ForCausalLM, config
+
+
+def test_what_mixes_positions_without_being_attention_is_not_passed_off_as_it(tmp_path):
+    # How the engine's attention goes with such layers on a CPU is its own matter: parts are called by hand here.
+    plain = checkpoints.save(tmp_path, lfm2())
+    engine = VLLM(str(tmp_path), **OPTIONS)
+    try:
+        model = engine.standard
+        assert model.mixers == ["ShortConv", "attention", "ShortConv"]
+        assert list(model.attentions_output.absent) == [0, 2] and not model.mixers_output.absent
+        with model.trace() as tracer:
+            with tracer.invoke(IDS, max_tokens=1, **GREEDY):
+                seen = nnsight.save({})
+                for at in range(3):
+                    for name in ("layers_input", "mixers_input", "mixers_output", "mlps_output", "layers_output"):
+                        seen[name, at] = getattr(model, name)[at]
+                        if (name, at) == ("mixers_output", 1):
+                            seen["attentions_output", at] = model.attentions_output[at]
+            with tracer.invoke(IDS, max_tokens=1, **GREEDY):
+                model.mixers_output[0] = model.mixers_output[0] * 0
+                given, after = model.mlps_input[0].save(), model.layers_output[0].save()
+        with pytest.raises(AbsentNameError, match="no attention: .*`model.layers.0.short_conv`, a ShortConv"):
+            model.attentions_output[0]  # noqa: B018
+        assert model.layers[0].mixer._path == "model.model.layers.0.short_conv"
+    finally:
+        engine.shutdown()
+    for at in range(3):
+        total = seen["layers_input", at] + seen["mixers_output", at] + seen["mlps_output", at]
+        close(total, seen["layers_output", at])
+    assert torch.equal(seen["attentions_output", 1], seen["mixers_output", 1])
+    with torch.no_grad():
+        for at in (0, 2):
+            close(seen["mixers_output", at], plain.model.layers[at].conv(seen["mixers_input", at]))
+        close(after, seen["layers_input", 0] + plain.model.layers[0].feed_forward(given))

@@ -3,8 +3,8 @@
 Structure proposes (the list of layers, the embedding, which modules hold attention), and sums decide (`sums.py`). What cannot
 be given truthfully is noted with the reason, for the error that asking for it raises.
 
-relies on: attention is an `AttentionLayerBase`, embeddings are `VocabParallelEmbedding`, the head a `ParallelLMHead`, and
-layers lie in a `ModuleList`; vLLM 0.30 to 0.33.
+relies on: attention is an `AttentionLayerBase`, and a `MambaBase` what mixes positions in its stead; embeddings are
+`VocabParallelEmbedding`, the head a `ParallelLMHead`, and layers lie in a `ModuleList`; vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-from nnsight.plugin import leaves
+from nnsight.plugin import leaves, standard
 
 from .found import Block, Found, Spot
 from .sums import equal, terms
@@ -59,7 +60,12 @@ class _Look:
                 self.given[below] = self._states(entry.output)
                 if any(leaf.dim() == 3 for leaf in leaves(entry.output)):
                     self.rows.add(below)
-        self.attending = [name for name, part in module.named_modules() if isinstance(part, AttentionLayerBase)]
+        #: What mixes positions, and how: `"attention"`, or the class.
+        self.mixing = {
+            name: type(part).__name__ if isinstance(part, MambaBase) else "attention"
+            for name, part in module.named_modules()
+            if isinstance(part, AttentionLayerBase)
+        }
 
     def _states(self, value: Any) -> list[torch.Tensor]:
         flat = (leaf[0] if leaf.dim() == 3 and leaf.shape[0] == 1 else leaf for leaf in leaves(value))
@@ -117,35 +123,37 @@ class _Look:
             block.why.update(dict.fromkeys(sites, why))
             return block
         paths, scale = found
-        attention = [one for one in paths if self._attends(path, one)]
-        others = [one for one in paths if one not in attention]
-        self._part(block, "self_attn", ("attentions", "mixers"), attention, scale)
-        self._part(block, "mlp", ("mlps",), others, scale)
+        mixers = {one: mixer for one in paths if (mixer := self._mixer(path, one)) is not None}
+        attending = [one for one, mixer in mixers.items() if self.mixing[mixer] == "attention"]
+        block.mixer = " + ".join(sorted({self.mixing[mixer] for mixer in mixers.values()}))
+        self._part(block, "self_attn", "attentions", attending, scale)
+        self._part(block, "mixer", "mixers", list(mixers), scale)
+        self._part(block, "mlp", "mlps", [one for one in paths if one not in mixers], scale)
+        if mixers and not attending:
+            said = f"the layer has no attention: its positions are mixed by `{next(iter(mixers.values()))}`, a {block.mixer}"
+            block.why.update(dict.fromkeys(("attentions_input", "attentions_output"), f"{said} (see `mixers_output`)"))
         return block
 
-    def _part(self, block: Block, kind: str, names: tuple[str, ...], paths: list[str], scale: float) -> None:
-        what = "attention" if kind == "self_attn" else "feed-forward part"
+    def _part(self, block: Block, part: str, name: str, paths: list[str], scale: float) -> None:
+        what = standard.PARTS[part]
         if len(paths) != 1:
             why = f"the layer has no {what}" if not paths else f"its {what} adds {len(paths)} values to the stream"
-            block.why.update({f"{name}_{site}": why for name in names for site in ("input", "output")})
+            block.why.update({f"{name}_{site}": why for site in ("input", "output")})
             return
+        block.where[f"{name}_output"] = Spot(paths[0], scale=scale)
         origin = self._origin(block.path, paths[0])
         taker = self._taker(block.path, origin)
         if taker == origin:
-            block.modules[kind] = origin
-        if kind == "self_attn":
-            block.mixer = "attention"
-            block.modules.update({"mixer": origin} if taker == origin else {})
-        for name in names:
-            block.where[f"{name}_output"] = Spot(paths[0], scale=scale)
-            if taker is None:
-                block.why[f"{name}_input"] = f"the layer has no single module that is its {what}"
-            else:
-                block.where[f"{name}_input"] = Spot(taker, "input")
+            block.modules[part] = origin
+        if taker is None:
+            block.why[f"{name}_input"] = f"the layer has no single module that is its {what}"
+        else:
+            block.where[f"{name}_input"] = Spot(taker, "input")
 
-    def _attends(self, block: str, path: str) -> bool:
+    def _mixer(self, block: str, path: str) -> str | None:
+        """Return the module by which a value has to do with other positions, if there is one."""
         origin = self._origin(block, path)
-        return any(one == origin or one.startswith(f"{origin}.") for one in self.attending)
+        return next((one for one in self.mixing if f"{one}.".startswith(f"{origin}.")), None)
 
     def _origin(self, block: str, path: str) -> str:
         """Return the module that a value comes from, behind norms."""
@@ -161,7 +169,8 @@ class _Look:
             if not before:
                 break
             path = min(before, key=lambda one: one.count("."))
-        return path
+        # What mixes positions without being attention may write into memory that it is given, and return nothing itself.
+        return next((one for one in self.mixing if path.startswith(f"{one}.")), path)
 
     def _taker(self, block: str, origin: str) -> str | None:
         """Return the module with which a part begins: itself, or the first of those that stand in the layer for it."""
