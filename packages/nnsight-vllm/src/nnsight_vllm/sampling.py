@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,13 +97,15 @@ def samples(params: SamplingParams) -> list[SamplingParams]:
     return made
 
 
-def _names() -> list[str]:
-    """The names that an option can have."""
-    return [*_fields(), *OF_REQUESTS, *_ALSO, "sampling_params", "standing"]
+@functools.cache
+def _names() -> dict[str, None]:
+    """The names that an option can have, in order."""
+    return dict.fromkeys((*_fields(), *OF_REQUESTS, *_ALSO, "sampling_params", "standing"))
 
 
-def _fields() -> list[str]:
-    return [name for name in SamplingParams.__struct_fields__ if not name.startswith("_")]
+@functools.cache
+def _fields() -> tuple[str, ...]:
+    return tuple(name for name in SamplingParams.__struct_fields__ if not name.startswith("_"))
 
 
 def _said(options: Mapping[str, Any]) -> str:

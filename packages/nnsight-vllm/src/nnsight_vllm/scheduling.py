@@ -24,8 +24,7 @@ vLLM 0.30 to 0.33.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -60,6 +59,13 @@ class TracedScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         #: The traced requests that there may be.
         self._traced: set[str] = set()
+        #: Those that ran when they were put in order last.
+        self._in_order: list[Request] = []
+        #: How large the blocks of each kind of cache are, and how many of them a request takes at most.
+        self._sizes = [
+            (group.kv_cache_spec.block_size, self._most(group.kv_cache_spec))
+            for group in self.kv_cache_config.kv_cache_groups
+        ]
         self._stops = StopStrings(self.vllm_config.model_config)
 
     def add_request(self, request: Request) -> None:
@@ -77,41 +83,45 @@ class TracedScheduler(Scheduler):
         super().add_request(request)
         if is_traced(request):
             self._traced.add(request.request_id)
+            self._stops.expect(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Say who takes part in the next step."""
-        self._traced.intersection_update(self.requests)
-        self._stops.keep(self._traced)
+        held: list[Request] = []
+        paused: list[Request] = []
+        # Most steps have the requests of the one before, in an order that is right already.
+        if self.waiting or self._paused_before or self.running != self._in_order:
+            self._traced.intersection_update(self.requests)
+            self._stops.keep(self._traced)
+            if self._traced:
+                self._sort()
+                held, paused = self._make_room()
+                self._paused_before = bool(paused)
         if not self._traced:
             return super().schedule(*args, **kwargs)
-        # The last make room first: those are plain, and of these the ones that came last or matter least.
-        traced, running = self._traced, self.running
-        plain = [request.request_id not in traced for request in running]
-        if self.policy == SchedulingPolicy.PRIORITY or plain != sorted(plain):
-            running.sort(key=lambda request: (request.request_id not in traced, *self._rank(request)))
-        held, paused = self._make_room()
-        self._paused_before = bool(paused)
-        try:
-            with self._whole():
-                return super().schedule(*args, **kwargs)
-        finally:
-            self.running += [request for request in paused if not request.is_finished()]
-            for request in held:
-                self.waiting.add_request(request)
-
-    def _rank(self, request: Request) -> tuple[Any, ...]:
-        return (request.priority, request.arrival_time) if self.policy == SchedulingPolicy.PRIORITY else ()
-
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Let no prompt be cut that need not, and let those make room who are last in `running`."""
+        # No prompt is cut that need not be, and those make room who are last in `running`.
         config = self.scheduler_config
         policy, threshold = self.policy, config.long_prefill_token_threshold
         self.policy, config.long_prefill_token_threshold = SchedulingPolicy.FCFS, 0
         try:
-            yield
+            return super().schedule(*args, **kwargs)
         finally:
             self.policy, config.long_prefill_token_threshold = policy, threshold
+            if paused or held:
+                self.running += [request for request in paused if not request.is_finished()]
+                for request in held:
+                    self.waiting.add_request(request)
+
+    def _sort(self) -> None:
+        """Let those be last in `running` who make room first: plain ones, and of these who came last or matters least."""
+        traced, running = self._traced, self.running
+        plain = [request.request_id not in traced for request in running]
+        if self.policy == SchedulingPolicy.PRIORITY or plain != sorted(plain):
+            running.sort(key=lambda request: (request.request_id not in traced, *self._rank(request)))
+        self._in_order = list(running)
+
+    def _rank(self, request: Request) -> tuple[Any, ...]:
+        return (request.priority, request.arrival_time) if self.policy == SchedulingPolicy.PRIORITY else ()
 
     # -- who begins --------------------------------------------------------------------------------------------------
 
@@ -185,31 +195,34 @@ class TracedScheduler(Scheduler):
         """How many blocks of the cache a request may come to need, or needs with so many tokens more than its prompt."""
         more = request.max_tokens if more is None else more
         tokens = min(request.num_prompt_tokens + more, self.max_model_len)
-        specs = (group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups)
+        return sum([min(cdiv(tokens, size), most) for size, most in self._sizes])
+
+    def _most(self, spec: Any) -> int:
         # A window or a state never takes more than it takes at the greatest length.
-        return sum(
-            min(
-                cdiv(tokens, spec.block_size),
-                cdiv(spec.max_memory_usage_bytes(self.vllm_config), spec.page_size_bytes),
-            )
-            for spec in specs
-        )
+        return cdiv(spec.max_memory_usage_bytes(self.vllm_config), spec.page_size_bytes)
 
     # -- who ends ----------------------------------------------------------------------------------------------------
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in what a step gave."""
         self._ended = getattr(model_runner_output, "nnsight_ended", {})
-        return super().update_from_output(scheduler_output, model_runner_output)
+        if not self._ended and not self._stops.wanted:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        # Called for each request: it lies over vLLM's own only in a step in which there is something to say.
+        self._update_request_with_output = self._end_or_go_on  # type: ignore[method-assign]
+        try:
+            return super().update_from_output(scheduler_output, model_runner_output)
+        finally:
+            del self._update_request_with_output
 
-    def _update_request_with_output(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+    def _end_or_go_on(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         tokens, stopped = super()._update_request_with_output(request, *args, **kwargs)
         if not stopped and request.request_id in self._ended:
             failure = self._ended[request.request_id]
             request.status = RequestStatus.FINISHED_STOPPED if failure is None else RequestStatus.FINISHED_ERROR
             request.stop_reason = failure
             stopped = True
-        if not stopped and request.request_id in self._traced and self._stops.reached(request, tokens):
+        if not stopped and self._stops.reached(request, tokens):
             # Of a reason that has the front end look for the string itself, and say so.
             request.status = RequestStatus.FINISHED_LENGTH_CAPPED
             stopped = True

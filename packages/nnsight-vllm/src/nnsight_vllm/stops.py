@@ -26,20 +26,26 @@ class StopStrings:
 
     def __init__(self, model_config: Any) -> None:
         self._config = model_config
-        self._texts: dict[str, IncrementalDetokenizer] = {}
+        #: The text of each request that has such strings; None until its first token.
+        self.wanted: dict[str, IncrementalDetokenizer | None] = {}
+
+    def expect(self, request: Any) -> None:
+        """Hear of a request."""
+        params = request.sampling_params
+        if params.stop and params.detokenize and not self._config.skip_tokenizer_init:
+            self.wanted[request.request_id] = None
 
     def reached(self, request: Any, tokens: Sequence[int]) -> bool:
         """Say whether these tokens, the last of a request, end one of its stop strings."""
-        params = request.sampling_params
-        if not params.stop or not params.detokenize or self._config.skip_tokenizer_init:
+        if request.request_id not in self.wanted:
             return False
-        text = self._texts.get(request.request_id)
+        text = self.wanted[request.request_id]
         if text is None:
             tokenizer = cached_tokenizer_from_config(self._config)
-            text = self._texts[request.request_id] = IncrementalDetokenizer.from_new_request(tokenizer, request)
+            text = self.wanted[request.request_id] = IncrementalDetokenizer.from_new_request(tokenizer, request)
         return text.update(list(tokens), False) is not None
 
     def keep(self, requests: Container[str]) -> None:
         """Forget the texts of all requests but these."""
-        for request in [request for request in self._texts if request not in requests]:
-            del self._texts[request]
+        for request in [request for request in self.wanted if request not in requests]:
+            del self.wanted[request]

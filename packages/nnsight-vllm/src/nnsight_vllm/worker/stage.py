@@ -17,8 +17,6 @@ from nnsight.plugin import (
     Cache,
     EndedElsewhereError,
     Pieces,
-    PlainLayout,
-    Rows,
     SentBodies,
     ServedRun,
     begin_edits,
@@ -31,6 +29,7 @@ from nnsight.plugin import (
 from .. import outputs
 from ..fields import STANDING, TRACE, sees_whole, trace_in
 from . import spread
+from .batch import Batch
 from .bounds import Bounds
 from .layout import layout_of
 from .pipeline import Pipeline
@@ -92,7 +91,9 @@ class Stage:
         self._alone: set[str] = set()
         self._layout = layout_of(module)
         self._forward = ExitStack()
-        self._taking_part: dict[ServedRun, int] = {}
+        #: Who took part in the last forward, and who does in the one that is on.
+        self._batch: Batch | None = None
+        self._taking_part: Batch | None = None
 
     # -- traces ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class Stage:
 
     def _end(self, trace: str, results: Mapping[int, Any]) -> SentBodies:
         sent = self.traces.pop(trace)
+        sent.end_at_once()
         for number, run in sent.runs.items():
             self._finish(run, results.get(number))
         self._forget(sent)
@@ -290,20 +292,18 @@ class Stage:
             counts: how many tokens each has.
             total: how many rows the values have, padding included.
         """
-        runs, part, rows, names, at = self.runs, {}, {}, {}, 0
-        for position, (request, count) in enumerate(zip(requests, counts)):
-            run = runs.get(request)
-            if run is not None and not run.idle:
-                part[run] = position
-                rows[run] = (at, count)
-                names[request] = run
-            at += count
-        if not rows:
+        if not self.runs:
             return
-        self._taking_part = part
+        batch, changes = self._batch, self.forwards.changes
+        if batch is None or not batch.is_of(changes, requests, counts, total):
+            # Most steps are like the one before, and of many requests each look at all of them counts.
+            self._batch = batch = Batch(self.runs, changes, requests, counts, self._layout(total))
+        if not batch.rows:
+            return
+        self._taking_part = batch
         if self.pipeline is not None:
-            self.pipeline.before(names)
-        self._forward.enter_context(self.forwards.forward(rows, self._layout(total)))
+            self.pipeline.before(batch.names)
+        self._forward.enter_context(self.forwards.forward(batch.rows, batch.layout))
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.
@@ -311,9 +311,8 @@ class Stage:
         Args:
             count: how many requests.
         """
-        if self._taking_part:
-            rows: dict[ServedRun, Rows] = {run: (position, 1) for run, position in self._taking_part.items()}
-            self.forwards.lay_out(rows, PlainLayout(count))
+        if self._taking_part is not None:
+            self.forwards.lay_out(*self._taking_part.after_layers(count))
 
     def aside(self) -> AbstractContextManager[None]:
         """Surround what the engine computes with the model for itself, as the logprobs of a prompt."""
@@ -321,18 +320,18 @@ class Stage:
 
     def show(self, name: str, value: Any) -> Any:
         """Let a value that is no module's pass, and return what the bodies made of it."""
-        return self.model._pass(name, value) if self._taking_part else value
+        return value if self._taking_part is None else self.model._pass(name, value)
 
     def end(self) -> dict[str, str | None]:
         """End a forward, and return the requests that need not go on, each with what was raised there, if anything was."""
-        if not self._taking_part:
+        if self._taking_part is None:
             return {}
-        part, self._taking_part = self._taking_part, {}
+        names, self._taking_part = self._taking_part.names, None
         if self.pipeline is not None:
-            self.pipeline.after({request: run for request, run in self.runs.items() if run in part})
+            self.pipeline.after(names)
         self._forward.close()
-        ended = {request: run for request, run in self.runs.items() if run in part and run.wants_no_more}
-        return {request: _said(run.failure) for request, run in ended.items()}
+        # Each request is asked in each step, so without a call.
+        return {request: _said(run.failure) for request, run in names.items() if run.stopped or run.failure is not None}
 
 
 def _said(failure: BaseException | None) -> str | None:

@@ -23,7 +23,7 @@ from ..sites import INPUT, OUTPUT, Place
 from ..taps import running
 from ..turns import getcurrent
 from .graphs import Graphs
-from .group import GroupRun, form_groups
+from .group import form_groups
 from .joint import Check
 from .lent import Lent
 from .parts import Parts
@@ -58,6 +58,11 @@ class Forwards(Interleaver):
     def __init__(self, root: Node, turn_seconds: float = 0) -> None:
         super().__init__(_never, root._rig())
         self.runs: list[ServedRun] = []
+        #: Whether some have been admitted since groups were formed last.
+        self.newcomers = False
+        #: Counts what may change who takes part: runs that come, go, rest, or leave those they were served with.
+        self.changes = 0
+        self._who: _Who | None = None
         #: Where the model is in parts: this one, among all.
         self.parts: Parts | None = None
         self.watch_turns = Watch(turn_seconds)
@@ -76,6 +81,8 @@ class Forwards(Interleaver):
         if not self.runs:
             open_grads()
         self.runs.append(run)
+        self.newcomers = True
+        self.changes += 1
 
     def _tap_again(self) -> None:
         self.rigging.follow()
@@ -98,16 +105,14 @@ class Forwards(Interleaver):
         self.thread.read()
         outer = running.get(current)
         running[current] = self
-        groups: dict[GroupRun, None] = {}
+        who = _Who({}, 0)
         try:
-            if self.serves_together and self.parts is None:
+            if self.newcomers and self.serves_together and self.parts is None:
                 form_groups(self, taking_part)
-            for run, rows in taking_part.items():
-                if run.group is None:
-                    run.begin_step(rows)
-                elif run.group not in groups:
-                    groups[run.group] = None
-                    run.group.begin_together(taking_part)
+                self.newcomers = False
+            who = self._sorted(taking_part)
+            for run in who.runs:
+                run.begin_in(taking_part)
             self.settle()
             yield
         finally:
@@ -115,8 +120,11 @@ class Forwards(Interleaver):
                 del running[current]
             else:
                 running[current] = outer
-            for run in (*taking_part, *groups):
+            for run in who.runs:
                 run.scheduled = False
+            if who.changes != self.changes:  # some may have left their groups meanwhile
+                for run in taking_part:
+                    run.scheduled = False
             self._end_forward()
 
     def _end_forward(self) -> None:
@@ -145,14 +153,15 @@ class Forwards(Interleaver):
     def lay_out(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         """Say how rows lie from here on: one for each request, say, where they were one for each token."""
         self.layout = layout
-        groups: dict[GroupRun, None] = {}
-        for run, rows in taking_part.items():
-            if run.group is None:
-                run.lie_at(rows)
-            else:
-                groups[run.group] = None
-        for group in groups:
-            group.lie_together(taking_part)
+        for run in self._sorted(taking_part).runs:
+            run.lie_in(taking_part)
+
+    def _sorted(self, taking_part: Mapping[ServedRun, Rows]) -> _Who:
+        """Return whom to tell of a forward: these, but for those that are in groups their groups."""
+        who = self._who
+        if who is None or who.changes != self.changes or not who.is_of(taking_part):
+            self._who = who = _Who(taking_part, self.changes)
+        return who
 
     # -- compiled graphs ---------------------------------------------------------------------------------------------
 
@@ -291,6 +300,7 @@ class Forwards(Interleaver):
         """Forget a run that is over. With the last one the taps come off."""
         if self.parts is not None:
             self.parts.forget(run)
+        self.changes += 1
         if run not in self.runs:
             return
         self.runs.remove(run)
@@ -298,6 +308,19 @@ class Forwards(Interleaver):
             close_grads()
             self.untap()
             self.last.clear()
+
+
+class _Who:
+    """Whom to tell of a forward."""
+
+    def __init__(self, taking_part: Mapping[ServedRun, Rows], changes: int) -> None:
+        self._taking_part = taking_part
+        self.changes = changes
+        self.runs = list(dict.fromkeys(run if run.group is None else run.group for run in taking_part))
+
+    def is_of(self, taking_part: Mapping[ServedRun, Rows]) -> bool:
+        """Say whether it is those who take part now."""
+        return taking_part is self._taking_part or list(taking_part) == list(self._taking_part)
 
 
 def _never() -> Any:

@@ -20,7 +20,7 @@ from ..blocks import Names
 from ..invoke import Invoke
 from ..steps import StepLoop
 from ..turns import ThreadState, getcurrent
-from .joint import copied
+from .owned import Own, Shares
 from .plan import STEPS, Plan
 from .request import ServedRun
 from .together import Several, Together
@@ -44,6 +44,10 @@ class Membership:
         self.fresh: dict[int, Any] = {}
 
 
+#: How many ways for rows to lie there are in one forward, of those that are kept: of tokens, and of requests.
+_LAID = 2
+
+
 class GroupRun(ServedRun):
     """The run of several requests whose bodies are alike.
 
@@ -63,7 +67,11 @@ class GroupRun(ServedRun):
         self.runs: tuple[ServedRun, ...] = tuple(members)
         self.loop: StepLoop | None = None
         self._spans: Mapping[ServedRun, Rows] = {}
+        #: Where rows lie, as it was said in the last forward: for one that is like it.
+        self._laid: dict[int, tuple[Mapping[ServedRun, Rows], Several]] = {}
         self._alone: frozenset[int] | None = None
+        #: What is made for all who leave, once all of them do.
+        self._shares: Shares | None = None
         body = first.invoke.body
         assert body is not None
         self.body = body
@@ -72,6 +80,7 @@ class GroupRun(ServedRun):
         self.mediator = self.add_body(self._run, None, name, first.invoke.number)
         for run in members:
             run.group = self
+            forwards.changes += 1
             run.bodies.clear()
             member = members[run]
             member.invoke.mediator = None
@@ -88,28 +97,28 @@ class GroupRun(ServedRun):
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def begin_together(self, taking_part: Mapping[ServedRun, Rows]) -> None:
+    def begin_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
         """Take part in a forward, with the rows of each; those that do not take part leave."""
-        self.part_with([run for run in self.runs if run not in taking_part])
-        if not self.runs:
-            return
-        self._alone = None
-        for run in self.runs:
-            if not run.stepping:
-                run.stepping, run.joined = True, self.forwards.count
-            else:
-                run.step += 1
-            run.scheduled = True
-        self.begin_step(self._several(taking_part))
+        if self._laid.get(id(taking_part)) is None:
+            self.part_with([run for run in self.runs if run not in taking_part])
+        if self.runs:
+            self._alone = None
+            self.begin_step(self._several(taking_part))
 
-    def lie_together(self, taking_part: Mapping[ServedRun, Rows]) -> None:
+    def lie_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
         """Say where the rows of each lie in the values that follow."""
         if self.runs:
             self.lie_at(self._several(taking_part))
 
     def _several(self, taking_part: Mapping[ServedRun, Rows]) -> Any:
         self._spans = taking_part
-        return Several(self, self.runs, [taking_part[run] for run in self.runs])
+        laid = self._laid.get(id(taking_part))
+        if laid is None:
+            if len(self._laid) > _LAID:
+                self._laid.clear()
+            laid = taking_part, Several(self, self.runs, [taking_part[run] for run in self.runs])
+            self._laid[id(taking_part)] = laid
+        return laid[1]
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 
@@ -120,13 +129,24 @@ class GroupRun(ServedRun):
             runs: the requests.
             over: whether they have no further step.
         """
+        last = self.plan.after is None and (over or self.mediator.done or self.stopped)
+        if last and self._shares is None and len(runs) == len(self.runs):
+            self._share()
         for run in runs:
             self._leave(run)
-            last = self.plan.after is None and (over or self.mediator.done or self.stopped)
             self._give(run, last)
             self._set_out(run, over)
         if not self.runs:
             self.close()
+
+    def end_at_once(self) -> None:
+        """Hear that all of its requests end now, one after another."""
+        if self.plan.after is None:
+            self._share()
+
+    def _share(self) -> None:
+        (collector,) = self.stack
+        self._shares = Shares(self._unshared(), collector)
 
     def let_look(self, run: ServedRun) -> None:
         """Bind what the body has bound so far for one request, which goes on by itself if that can be now."""
@@ -171,14 +191,19 @@ class GroupRun(ServedRun):
 
     def _leave(self, run: ServedRun) -> None:
         run.group = None
+        # It is where all are.
+        run.stepping, run.step, run.joined, run.scheduled = self.stepping, self.step, self.joined, self.scheduled
         self.runs = tuple(other for other in self.runs if other is not run)
+        self._laid.clear()
+        self.forwards.changes += 1
 
     def _give(self, run: ServedRun, last: bool) -> None:
         """Bind for one request what the body has bound for all; `last` if nothing of its body is left to be done."""
         names = self.members[run].invoke.names
         assert names is not None
         (collector,) = self.stack
-        own = _Own(run, collector, self.members[run].fresh, self._unshared() if last else frozenset())
+        unshared = self._unshared() if last else frozenset()
+        own = Own(run, collector, self.members[run].fresh, unshared, self._shares if last else None)
         for name, value in self.names.items():
             if name != STEPS:
                 names[name] = own.of(value)
@@ -223,7 +248,7 @@ class GroupRun(ServedRun):
             left = [plan.loop, plan.after]
         codes = [code for code in left if code is not None]
         if not codes:
-            run.idle = True
+            run.rest(True)
             return
         around = body._globals(names)
 
@@ -256,48 +281,6 @@ def form_groups(forwards: Forwards, taking_part: Iterable[ServedRun]) -> None:
     for members in alike.values():
         if len(members) > 1:
             GroupRun(forwards, members)
-
-
-class _Own:
-    """What one request has of the values of all.
-
-    Args:
-        run: the request.
-        collector: what was saved.
-        fresh: takes what is made for this request alone.
-        unshared: values that it may have copies of, instead of views.
-    """
-
-    def __init__(self, run: ServedRun, collector: Any, fresh: dict[int, Any], unshared: frozenset[int]) -> None:
-        self._run = run
-        self._collector = collector
-        self._fresh = fresh
-        self._unshared = unshared
-        self._known: dict[int, Any] = {}
-
-    def of(self, value: Any) -> Any:
-        """Return what the request has of one value."""
-        kind = type(value)
-        if kind is not Together and kind not in (list, tuple, dict):
-            return value
-        if id(value) in self._known:
-            return self._known[id(value)]
-        made: Any
-        if kind is Together:
-            made = value.of(self._run)
-            if id(value) in self._unshared and isinstance(made, torch.Tensor):
-                made = copied(made) if made.device.type == "cpu" else made.cpu()
-                self._fresh[id(made)] = made
-        elif kind is dict:
-            made = {key: self.of(part) for key, part in value.items()}
-        else:
-            made = kind([self.of(part) for part in value])
-            if all(id(part) in self._fresh for part in made):
-                self._fresh[id(made)] = made
-        self._known[id(value)] = made
-        if self._collector.has(value):
-            self._collector.add(made)
-        return made
 
 
 def _at(error: Any, frame: types.FrameType | None) -> BaseException:

@@ -38,21 +38,21 @@ class Joint:
         self.lent: list[tuple[torch.Tensor, Together, list[int]]] = []
         layout.look(value, path)
         #: What the body gets: what was lent, or what it has put there.
-        self.value = self._given = tree_map(self._lend, value)
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad():
+            self.value = self._given = tree_map(self._lend, value)
         #: Whether what it has put there takes the place of what the engine has.
         self.replaced = False
 
     def _lend(self, tensor: torch.Tensor) -> Together:
         rows, taken = self.rows, self._taken
         if self.layout.take(tensor, rows.spans[0], self.path) is None:
-            made = Together(rows.group, rows.runs, each=[copied(tensor) for _ in rows.runs])
+            made = Together(rows.group, rows.runs, each=[tensor.clone() for _ in rows.runs])
             self.lent.append((tensor, made, [one._version for one in made.parts()]))
             return made
         if rows.all is not None:
-            whole = copied(taken(tensor, rows.all))
+            whole = taken(tensor, rows.all).clone()
         else:
-            with torch.inference_mode(False), torch.no_grad():
-                whole = torch.cat([taken(tensor, span) for span in rows.spans])
+            whole = torch.cat([taken(tensor, span) for span in rows.spans])
         counts = rows.counts
         if whole.size(0) != rows.total:  # several for each row, as the layout knows
             counts = tuple(taken(tensor, span).size(0) for span in rows.spans)

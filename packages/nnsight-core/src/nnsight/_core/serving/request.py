@@ -7,7 +7,7 @@ here reads it there. A body that raises, or stops, ends its own run and leaves t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,6 +103,14 @@ class ServedRun(Interleaver):
         for body in self.bodies:
             body.rows = rows
 
+    def begin_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
+        """Take part in a forward, in which rows of these lie so."""
+        self.begin_step(taking_part[self])
+
+    def lie_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
+        """Say where rows of those who take part lie in the values that follow."""
+        self.lie_at(taking_part[self])
+
     def begin_step(self, rows: Rows) -> None:
         """Take part in a forward, as the next step of this run."""
         if self.over:
@@ -132,6 +140,8 @@ class ServedRun(Interleaver):
         self.forwards.settle()
 
     def _begin_edits(self) -> None:
+        if len(self.bodies) == 1 and self.bodies[0].again is None:
+            return
         # A request may take thousands of steps: of the replays that are over, none is kept.
         met = {body.order for body in self.bodies if body.again is not None and body.done}
         self.bodies[:] = [
@@ -158,7 +168,7 @@ class ServedRun(Interleaver):
                     self.forwards.graphs.check(place, stage)
         watching = _Watching(self, watcher)
         self._watching.append(watching)
-        self.idle = False
+        self.rest(False)
         self.forwards.watch(places, stages, watching)
 
     def check_skip(self, place: Place) -> None:
@@ -170,7 +180,13 @@ class ServedRun(Interleaver):
         """See whether anybody wants something of later steps, now that a body is done."""
         # Of a model in parts all must agree who takes part, and a body that is done here may go on elsewhere.
         if self.forwards.parts is None:
-            self.idle = not self._watching and all(body.done and body.again is None for body in self.bodies)
+            self.rest(not self._watching and all(body.done and body.again is None for body in self.bodies))
+
+    def rest(self, idle: bool) -> None:
+        """Say whether nobody wants anything more of its steps."""
+        if idle is not self.idle:
+            self.idle = idle
+            self.forwards.changes += 1
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

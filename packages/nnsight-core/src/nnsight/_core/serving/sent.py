@@ -128,6 +128,11 @@ class SentBodies:
         forwards.admit(run)
         return run
 
+    def end_at_once(self) -> None:
+        """Hear that all requests end now, one after another: those that were served together part in one go."""
+        for group in {run.group for run in self.runs.values() if run.group is not None}:
+            group.end_at_once()
+
     def hear(self) -> None:
         """Keep what the bodies will print, instead of printing it in this process."""
         listen()

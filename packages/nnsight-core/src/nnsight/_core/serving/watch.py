@@ -67,6 +67,7 @@ class Watch:
         self.seconds = seconds
         self._changed = threading.Condition()
         self._deadline: float | None = None
+        self._sending = False
         self._thread = 0
         #: How many were to have arrived when the last one that was sent has.
         self._sent = 0
@@ -113,27 +114,36 @@ class Watch:
         return _Over.arrived == before
 
     def _begin(self) -> None:
-        with self._changed:
-            self._thread = threading.get_ident()
-            self._deadline = time.monotonic() + self.seconds
-            if self._waiter is None:
-                self._waiter = threading.Thread(target=self._wait, name="nnsight watch", daemon=True)
-                self._waiter.start()
+        # Turns are short and many, so they take no lock.
+        self._thread = threading.get_ident()
+        self._deadline = time.monotonic() + self.seconds
+        if self._waiter is None:
+            self._waiter = threading.Thread(target=self._wait, name="nnsight watch", daemon=True)
+            self._waiter.start()
 
     def _end(self) -> None:
-        with self._changed:
-            self._deadline = None
+        self._deadline = None
+        # The waiter says that it is sending before it looks at the deadline once more: so either it is seen to, or it sees
+        # that the turn is over.
+        if self._sending:
+            with self._changed:
+                self._deadline = None
         # One that is under way arrives here. Calling it back makes Python 3.11 hang at the next function that is traced.
         while self._sent > _Over.arrived:
             pass
 
     def _wait(self) -> None:
         while True:
+            deadline, now = self._deadline, time.monotonic()
             with self._changed:
-                now = time.monotonic()
-                if self._deadline is not None and now >= self._deadline and self._sent <= _Over.arrived:
-                    self._sent = _Over.arrived + 1
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_Over))
-                    self._deadline = now + _AGAIN
-                # Turns are short and many: whether one is over its time is looked at a few times a second.
+                if deadline is not None and now >= deadline and self._sent <= _Over.arrived:
+                    self._sending = True
+                    if self._deadline == deadline:
+                        self._sent = _Over.arrived + 1
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                            ctypes.c_ulong(self._thread), ctypes.py_object(_Over)
+                        )
+                        self._deadline = now + _AGAIN
+                    self._sending = False
+                # Whether one is over its time is looked at a few times a second.
                 self._changed.wait(min(self.seconds, 0.25))

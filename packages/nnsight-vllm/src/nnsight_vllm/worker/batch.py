@@ -1,0 +1,56 @@
+"""Who takes part in one forward of an engine, and where the rows of each lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nnsight.plugin import PlainLayout, Rows, ServedRun
+
+
+class Batch:
+    """The runs that take part in a forward.
+
+    Args:
+        runs: those of all requests that have one, by what the engine calls the requests.
+        changes: what `Forwards.changes` is.
+        requests: the requests in the forward, in the order of their rows.
+        counts: how many tokens each has.
+        layout: how rows lie in the values of its layers.
+
+    Attributes:
+        names: the runs by what the engine calls their requests.
+        rows: where those of each lie.
+    """
+
+    def __init__(
+        self,
+        runs: Mapping[str, ServedRun],
+        changes: int,
+        requests: Sequence[str],
+        counts: Sequence[int],
+        layout: PlainLayout,
+    ) -> None:
+        self._like = (changes, list(requests), list(counts), layout.total)
+        self.layout = layout
+        self.names: dict[str, ServedRun] = {}
+        self.rows: dict[ServedRun, Rows] = {}
+        self._positions: dict[ServedRun, Rows] = {}
+        self._later: PlainLayout | None = None
+        at = 0
+        for position, (request, count) in enumerate(zip(requests, counts)):
+            run = runs.get(request)
+            if run is not None and not run.idle:
+                self.names[request] = run
+                self.rows[run] = (at, count)
+                self._positions[run] = (position, 1)
+            at += count
+
+    def is_of(self, changes: int, requests: Sequence[str], counts: Sequence[int], total: int) -> bool:
+        """Say whether another forward has the same requests with as many rows, and nothing has changed among them."""
+        return self._like == (changes, requests, counts, total)
+
+    def after_layers(self, count: int) -> tuple[dict[ServedRun, Rows], PlainLayout]:
+        """Return where rows lie in values that have one for each of `count` requests, and how."""
+        if self._later is None or self._later.total != count:
+            self._later = PlainLayout(count)
+        return self._positions, self._later
