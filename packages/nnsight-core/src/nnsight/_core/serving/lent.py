@@ -74,7 +74,8 @@ class Lent(Here):
                 mine = self.views[rows] = narrow(self.whole, rows, self._stated(), self.place.path)
                 return mine
             theirs = narrow(self.value, rows, self._stated(), self.place.path)
-            mine = self.views[rows] = tree_map(copied, theirs)
+            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad():
+                mine = self.views[rows] = tree_map(torch.Tensor.clone, theirs)
             self.lent[rows] = [(one, copy, copy._version) for one, copy in zip(leaves(theirs), leaves(mine))]
         return self.views[rows]
 

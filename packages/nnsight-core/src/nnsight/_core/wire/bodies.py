@@ -7,6 +7,7 @@ compiles it, with whatever Python is there. The head of the `with` stays at home
 from __future__ import annotations
 
 import ast
+import weakref
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -44,17 +45,31 @@ def _write_body(encoder: Encoder, body: Body) -> int:
 
 
 def _say(encoder: Encoder, block: Block) -> _Said:
-    found, code = block.found, block.code
-    first, lines = _lines(found)
+    known = _known.get(block)
+    if known is None:
+        known = _known[block] = _Known(block)
+    first, lines = known.first, known.lines
     file = encoder.files.add(block.filename, first, lines)
-    target = found.item.optional_vars
-    step = [
-        [file, first, first + len(lines) - 1, block.lineno],
-        [ast.unparse(target) if target is not None else None, [ast.unparse(item) for item in found.items_after]],
-        _owners(found),
-        [code.co_name, getattr(code, "co_qualname", code.co_name), code.co_flags & FUTURES],
-    ]
-    return _Said(step, uses(code), bound_first(block))
+    return _Said([[file, first, first + len(lines) - 1, block.lineno], *known.step], known.used, known.bound)
+
+
+class _Known:
+    """What is written of a block, as far as it is the same in every message: a loop sends one block again and again."""
+
+    def __init__(self, block: Block) -> None:
+        found, code = block.found, block.code
+        self.first, self.lines = _lines(found)
+        target = found.item.optional_vars
+        self.step: list[Any] = [
+            [ast.unparse(target) if target is not None else None, [ast.unparse(item) for item in found.items_after]],
+            _owners(found),
+            [code.co_name, getattr(code, "co_qualname", code.co_name), code.co_flags & FUTURES],
+        ]
+        self.used = uses(code)
+        self.bound = bound_first(block)
+
+
+_known: weakref.WeakKeyDictionary[Block, _Known] = weakref.WeakKeyDictionary()
 
 
 def _names(encoder: Encoder, body: Body, around: dict[str, Any], block: _Said) -> list[Any]:
