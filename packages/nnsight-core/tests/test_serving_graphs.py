@@ -46,14 +46,10 @@ class GraphEngine(ToyEngine):
         assert not kwargs
         return value
 
-    def _forward(self, taking_part, rows, runs) -> None:
-        where, at = {}, 0
-        for n in taking_part:
-            where[runs[n]] = (at, len(rows[n]))
-            at += len(rows[n])
-        self.batches.append(at)
+    def _compute(self, where, x) -> torch.Tensor:
+        at = len(x)
         size = min(size for size in SIZES if size >= at)
-        x = torch.cat([*(rows[n] for n in taking_part), torch.full((size - at, 4), 7.0)])
+        x = torch.cat([x, torch.full((size - at, 4), 7.0)])
         first, second = self.module.network.first, self.module.network.second
         with self.forwards.forward(where, PlainLayout(size)):
             hidden = torch.nn.functional.linear(x, first.weight, first.bias)
@@ -61,11 +57,7 @@ class GraphEngine(ToyEngine):
             inside = self._pass("second", "input", torch.tanh(hidden))
             self.padding.append(torch.cat([hidden[at:], inside[at:]]))
             hidden = hidden + torch.nn.functional.linear(inside, second.weight, second.bias)
-            out = self.module.last(hidden)
-        ends = [start + count - 1 for start, count in where.values()]
-        for n, end in zip(taking_part, ends):
-            rows[n] = out[end : end + 1].clone()
-        out.fill_(float("nan"))
+            return self.module.last(hidden)
 
 
 @pytest.fixture

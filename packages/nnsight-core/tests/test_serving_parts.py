@@ -7,13 +7,12 @@ import pickle
 
 import pytest
 import torch
-from toy_engine import Network
+from toy_engine import Network, Served
 
 import nnsight
 from nnsight import ElsewhereError, NNsight, OutOfOrderError
 from nnsight.plugin import (
     EndedElsewhereError,
-    EngineTracer,
     Forwards,
     Parts,
     PlainLayout,
@@ -47,6 +46,7 @@ class Pipeline:
     def __init__(self, network, steps=3):
         self.steps = steps
         self.modules = [Part(copy.deepcopy(network), number) for number in range(2)]
+        self.module = self.modules[0]
         self.forwards = [Forwards(NNsight(module)) for module in self.modules]
         for number, forwards in enumerate(self.forwards):
             forwards.parts = Parts(number, 2, owner)
@@ -87,15 +87,6 @@ class Pipeline:
         mine, other = self.forwards[number].parts, self.forwards[1 - number].parts
         for run, twin in zip(runs[number], runs[1 - number]):
             other.read(twin, number, pickle.loads(pickle.dumps(mine.page(run))))  # noqa: S301
-
-
-class Served(NNsight):
-    def __init__(self, engine):
-        super().__init__(engine.modules[0])
-        self.__dict__["engine"] = engine
-
-    def trace(self, *inputs, **kwargs):
-        return EngineTracer(self, self, inputs, kwargs, self.__dict__["engine"])
 
 
 @pytest.fixture

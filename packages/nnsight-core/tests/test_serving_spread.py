@@ -8,30 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from toy_engine import Served, ToyEngine
+from two_ranks import Halves, Meeting, OneRank, Summed
 
 import nnsight
-from nnsight import NNsight, RanksError
-from nnsight.plugin import SpreadForwards, tree_map
+from nnsight import RanksError
+from nnsight.plugin import SpreadForwards
 
 #: Where each rank has half of a value, along its last dimension.
 SPREAD = {("model.up", "output"), ("model.act", "input"), ("model.act", "output"), ("model.down", "input")}
-
-
-class Meeting:
-    """What two threads exchange."""
-
-    def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=20)
-        self.brought = [None, None]
-        self.count = 0
-
-    def all(self, rank, value):
-        self.brought[rank] = value
-        self.count += rank
-        self.barrier.wait()
-        found = list(self.brought)
-        self.barrier.wait()
-        return found
 
 
 class Whole(torch.nn.Module):
@@ -44,23 +28,11 @@ class Whole(torch.nn.Module):
         return x + self.down(self.act(self.up(x)))
 
 
-class Summed(torch.nn.Module):
-    """A linear layer of which each rank has a part of the inputs."""
-
-    def __init__(self, weight, rank, meeting):
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight)
-        self.rank, self.meeting = rank, meeting
-
-    def forward(self, x):
-        return sum(self.meeting.all(self.rank, x @ self.weight.T))
-
-
-class Rank:
+class Rank(Halves):
     """One rank: how values lie there, and how it talks to the other."""
 
     def __init__(self, rank, meeting):
-        self.rank, self.meeting = rank, meeting
+        super().__init__(rank, meeting, SPREAD)
 
     def compare(self, message):
         told = self.meeting.all(self.rank, message)
@@ -69,14 +41,7 @@ class Rank:
     def gather(self, path, stage, value):
         if path == "model.act.source.torch_tanh_0":
             raise RanksError("who knows how this is spread")
-        if (path, stage) not in SPREAD:
-            return value
-        return tree_map(lambda part: torch.cat(self.meeting.all(self.rank, part), -1), value)
-
-    def split(self, path, stage, value, local):
-        if (path, stage) not in SPREAD:
-            return value
-        return tree_map(lambda whole: whole.chunk(2, -1)[self.rank], value)
+        return super().gather(path, stage, value)
 
     def read(self, path, value):
         if not isinstance(value, torch.nn.Parameter):
@@ -88,15 +53,6 @@ class Rank:
 
     def assign(self, path, old, new):
         raise RanksError("not in an engine")
-
-
-class OneRank(NNsight):
-    def __init__(self, module, sharding):
-        self.__dict__["given"] = sharding
-        super().__init__(module)
-
-    def _shard(self, module):
-        return self.__dict__["given"]
 
 
 class TwoRanks:

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from two_ranks import Halves, Meeting, OneRank, Summed
 
 from nnsight import NNsight, RanksError, ScanError
 from nnsight._core import lockstep
-from nnsight.plugin import Lockstep, Sharding, fingerprint, leaves, tree_map
+from nnsight.plugin import Lockstep, Sharding, fingerprint, leaves
 
 X = torch.rand(3, 4, generator=torch.Generator().manual_seed(2))
 
@@ -19,51 +20,18 @@ X = torch.rand(3, 4, generator=torch.Generator().manual_seed(2))
 SPREAD = {("model.0", "output"), ("model.1", "input"), ("model.1", "output"), ("model.2", "input")}
 
 
-class Meeting:
-    """What two threads exchange."""
-
-    def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=20)
-        self.brought = [None, None]
-
-    def all(self, rank, value):
-        self.brought[rank] = value
-        self.barrier.wait()
-        found = list(self.brought)
-        self.barrier.wait()
-        return found
-
-
-class Summed(torch.nn.Module):
-    """A linear layer of which each rank has a part of the inputs."""
-
-    def __init__(self, weight, rank, meeting):
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight)
-        self.rank, self.meeting = rank, meeting
-
-    def forward(self, x):
-        return sum(self.meeting.all(self.rank, x @ self.weight.T))
-
-
-class Halves:
+class Network(Halves):
     """How the values of the network lie on two ranks."""
 
     def __init__(self, rank, meeting, store):
-        self.rank, self.meeting = rank, meeting
+        super().__init__(rank, meeting, SPREAD)
         self.lockstep = Lockstep(store, rank, 2, "test", patience=10)
         self.gathered = []
 
     def gather(self, path, stage, value):
-        if (path, stage) not in SPREAD:
-            return value
-        self.gathered.append(f"{path}.{stage}")
-        return tree_map(lambda part: torch.cat(self.meeting.all(self.rank, part), -1), value)
-
-    def split(self, path, stage, value, local):
-        if (path, stage) not in SPREAD:
-            return value
-        return tree_map(lambda whole: whole.chunk(2, -1)[self.rank], value)
+        if (path, stage) in SPREAD:
+            self.gathered.append(f"{path}.{stage}")
+        return super().gather(path, stage, value)
 
     def read(self, path, value):
         if not isinstance(value, torch.nn.Parameter):
@@ -74,17 +42,6 @@ class Halves:
         if not isinstance(new, torch.nn.Parameter):
             return new
         return torch.nn.Parameter(new.detach().chunk(2, 1 if ".2." in path else 0)[self.rank])
-
-
-class Spread(NNsight):
-    """The network as one rank has it."""
-
-    def __init__(self, module, sharding):
-        self.__dict__["given"] = sharding
-        super().__init__(module)
-
-    def _shard(self, module):
-        return self.__dict__["given"]
 
 
 def network():
@@ -102,7 +59,7 @@ def on_both(block, x=X):
         part = torch.nn.Linear(4, 3, bias=False)
         part.weight = torch.nn.Parameter(first[rank])
         module = torch.nn.Sequential(part, torch.nn.ReLU(), Summed(last[rank], rank, meeting))
-        model = Spread(module, Halves(rank, meeting, store))
+        model = OneRank(module, Network(rank, meeting, store))
         ready.wait()
         with torch.no_grad():
             try:
@@ -127,7 +84,7 @@ def equal_to_whole(block):
 
 
 def test_the_toy_keeps_the_protocol():
-    assert isinstance(Halves(0, Meeting(), torch.distributed.HashStore()), Sharding)
+    assert isinstance(Network(0, Meeting(), torch.distributed.HashStore()), Sharding)
 
 
 def test_values_are_read_whole():

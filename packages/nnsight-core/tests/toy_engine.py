@@ -92,15 +92,18 @@ class ToyEngine:
             where[runs[n]] = (at, len(rows[n]))
             at += len(rows[n])
         self.batches.append(at)
-        with self.forwards.forward(where, PlainLayout(at)):
-            if self.curious:
-                with self.forwards.aside():
-                    self.module(torch.ones(2, rows[0].shape[1]))
-            out = self.module(torch.cat([rows[n] for n in taking_part]))
+        out = self._compute(where, torch.cat([rows[n] for n in taking_part]))
         ends = [start + count - 1 for start, count in where.values()]
         for n, end in zip(taking_part, ends):
             rows[n] = out[end : end + 1].clone()
         out.fill_(float("nan"))
+
+    def _compute(self, where: dict[Any, tuple[int, int]], x: torch.Tensor) -> torch.Tensor:
+        with self.forwards.forward(where, PlainLayout(len(x))):
+            if self.curious:
+                with self.forwards.aside():
+                    self.module(torch.ones(2, x.shape[1]))
+            return self.module(x)
 
 
 class Served(NNsight):
