@@ -50,6 +50,13 @@ def qwen3() -> Any:
     return transformers.Qwen3ForCausalLM, config
 
 
+def endless(folder: Path, made: Any) -> Any:
+    """Do as `save`, and return a model that generates on behind the end of a text, as `ignore_eos=True` has an engine do."""
+    model = save(folder, made)
+    model.generation_config.eos_token_id = None
+    return model
+
+
 def save(folder: Path, made: Any) -> Any:
     """Write a model and its tokenizer into a folder, and return the model."""
     cls, config = made

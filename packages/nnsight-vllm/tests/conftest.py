@@ -17,17 +17,6 @@ import pytest
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-#: Small, so that prompts are many beside one another, and roomy, so that they need not wait. What vLLM computes in parts of
-#: 32 on a CPU is exact there.
-OPTIONS: dict[str, Any] = {
-    "dtype": "float32",
-    "max_model_len": 256,
-    "max_num_batched_tokens": 512,
-    "max_num_seqs": 16,
-    "block_size": 32,
-    "num_gpu_blocks_override": 80,
-}
-
 
 class Pair(NamedTuple):
     """A model as it is served, and the same weights in transformers: the oracle."""
@@ -42,13 +31,13 @@ class Pair(NamedTuple):
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
     """Make a checkpoint and an engine that serves it: `pair("llama", max_num_seqs=2)`."""
     import checkpoints
+    from engines import OPTIONS
 
     from nnsight import VLLM
 
     def make(kind: str, **options: Any) -> Pair:
         folder = tmp_path_factory.mktemp(kind)
-        plain = checkpoints.save(folder, getattr(checkpoints, kind)())
-        plain.generation_config.eos_token_id = None  # as `ignore_eos=True`, which the tests give to the engine
+        plain = checkpoints.endless(folder, getattr(checkpoints, kind)())
         return Pair(VLLM(str(folder), **{**OPTIONS, **options}), plain, folder)
 
     return make

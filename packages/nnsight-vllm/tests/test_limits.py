@@ -5,7 +5,7 @@ from __future__ import annotations
 import checkpoints
 import pytest
 import torch
-from conftest import OPTIONS
+from engines import OPTIONS
 from families import Family
 
 import nnsight

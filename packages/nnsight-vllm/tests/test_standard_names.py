@@ -13,7 +13,7 @@ import checkpoints
 import pytest
 import torch
 import transformers
-from conftest import OPTIONS
+from engines import OPTIONS
 from families import FAMILIES
 
 import nnsight

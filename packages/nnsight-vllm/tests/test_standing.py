@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
+from plain_tokens import hooked, tokens_of
 
 import nnsight
 from nnsight_vllm.errors import PromptTooLongError, StandingError
@@ -35,24 +34,9 @@ def nothing_stays(gpt2):
         gpt2.served.uninstall(name)
 
 
-@contextmanager
-def hooked(module, change):
-    handle = module.register_forward_hook(lambda module, args, output: change(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def tokens_of(plain, prompt, count=5):
-    ids = torch.tensor([prompt])
-    out = plain.generate(ids, max_new_tokens=count, do_sample=False, attention_mask=torch.ones_like(ids))
-    return out[0, len(prompt) :].tolist()
-
-
 def wanted(gpt2, vector):
     with hooked(gpt2.plain.transformer.h[1], lambda output: output + vector):
-        return [tokens_of(gpt2.plain, prompt) for prompt in PROMPTS]
+        return [tokens_of(gpt2.plain, prompt, 5) for prompt in PROMPTS]
 
 
 def given(outputs):
@@ -62,7 +46,7 @@ def given(outputs):
 def test_requests_that_ask_for_an_edit_have_it_in_every_step_and_others_do_not(gpt2, steered, vector):
     model = gpt2.served
     model.install("calm", steered)
-    with_it, without = wanted(gpt2, vector), [tokens_of(gpt2.plain, prompt) for prompt in PROMPTS]
+    with_it, without = wanted(gpt2, vector), [tokens_of(gpt2.plain, prompt, 5) for prompt in PROMPTS]
     assert with_it != without
     with model.trace() as tracer:
         got = nnsight.save([None] * 6)
@@ -103,7 +87,7 @@ def test_edits_are_made_in_the_order_in_which_they_are_asked_for(gpt2, vector):
         (["doubled", "moved"], lambda output: output * 2 + vector),
     ):
         with hooked(gpt2.plain.transformer.h[1], change):
-            plain = tokens_of(gpt2.plain, PROMPTS[0])
+            plain = tokens_of(gpt2.plain, PROMPTS[0], 5)
         assert given(model.generate([PROMPTS[0]], standing=names, **GREEDY)) == [plain]
 
 
@@ -113,8 +97,8 @@ def test_what_is_computed_of_a_prompt_is_shared_with_requests_of_the_same_tokenw
 ):
     model, prompt = gpt2.served, [list(range(10, 90))]
     with hooked(gpt2.plain.transformer.h[1], lambda output: output + vector):
-        moved = [tokens_of(gpt2.plain, prompt[0])]
-    plain = [tokens_of(gpt2.plain, prompt[0])]
+        moved = [tokens_of(gpt2.plain, prompt[0], 5)]
+    plain = [tokens_of(gpt2.plain, prompt[0], 5)]
     assert given(model.generate(prompt, **GREEDY)) == plain  # now its prefix is in the cache
     assert model.generate(prompt, **GREEDY)[0].num_cached_tokens
     model.install("calm", steered, tokenwise=tokenwise)
@@ -128,7 +112,7 @@ def test_what_is_computed_of_a_prompt_is_shared_with_requests_of_the_same_tokenw
         model.transformer.h[1].output[:] -= vector
     model.install("calm", other, tokenwise=tokenwise)
     with hooked(gpt2.plain.transformer.h[1], lambda output: output - vector):
-        assert given(model.generate(prompt, standing="calm", **GREEDY)) == [tokens_of(gpt2.plain, prompt[0])]
+        assert given(model.generate(prompt, standing="calm", **GREEDY)) == [tokens_of(gpt2.plain, prompt[0], 5)]
     assert given(model.generate(prompt, **GREEDY)) == plain
 
 
@@ -138,7 +122,7 @@ def test_several_samples_of_one_request_all_have_its_edit(gpt2, steered, vector)
     sampling = {"n": 3, "top_k": 1, "max_tokens": 5, "ignore_eos": True}
     (output,) = model.generate([PROMPTS[2]], standing="calm", **sampling)
     with hooked(gpt2.plain.transformer.h[1], lambda output: output + vector):
-        plain = tokens_of(gpt2.plain, PROMPTS[2])
+        plain = tokens_of(gpt2.plain, PROMPTS[2], 5)
     assert [list(one.token_ids) for one in output.outputs] == [plain] * 3
 
 
@@ -154,7 +138,7 @@ def test_an_error_of_an_edit_ends_its_own_request_with_its_type_and_line(gpt2):
     with pytest.raises(LookupError, match="too short"):
         with model.trace(PROMPTS[0], standing="broken", **GREEDY):
             model.logits.output.save()
-    assert given(model.generate(PROMPTS, **GREEDY)) == [tokens_of(gpt2.plain, prompt) for prompt in PROMPTS]
+    assert given(model.generate(PROMPTS, **GREEDY)) == [tokens_of(gpt2.plain, prompt, 5) for prompt in PROMPTS]
 
 
 def test_a_name_that_is_not_installed_is_refused_before_the_request_is_made(gpt2, steered):
@@ -190,7 +174,7 @@ def test_a_prompt_that_an_edit_could_not_see_whole_is_refused(gpt2, steered, vec
     with pytest.raises(PromptTooLongError, match="150 tokens, and the engine takes 64"):
         narrow.generate(prompt, standing="whole", **GREEDY)
     with hooked(gpt2.plain.transformer.h[1], lambda output: output + vector):
-        plain = tokens_of(gpt2.plain, prompt)
+        plain = tokens_of(gpt2.plain, prompt, 5)
     assert given([narrow.generate(prompt, standing="rows", **GREEDY)]) == [plain]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import OPTIONS
+from engines import OPTIONS
 
 from nnsight import VLLM, NNsightError
 from nnsight_vllm import taps

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 
-import checkpoints
+import engines
 import pytest
 import torch
 from vllm.v1.engine import utils
@@ -18,27 +18,8 @@ import nnsight
 from nnsight import VLLM, NNsightError
 from nnsight_vllm.errors import DeadEngineError
 
-OPTIONS = {
-    "dtype": "float32",
-    "max_model_len": 256,
-    "max_num_batched_tokens": 512,
-    "max_num_seqs": 32,
-    "block_size": 32,
-    "num_gpu_blocks_override": 160,
-}
+OPTIONS = {**engines.OPTIONS, "max_num_seqs": 32, "num_gpu_blocks_override": 160}
 GREEDY = {"temperature": 0, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("llama")
-
-
-@pytest.fixture(scope="module")
-def plain(folder):
-    plain = checkpoints.save(folder, checkpoints.llama())
-    plain.generation_config.eos_token_id = None
-    return plain
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
-import checkpoints
 import httpx
 import openai
 import pytest
 import torch
+from plain_tokens import hooked, tokens_of
 
 from nnsight_vllm.model import VLLM
 
@@ -28,15 +27,8 @@ GREEDY = {"temperature": 0, "max_tokens": 6, "extra_body": {"ignore_eos": True, 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("gpt2")
-
-
-@pytest.fixture(scope="module")
-def plain(folder):
-    plain = checkpoints.save(folder, checkpoints.gpt2())
-    plain.generation_config.eos_token_id = None
-    return plain
+def kind():
+    return "gpt2"
 
 
 @pytest.fixture(scope="module")
@@ -130,30 +122,15 @@ def complete(client, prompt, *names):
     return client.completions.create(model="tiny", prompt=prompt, **asking(*names)).choices[0].token_ids
 
 
-@contextmanager
-def hooked(module, change):
-    handle = module.register_forward_hook(lambda module, args, output: change(output))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def tokens_of(plain, prompt, count=6):
-    ids = torch.tensor([prompt])
-    out = plain.generate(ids, max_new_tokens=count, do_sample=False, attention_mask=torch.ones_like(ids))
-    return out[0, len(prompt) :].tolist()
-
-
 @pytest.fixture(scope="module")
 def calm(plain, vector):
     with hooked(plain.transformer.h[1], lambda output: output + vector):
-        return [tokens_of(plain, prompt) for prompt in PROMPTS]
+        return [tokens_of(plain, prompt, 6) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
 def unsteered(plain):
-    return [tokens_of(plain, prompt) for prompt in PROMPTS]
+    return [tokens_of(plain, prompt, 6) for prompt in PROMPTS]
 
 
 def test_requests_that_name_an_edit_have_it_and_those_beside_them_do_not(client, calm, unsteered):
@@ -177,7 +154,7 @@ def test_a_chat_can_have_an_edit(client, plain, vector):
     )
     assert answer.prompt_token_ids == [7, 13, 31]
     with hooked(plain.transformer.h[1], lambda output: output + vector):
-        assert answer.choices[0].token_ids == tokens_of(plain, answer.prompt_token_ids)
+        assert answer.choices[0].token_ids == tokens_of(plain, answer.prompt_token_ids, 6)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -209,7 +186,7 @@ def test_edits_are_installed_and_removed_while_the_server_runs(address, client, 
                 "wild",
             ]
             with hooked(plain.transformer.h[2], lambda output: output * -2):
-                wanted = [tokens_of(plain, prompt) for prompt in PROMPTS]
+                wanted = [tokens_of(plain, prompt, 6) for prompt in PROMPTS]
             assert wanted != unsteered
             assert [complete(client, prompt) for prompt in PROMPTS] == wanted
         finally:
@@ -251,4 +228,4 @@ def test_a_prompt_that_an_edit_could_not_see_whole_is_a_bad_request(client, plai
     with pytest.raises(openai.BadRequestError, match="150 tokens, and the engine takes 128 in one step"):
         complete(client, prompt, "calm")
     with hooked(plain.transformer.h[1], lambda output: output + vector):
-        assert complete(client, prompt, "rows") == tokens_of(plain, prompt)
+        assert complete(client, prompt, "rows") == tokens_of(plain, prompt, 6)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import checkpoints
 import pytest
 import torch
 
@@ -52,17 +51,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    plain = checkpoints.save(folder, checkpoints.llama())
-    plain.generation_config.eos_token_id = None
-    return plain, folder
-
-
 @pytest.mark.timeout(400)  # three processes, each of which imports vLLM
-def test_a_program_that_ends_takes_its_engine_along_and_what_it_saw_is_what_transformers_gives(plain, tmp_path):
-    model, folder = plain
+def test_a_program_that_ends_takes_its_engine_along_and_what_it_saw_is_what_transformers_gives(plain, folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
@@ -74,13 +64,13 @@ def test_a_program_that_ends_takes_its_engine_along_and_what_it_saw_is_what_tran
     assert "EngineDeadError" not in ended.stdout + ended.stderr
     said = json.loads(ended.stdout.strip().splitlines()[-1])
     seen = []
-    hook = model.model.layers[2].register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    hook = plain.model.layers[2].register_forward_hook(lambda module, args, out: seen.append(out[0]))
     for number, ids in enumerate(([5, 6, 7], [60])):
         ids = torch.tensor([ids])
         with torch.no_grad():
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+            out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
             seen.clear()
-            model(out[:, :-1])
+            plain(out[:, :-1])
         hidden, tokens = said["seen"][str(number)]
         torch.testing.assert_close(
             torch.tensor([row for step in hidden for row in step]), seen[0], atol=1e-4, rtol=1e-4

@@ -20,18 +20,6 @@ PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [number % 80 + 4 for number in range(60)]]
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("llama")
-
-
-@pytest.fixture(scope="module")
-def plain(folder):
-    plain = checkpoints.save(folder, checkpoints.llama())
-    plain.generation_config.eos_token_id = None
-    return plain
-
-
 @contextmanager
 def spread(folder):
     """An engine in two processes, forks of this one, which has imported all that takes long to import."""
@@ -326,8 +314,7 @@ def test_standing_edits_are_on_every_stage(model, plain, vector):
 
 
 def test_modules_that_a_model_has_on_stages_that_do_not_use_them(tmp_path):
-    plain = checkpoints.save(tmp_path, checkpoints.gpt2())  # whose embeddings and last norm are on both
-    plain.generation_config.eos_token_id = None
+    plain = checkpoints.endless(tmp_path, checkpoints.gpt2())  # whose embeddings and last norm are on both
     prompt, own = PROMPTS[0], plain.transformer
     with spread(tmp_path) as model:
         parts = model.transformer

@@ -20,7 +20,7 @@ IDS = [5, 17, 33, 60, 21]
 
 @pytest.fixture(scope="module")
 def server(llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from conftest import OPTIONS
+    from engines import OPTIONS
 
     store = tmp_path_factory.mktemp("served") / "store"
     with serving(store, f"tiny={llama.folder}", {**OPTIONS, "turn_seconds": 5}) as server:
@@ -206,8 +206,8 @@ def test_a_job_that_takes_longer_than_its_user_may_is_ended(llama, server):
                     model.logits.output  # noqa: B018
 
 
-def test_what_only_whoever_runs_the_server_may_do_is_refused(llama, there):
-    model = llama.served
+def test_what_only_whoever_runs_the_server_may_do_is_refused(llama, there, tmp_path):
+    model, mine = llama.served, str(tmp_path / "left-behind")
     with pytest.raises(NNsightError, match="for all of its users"):
         with model.session(backend=there):
             model.uninstall("calm")
@@ -216,7 +216,7 @@ def test_what_only_whoever_runs_the_server_may_do_is_refused(llama, there):
     with pytest.raises(PermissionError):
         with model.trace(IDS, max_tokens=1, backend=there):
             model.logits.output  # noqa: B018
-            open("/tmp/left-behind", "w")  # noqa: SIM115
+            open(mine, "w")  # noqa: SIM115
     with pytest.raises(ImportError, match="subprocess"):
         with model.trace(IDS, max_tokens=1, backend=there):
             model.logits.output  # noqa: B018

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import checkpoints
+import engines
 import pytest
 import torch
 from vllm.v1.executor import multiproc_executor
@@ -15,14 +16,7 @@ import nnsight
 from nnsight import VLLM, NNsightError, RanksError
 from nnsight.plugin import leaves
 
-OPTIONS = {
-    "dtype": "float32",
-    "max_model_len": 256,
-    "max_num_batched_tokens": 256,
-    "max_num_seqs": 16,
-    "block_size": 32,
-    "num_gpu_blocks_override": 40,
-}
+OPTIONS = {**engines.OPTIONS, "max_num_batched_tokens": 256, "num_gpu_blocks_override": 40}
 SPREAD = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 GREEDY = {"temperature": 0, "ignore_eos": True}
 PROMPT = list(range(5, 12))
@@ -42,8 +36,7 @@ class Both:
     """A model in two processes and in one."""
 
     def __init__(self, folder, made, **options):
-        self.plain = checkpoints.save(folder, made)
-        self.plain.generation_config.eos_token_id = None
+        self.plain = checkpoints.endless(folder, made)
         self.one = VLLM(str(folder), **OPTIONS)
         self.two = VLLM(str(folder), **OPTIONS, **SPREAD, turn_seconds=3, **options)
 
