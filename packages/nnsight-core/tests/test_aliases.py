@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fresh_python import in_fresh_python
 
 import nnsight
 from nnsight._core import aliases, legacy
@@ -53,13 +53,13 @@ assert "nnsight._core.legacy" in sys.modules
 import nnsight.intervention.envoy
 assert nnsight.intervention.__path__ == [] and not hasattr(nnsight.intervention.envoy, "__path__")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = in_fresh_python(code)
     assert done.returncode == 0, done.stderr
 
 
 def test_modules_of_an_old_package_are_found_without_importing_them_first():
     code = "import nnsight; print(nnsight.intervention.tracing.globals.Globals.cache.clear())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = in_fresh_python(code)
     assert done.stdout.strip() == "None", done.stderr
 
 

@@ -186,6 +186,7 @@ def test_each_item_of_each_with_is_found():
 def test_each_item_is_found_without_columns(tmp_path):
     script = f"""
     import sys
+    import here
     sys.path.insert(0, {str(Path(__file__).parent)!r})
     import test_blocks
     test_blocks.check_places()

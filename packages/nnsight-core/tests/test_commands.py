@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from fresh_python import in_fresh_python
 
 import nnsight
 from nnsight._core import commands, directory, plugins
@@ -71,13 +67,7 @@ def test_it_lists_plugins_and_the_version(offering, capsys):
 
 
 def test_it_runs_as_a_module_too():
-    source = Path(nnsight.__file__).parents[1]
-    path = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "nnsight", "--version"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": path},
+    done = in_fresh_python(
+        "import runpy; runpy.run_module('nnsight', run_name='__main__', alter_sys=True)", "--version"
     )
     assert (done.returncode, done.stdout.split()) == (0, ["nnsight-core", nnsight.__version__]), done.stderr

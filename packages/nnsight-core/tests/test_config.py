@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from block_contexts import ROOT, stub
 
 from nnsight._core.config import Config
 from nnsight._core.errors import ConfigError, NNsightError, NNsightWarning
@@ -106,13 +108,20 @@ def test_only_what_was_set_is_written(file):
 def test_another_real_process_sees_it(folder):
     config = quiet_config()
     config.set_default_api_key("KEY-1")
-    code = "from nnsight._core.config import CONFIG; print(CONFIG.API.APIKEY, CONFIG.APP.DEBUG, CONFIG.APP.PYMOUNT)"
+    # Without `nnsight`'s own `__init__`, which would import torch.
+    code = f"""
+import sys, types
+{inspect.getsource(stub)}
+stub({ROOT!r})
+from nnsight._core.config import CONFIG
+print(CONFIG.API.APIKEY, CONFIG.APP.DEBUG, CONFIG.APP.PYMOUNT, "torch" in sys.modules)
+"""
     # `python -d` stands for debugging; the program's own -d and --debug do not.
     for options, debug in ([], "False"), (["-d"], "True"):
         done = subprocess.run(
             [sys.executable, *options, "-c", code, "-d", "--debug"], capture_output=True, text=True, timeout=120
         )
-        assert done.stdout.split() == ["KEY-1", debug, "True"], done.stderr
+        assert done.stdout.split() == ["KEY-1", debug, "True", "False"], done.stderr
     assert "DEBUG" not in json.loads(config.path.read_text())["APP"]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_python import in_fresh_python
 
 import nnsight
 
@@ -92,15 +92,22 @@ def unit(path: Path) -> str:
     return path.relative_to(CORE).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
     """Each import that runs, and whether only when a function does; those for the type checker are no imports."""
+    return list(_imports(parsed(path), False))
+
+
+def _imports(tree: ast.AST, late: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.expr):
+            continue  # no statement stands in an expression
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             yield node, late
-        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        yield from imports(node, late or function)
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        yield from _imports(node, late or function)
 
 
 def modules_of(node: ast.Import | ast.ImportFrom, path: Path) -> list[str]:
@@ -120,7 +127,7 @@ def arrows() -> Iterator[tuple[str, str, bool, str]]:
     for path in files():
         if CORE not in path.parents or path.name == "__init__.py" and path.parent == CORE:
             continue
-        for node, late in imports(parsed(path)):
+        for node, late in imports(path):
             for name in modules_of(node, path):
                 if name.startswith("nnsight._core."):
                     target = name.split(".")[2]
@@ -168,7 +175,7 @@ def test_one_file_imports_greenlet() -> None:
     users = [
         str(path.relative_to(ROOT))
         for path in files()
-        for node, _ in imports(parsed(path))
+        for node, _ in imports(path)
         if any(name.split(".")[0] == "greenlet" for name in modules_of(node, path))
     ]
     assert users == ["_core/turns.py"]
@@ -179,7 +186,7 @@ def test_torch_and_pickle_are_no_part_of_the_wire_but_for_tensors() -> None:
         path.name: name
         for path in files()
         if path.parent == CORE / "wire"
-        for node, _ in imports(parsed(path))
+        for node, _ in imports(path)
         for name in modules_of(node, path)
         if name.split(".")[0] in ("torch", "numpy", "pickle", "marshal")
     }
@@ -191,7 +198,7 @@ def test_the_core_imports_what_it_declares() -> None:
         name.split(".")[0]
         for path in files()
         if "testing" not in path.relative_to(ROOT).parts
-        for node, _ in imports(parsed(path))
+        for node, _ in imports(path)
         for name in modules_of(node, path)
     } - {"nnsight"}
     assert {name for name in foreign if name not in sys.stdlib_module_names} <= DEPENDENCIES
@@ -217,7 +224,7 @@ import nnsight
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new - set(sys.stdlib_module_names)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = in_fresh_python(code)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) <= {"nnsight", "greenlet", "platformdirs"}
 

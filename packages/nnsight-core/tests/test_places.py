@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import io
-import os
 import pdb
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_python import in_fresh_python
 from torch import nn
 
 import nnsight
@@ -87,15 +87,11 @@ assert traced(x) == 4
 
 @pytest.fixture(scope="module")
 def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Every interpreter that the tests below look at, begun at once: most of their time goes into importing torch."""
-    pytest.importorskip("coverage")
+    """The interpreters that the tests below look at, begun at once: most of their time goes into importing torch."""
     folder = tmp_path_factory.mktemp("places")
-    covered = folder / "covered.py"
-    covered.write_text(PROGRAM + COVERED)
     commands = {
         "command line": ["-d", "-c", PROGRAM + CAPTURED],
         "stdin": ["-"],
-        "coverage": ["-m", "coverage", "run", f"--data-file={folder / 'data'}", str(covered)],
     }
     started = {
         name: subprocess.Popen(
@@ -105,7 +101,6 @@ def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "COVERAGE_CORE": "ctrace"},
         )
         for name, command in commands.items()
     }
@@ -134,16 +129,18 @@ except nnsight.SourceError as error:
     assert (out, interpreters["stdin"].returncode) == ("told\n", 0), error
 
 
-def test_coverage_sees_every_line(interpreters: dict[str, subprocess.Popen[str]]) -> None:
+def test_coverage_sees_every_line(tmp_path: Path) -> None:
     coverage = pytest.importorskip("coverage")
-    process = interpreters["coverage"]
-    _, error = process.communicate(timeout=100)
-    assert process.returncode == 0, error
-    folder = Path(process.args[-1]).parent  # type: ignore[index, arg-type]
-    report = coverage.Coverage(data_file=str(folder / "data"))
+    covered, data = tmp_path / "covered.py", str(tmp_path / "data")
+    covered.write_text(PROGRAM + COVERED)
+    # What `python -m coverage` does.
+    code = "import sys; from coverage.cmdline import main; sys.exit(main(sys.argv[1:]))"
+    done = in_fresh_python(code, "run", f"--data-file={data}", str(covered), folder=tmp_path, COVERAGE_CORE="ctrace")
+    assert done.returncode == 0, done.stderr
+    report = coverage.Coverage(data_file=data)
     report.load()
-    _, lines, missing, _ = report.analysis(str(folder / "covered.py"))
-    text = (folder / "covered.py").read_text().splitlines()
+    _, lines, missing, _ = report.analysis(str(covered))
+    text = covered.read_text().splitlines()
     assert len(lines) > 25
     assert [text[number - 1].strip() for number in missing] == []
 

@@ -6,7 +6,6 @@ import ast
 import importlib.metadata
 import json
 import re
-import subprocess
 import sys
 import textwrap
 import threading
@@ -15,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from fresh_python import in_fresh_python
 
 import nnsight
 import nnsight._version as _version
@@ -98,7 +98,7 @@ def test_importing_nnsight_looks_for_no_plugin():
         plugins = sys.modules.get("nnsight._core.plugins")
         assert plugins is None or plugins._plugins is None, "plugins were searched for"
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    done = in_fresh_python(textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
 
 

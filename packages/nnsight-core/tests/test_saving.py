@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from core_toys import Toy, rows, seeded
+from fresh_python import in_fresh_python
 
 import nnsight
 from nnsight import CONFIG, NNsight, NNsightError, NoTraceError, SaveOutsideTraceError
@@ -156,13 +155,7 @@ def test_mounting_changes_no_other_attribute() -> None:
 
 def test_the_environment_can_say_no(tmp_path: Any) -> None:
     code = "import nnsight; assert not hasattr([], 'save'); nnsight.CONFIG.APP.PYMOUNT = True; assert [].save"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={"NNSIGHT_APP_PYMOUNT": "0", "NNSIGHT_CONFIG_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)},
-    )
+    done = in_fresh_python(code, NNSIGHT_APP_PYMOUNT="0", NNSIGHT_CONFIG_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
 
 

@@ -268,16 +268,17 @@ def test_operations_of_a_users_model_in_another_interpreter(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     layers_w = importlib.import_module("layers_w")
     model, x = NNsight(layers_w.Whole()), torch.linspace(-1, 1, 8).reshape(2, 4)
-    with model.trace(x, remote="local"):
-        activated = model.layer.source.self_scaled_0.source.gelu_0.output.save()
-        model.layer.source.squashed_0.source.torch_tanh_0.output *= 2
-        got = [activated, model.layer.output, model.output]
-        got.save()
+    with model.session(remote="local"):
+        with model.trace(x):
+            activated = model.layer.source.self_scaled_0.source.gelu_0.output.save()
+            model.layer.source.squashed_0.source.torch_tanh_0.output *= 2
+            got = [activated, model.layer.output, model.output]
+            got.save()
+        with model.trace(x):
+            before = model.source.torch_sin_0.input.save()
     inner = torch.nn.functional.gelu(model.layer._module.linear(x))
     layer = torch.relu(torch.tanh(inner * 2**0.5) * 2) * 2**0.5
     for one, other in zip(got, [inner, layer, torch.sin(layer) + 1], strict=True):
         torch.testing.assert_close(one, other)
-    with model.trace(x, remote="local"):
-        before = model.source.torch_sin_0.input.save()
     torch.testing.assert_close(before, layers_w.squashed(model.layer._module.scaled(model.layer._module.linear(x))))
     del sys.modules["layers_w"]
