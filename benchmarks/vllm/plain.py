@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import transformers
 
 REQUESTS, TOKENS, LONG = 32, 64, 512
 _VOCABULARY = 96
+#: How often a long prompt is run in a round.
+_AGAIN = 10
 
 
 class Setting:
@@ -19,8 +23,6 @@ class Setting:
     Args:
         folder: where the checkpoint is written.
     """
-
-    tokens = REQUESTS * TOKENS
 
     def __init__(self, folder: Path) -> None:
         from vllm.engine.arg_utils import EngineArgs
@@ -72,6 +74,53 @@ class Setting:
             done += [output for output in engine.step() if output.finished]
         done.sort(key=lambda output: int(output.request_id.split("-")[1]))
         return [list(output.outputs[0].token_ids) for output in done]
+
+    @property
+    def served(self) -> Any:
+        """vLLM's engine behind the model of ours."""
+        return self.model.__dict__["_engine"].engine
+
+    def beside_vllm(self, work: Callable[[], object]) -> tuple[float, float]:
+        """Run all requests without nnsight and `work` on the engine of ours, a step of one after a step of the other.
+
+        Returns:
+            The seconds of processor time that `work` took, and that it took without nnsight.
+        """
+        clock, step = time.process_time, self.served.step
+        start = clock()
+        for prompt in self.prompts:
+            self.add(self.engine, prompt)
+        plain = clock() - start
+
+        def both() -> Any:
+            nonlocal plain
+            start = clock()
+            self.engine.step()
+            plain += clock() - start
+            return step()
+
+        self.served.step = both
+        start, before = clock(), plain
+        try:
+            work()
+        finally:
+            del self.served.step
+        mine = clock() - start - (plain - before)
+        start = clock()
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+        return mine, plain + clock() - start
+
+    def beside_transformers(self, work: Callable[[], object]) -> tuple[float, float]:
+        """Run the long prompt in transformers and `work`, one after the other, some times; return what `beside_vllm` does."""
+        clock, mine, plain = time.process_time, 0.0, 0.0
+        for _ in range(_AGAIN):
+            start = clock()
+            self.hidden_states()
+            between = clock()
+            work()
+            plain, mine = plain + between - start, mine + clock() - between
+        return mine, plain
 
     def hidden_states(self) -> tuple[torch.Tensor, ...]:
         """Run the long prompt in transformers, and return what all layers gave, each [1, tokens, size]."""

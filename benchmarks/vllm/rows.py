@@ -20,7 +20,7 @@ class Row(NamedTuple):
         right: says whether what it gave is right.
         target: what must be reached: at least this of plain vLLM's speed, or if `at_most`, at most this times as long.
         peer: what nnsight 0.8.1 reaches, as far as it can do it: measured once, on another machine.
-        against: the method of the setting that is timed beside it.
+        against: the method of the setting that times it beside something else.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     right: Callable[[Setting, Any], bool]
     target: float
     peer: float | None = None
-    against: str = "vllm"
+    against: str = "beside_vllm"
     at_most: bool = False
 
     def check(self, setting: Setting) -> None:
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 def untraced(setting: Setting) -> Any:
     """All requests, on an engine that could be looked into."""
-    return setting.vllm(setting.model.__dict__["_engine"].engine)
+    return setting.vllm(setting.served)
 
 
 def steered(setting: Setting) -> Any:
@@ -80,7 +80,7 @@ def one_of_all(setting: Setting) -> Any:
     """What a layer gives to one request at every step; all others are plain."""
     model = setting.model
     for prompt in setting.prompts[1:]:
-        setting.add(model.__dict__["_engine"].engine, prompt)
+        setting.add(setting.served, prompt)
     with model.trace(setting.prompts[0], **setting.sampling) as tracer:
         kept = nnsight.save([])
         for _ in tracer.iter[:]:
@@ -126,5 +126,7 @@ ROWS = [
     Row("every request saves one layer at every step", saving, _steps_are_kept, 0.92, 0.40),
     Row("every request reads logits once", reading, _logits_are_right, 0.97, 0.76),
     Row("one traced request among 31 plain ones", one_of_all, _steps_are_kept, 0.98),
-    Row("all layers of 512 tokens / transformers", all_layers, _layers_are_right, 1.5, None, "hidden_states", True),
+    Row(
+        "all layers of 512 tokens / transformers", all_layers, _layers_are_right, 1.5, None, "beside_transformers", True
+    ),
 ]

@@ -119,7 +119,8 @@ class ServedModel(NNsight):
 
     def _pass(self, name: str, value: Any) -> Any:
         """Let a value pass through one of these places, and return what the bodies made of it."""
-        return self.__dict__["_extras"][name](value)
+        # As a module's call would, without what is around one: every step of an engine comes here.
+        return self.__dict__["_extras"][name].forward(value)
 
 
 def unscanned() -> ScanError:

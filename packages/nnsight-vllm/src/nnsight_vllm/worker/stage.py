@@ -7,7 +7,7 @@ the same words whatever its version; here those words become runs, steps and row
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Stage:
         #: The requests that somebody looks into, and whose memory is nobody else's.
         self._alone: set[str] = set()
         self._layout = layout_of(module)
-        self._forward = ExitStack()
+        self._forward: AbstractContextManager[None] = nullcontext()
         #: Who took part in the last forward, and who does in the one that is on.
         self._batch: Batch | None = None
         self._taking_part: Batch | None = None
@@ -303,7 +303,12 @@ class Stage:
         self._taking_part = batch
         if self.pipeline is not None:
             self.pipeline.before(batch.names)
-        self._forward.enter_context(self.forwards.forward(batch.rows, batch.layout))
+        self._forward = self.forwards.forward(batch.rows, batch.layout)
+        try:
+            self._forward.__enter__()
+        except BaseException:
+            self._taking_part = None
+            raise
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.
@@ -329,7 +334,7 @@ class Stage:
         names, self._taking_part = self._taking_part.names, None
         if self.pipeline is not None:
             self.pipeline.after(names)
-        self._forward.close()
+        self._forward.__exit__(None, None, None)
         # Each request is asked in each step, so without a call.
         return {request: _said(run.failure) for request, run in names.items() if run.stopped or run.failure is not None}
 

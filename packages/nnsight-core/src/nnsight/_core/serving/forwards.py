@@ -8,7 +8,7 @@ is the end of its own run: the model goes on, and so do the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,44 +88,25 @@ class Forwards(Interleaver):
         self.rigging.follow()
         self.tap()
 
-    @contextmanager
-    def forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> Iterator[None]:
+    def forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> AbstractContextManager[None]:
         """Surround one forward of the engine, from the model's call to the tokens that are drawn.
 
         Args:
             taking_part: the runs whose rows are in it, and where they lie.
             layout: how rows lie in its values; `lay_out` says another while it is on.
         """
+        return _OneForward(self, taking_part, layout)
+
+    def _begin_forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         if not self.tapped:
             self._tap_again()
-        current = self.model = getcurrent()
         self.entered.clear()
         self.left.clear()
         self.layout = layout
         self.thread.read()
-        outer = running.get(current)
-        running[current] = self
-        who = _Who({}, 0)
-        try:
-            if self.newcomers and self.serves_together and self.parts is None:
-                form_groups(self, taking_part)
-                self.newcomers = False
-            who = self._sorted(taking_part)
-            for run in who.runs:
-                run.begin_in(taking_part)
-            self.settle()
-            yield
-        finally:
-            if outer is None:
-                del running[current]
-            else:
-                running[current] = outer
-            for run in who.runs:
-                run.scheduled = False
-            if who.changes != self.changes:  # some may have left their groups meanwhile
-                for run in taking_part:
-                    run.scheduled = False
-            self._end_forward()
+        if self.newcomers and self.serves_together and self.parts is None:
+            form_groups(self, taking_part)
+            self.newcomers = False
 
     def _end_forward(self) -> None:
         if self.learning:
@@ -308,6 +289,46 @@ class Forwards(Interleaver):
             close_grads()
             self.untap()
             self.last.clear()
+
+
+class _OneForward:
+    """See `Forwards.forward`. A class, since every step of an engine goes through it."""
+
+    __slots__ = ("_current", "_forwards", "_layout", "_outer", "_taking_part", "_who")
+
+    def __init__(self, forwards: Forwards, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
+        self._forwards = forwards
+        self._taking_part = taking_part
+        self._layout = layout
+
+    def __enter__(self) -> None:
+        forwards, taking_part = self._forwards, self._taking_part
+        current = self._current = forwards.model = getcurrent()
+        self._outer = running.get(current)
+        self._who = _Who({}, 0)
+        running[current] = forwards
+        try:
+            forwards._begin_forward(taking_part, self._layout)
+            self._who = forwards._sorted(taking_part)
+            for run in self._who.runs:
+                run.begin_in(taking_part)
+            forwards.settle()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        forwards, who = self._forwards, self._who
+        if self._outer is None:
+            del running[self._current]
+        else:
+            running[self._current] = self._outer
+        for run in who.runs:
+            run.scheduled = False
+        if who.changes != forwards.changes:  # some may have left their groups meanwhile
+            for run in self._taking_part:
+                run.scheduled = False
+        forwards._end_forward()
 
 
 class _Who:

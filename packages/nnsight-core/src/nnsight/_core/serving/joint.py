@@ -8,14 +8,22 @@ shapes, something else than rows), each request writes for itself, by the rules 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch.autograd import grad_mode
 
 from ..batching import Layout, Rows
 from ..sites import Place
 from ..structures import tree_map, zip_map
 from .together import Several, Together
+
+T = TypeVar("T")
+
+# relies on: torch.autograd.grad_mode's _enter_inference_mode and _exit_inference_mode, torch 2.4 to 2.13: they are gone through
+# at each stop of each step, and the class around them costs more than copying the value.
+_outside: Callable[[bool], Any] = grad_mode._enter_inference_mode
+_back: Callable[[Any], None] = grad_mode._exit_inference_mode
 
 #: Looks at whole numbers that a body has changed: the place, what the engine has there, what it is to have.
 Check = Callable[[Place, torch.Tensor, torch.Tensor], None]
@@ -38,8 +46,7 @@ class Joint:
         self.lent: list[tuple[torch.Tensor, Together, list[int]]] = []
         layout.look(value, path)
         #: What the body gets: what was lent, or what it has put there.
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.no_grad():
-            self.value = self._given = tree_map(self._lend, value)
+        self.value = self._given = plainly(tree_map, self._lend, value)
         #: Whether what it has put there takes the place of what the engine has.
         self.replaced = False
 
@@ -197,12 +204,21 @@ def with_shared(value: Any, known: Mapping[int, torch.Tensor], layout: Layout, p
     return tree_map(back, value) if known else value
 
 
+def plainly(make: Callable[..., T], *args: Any) -> T:
+    """Return what a function makes of tensors, without gradient, so that they are none of inference mode."""
+    if not torch.is_inference_mode_enabled():
+        with torch.no_grad():
+            return make(*args)
+    mode = _outside(False)
+    try:
+        return make(*args)
+    finally:
+        _back(mode)
+
+
 def copied(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy that is no tensor of inference mode."""
-    if not torch.is_inference_mode_enabled():
-        return tensor.detach().clone()
-    with torch.inference_mode(False):
-        return tensor.clone()
+    return plainly(torch.Tensor.clone, tensor)
 
 
 def counts(tensor: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .joint import copied
+from .joint import copied, plainly
 from .request import ServedRun
 from .together import Together
 
@@ -37,11 +37,9 @@ class Shares:
         found = self._copies.get(id(value))
         if found is None:
             assert value.whole is not None
-            with torch.inference_mode(False), torch.no_grad():
-                # Torch declares that this returns nothing unless it is given where to.
-                split: Any = torch.split_with_sizes_copy
-                found = list(split(value.whole.cpu(), list(value.counts)))
-            self._copies[id(value)] = found
+            # Torch declares that this returns nothing unless it is given where to.
+            split: Any = torch.split_with_sizes_copy
+            found = self._copies[id(value)] = list(plainly(split, value.whole.cpu(), list(value.counts)))
         return found
 
     def can(self, value: Together) -> bool:

@@ -23,7 +23,7 @@ from ..sites import OUTPUT, Place
 from ..structures import tree_map
 from ..trace import is_library
 from ..turns import ThreadState, adopt, getcurrent, gettrace, hop
-from .joint import copied
+from .joint import plainly
 from .watch import TooLongError
 
 if TYPE_CHECKING:
@@ -361,7 +361,9 @@ class _Watching:
         if not run.scheduled or layout is None:
             return
         try:
-            self._watcher.see(place, stage, tree_map(copied, narrow(value, run.rows, layout, place.path)), None)
+            self._watcher.see(
+                place, stage, plainly(tree_map, torch.Tensor.clone, narrow(value, run.rows, layout, place.path)), None
+            )
         except Exception as error:  # no memory is left for its copies
             run.fail(error)
 
