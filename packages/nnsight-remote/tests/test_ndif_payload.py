@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import pickle
 from typing import Any
@@ -151,6 +152,33 @@ def test_what_a_tracer_over_there_does_not_have_is_refused(model: Any) -> None:
     refused(model, tokens, r"no `tracer\.tokens`.*test_ndif_payload\.py:\d+.*keep the ids")
     refused(model, cache, r"no `tracer\.cache`.*save the outputs")
     refused(model, log, r"no `tracer\.log`.*print")
+
+
+def test_what_other_libraries_keep_on_nodes_that_all_trees_share_is_not_copied(model: Any) -> None:
+    class Tree:
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            raise AssertionError("a tree of another file is copied with each block")
+
+    class Scaled:
+        __factor = 3
+
+        def by(self, value: Any) -> Any:
+            return value * self.__factor
+
+    load: Any = ast.parse("x", mode="eval").body.ctx  # type: ignore[attr-defined]
+    sent, scaled = Sent(), Scaled()
+    # As `executing` does when IPython has shown a traceback.
+    load.parent = Tree()
+    try:
+        with model.trace(torch.ones(1, 4), backend=sent):
+            with torch.no_grad():
+                try:
+                    hidden = scaled.by(model[0].output).save()
+                finally:
+                    pass
+    finally:
+        del load.parent
+    assert b"self._Scaled__factor" in sent.data and b"with torch.no_grad():" in sent.data
 
 
 def test_names_of_ours_on_an_envoy_are_refused(model: Any) -> None:

@@ -7,7 +7,6 @@ globals. What would mean something else there is written out (`super()`, private
 from __future__ import annotations
 
 import ast
-import copy
 from types import FunctionType
 from typing import Any
 
@@ -15,6 +14,7 @@ from nnsight import SourceError
 from nnsight.plugin import Text, WireError, names_of_function, text_of_function
 
 from .stand_ins import FILL_FUNCTION, LOAD_FUNCTION, Paths
+from .text import copied
 
 
 def reduce(function: FunctionType, paths: Paths) -> Any:
@@ -57,7 +57,7 @@ def _written_out(text: Text, function: FunctionType, version: str) -> str:
         )
     if text.owner is None:
         return text.text
-    made = _Outside(text.owner, node).visit(copy.deepcopy(node))
+    made = _Outside(text.owner, node).visit(copied(ast.Module([node], [])))
     return ast.unparse(ast.fix_missing_locations(made))
 
 

@@ -7,7 +7,6 @@ begins with `try`, or stands on the line of its `with`), it is written anew.
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Sequence
 
 from nnsight.plugin import Text, text_of_block
@@ -39,8 +38,12 @@ def is_unreadable(statements: Sequence[ast.stmt]) -> bool:
 
 def rewritten(statements: Sequence[ast.stmt], how: ast.NodeTransformer) -> str:
     """Write statements anew."""
-    made = [how.visit(copy.deepcopy(one)) for one in statements]
-    return ast.unparse(ast.Module([ast.fix_missing_locations(one) for one in made], []))
+    return ast.unparse(ast.fix_missing_locations(how.visit(copied(ast.Module(list(statements), [])))))
+
+
+def copied(module: ast.Module) -> ast.Module:
+    """Copy statements by their text: others keep links to whole files on nodes, which `copy.deepcopy` would follow."""
+    return ast.parse(ast.unparse(module))
 
 
 def _on_one_line(node: ast.With) -> bool:
