@@ -8,7 +8,9 @@ file that the wheel forgot is missed here. The versions come from `constraints.t
 from __future__ import annotations
 
 import hashlib
+import platform
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -94,6 +96,8 @@ def run_tests(session: nox.Session, package: str, constraints: Path = ROOT / "co
 def served_by_vllm(session: nox.Session) -> str:
     """Make the environment with an engine, if no session has made it yet, put the packages as they are now into it, and
     return its Python. All that it holds is pinned: vLLM declares packages that have no builds for a CPU."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64") or sys.version_info < (3, 11):
+        session.skip("vLLM's pinned build for CPUs is for Python 3.11 or later on Linux (x86-64, aarch64)")
     place = session.cache_dir.resolve() / f"vllm-{hashlib.sha256(VLLM_PINS.read_bytes()).hexdigest()[:12]}"
     pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
     if not (place / "complete").exists():
