@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,13 @@ def test_a_level_that_somebody_chose_is_left(monkeypatch):
     monkeypatch.delenv("VLLM_LOGGING_LEVEL")
     quiet.reduce()
     assert os.environ["VLLM_LOGGING_LEVEL"] == "WARNING"
+
+
+def test_relies_on_the_first_group_of_processes_changing_how_tracebacks_look():
+    # In a process of its own, since this one has a group already.
+    code = "import sys, torch.distributed as dist; before = sys.excepthook; "
+    code += (
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1); print(sys.excepthook is before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,14 +1,15 @@
 """What vLLM says, without what it says of our own doing.
 
 One idea: an engine that is started from a notebook says what is wrong, and not how it is made. So its log begins at warnings,
-unless `VLLM_LOGGING_LEVEL` says otherwise; what it would warn of because of how we start it and talk to it is left out; and
-the tree that is built without weights says nothing, since the engine says it all again.
+unless `VLLM_LOGGING_LEVEL` says otherwise; what it would warn of because of how we start it and talk to it is left out; the
+tree that is built without weights says nothing, since the engine says it all again; and tracebacks look as they always do.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,8 +54,13 @@ def silence() -> Iterator[None]:
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Start what makes vLLM import the rest of itself."""
-    with warnings.catch_warnings():
-        # About names that vLLM's own modules look for in torch.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
-        yield
+    """Start what makes vLLM import the rest of itself, and torch a group of processes."""
+    # relies on: the first group makes `sys.excepthook` write "[rank0]: " before each line, torch 2.4 to 2.13
+    hook = sys.excepthook
+    try:
+        with warnings.catch_warnings():
+            # About names that vLLM's own modules look for in torch.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
+            yield
+    finally:
+        sys.excepthook = hook

@@ -73,7 +73,11 @@ class EngineTracer(Tracer):
         self._entered = True
         self._collector = Collector()
         if self._has_own:
-            self._own_invoke().capture(sys._getframe(1))
+            try:
+                self._own_invoke().capture(sys._getframe(1))
+            except BaseException as failure:
+                self._fold(failure)
+                raise
             return None
         scopes.enter(self._collector)
         scopes.enter(self)
