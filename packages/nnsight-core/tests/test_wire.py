@@ -748,6 +748,18 @@ def test_errors_that_would_end_the_program_do_not(error):
     assert type(error).__name__ in str(arrived) and "does not end this program" in str(arrived)
 
 
+def test_an_error_of_a_class_that_travelled_comes_back_as_one_of_it_wherever_it_was_written(model):
+    class LocalError(LookupError):
+        pass
+
+    arrived = decode_error(encode_error(LocalError(1)))
+    assert type(arrived) is RemoteError  # nobody knows it by its name
+    with pytest.raises(LocalError) as caught:
+        with model.trace(X, backend=Wire()):
+            raise LocalError(model.layers[0].output.shape[0])
+    assert caught.value.args == (3,)
+
+
 def test_the_cause_comes_back_too():
     try:
         try:

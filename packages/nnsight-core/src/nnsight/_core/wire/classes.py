@@ -23,6 +23,7 @@ from .called import made_by_call, write_enum, write_namedtuple
 from .compiled import FUTURES, MADE_IN, compile_class, first_line, parse_at, renamed, target_of
 from .decoder import Decoder
 from .encoder import Busy, Encoder
+from .failures import note_sent
 from .functions import cell_of, fill_cell, keep_text
 from .kinds import makes, writes
 from .located import Located, find_class, methods_of, received
@@ -102,6 +103,7 @@ class _ClassText:
             {name: cell_of(encoder, cell) for name, cell in cells.items()},
         )
         encoder.number(cls, number)
+        note_sent(cls)
         for name, cell in cells.items():
             fill_cell(encoder, cell, name, [()])
         used = uses(code)
