@@ -209,7 +209,7 @@ class TracedScheduler(Scheduler):
         if not self._ended and not self._stops.wanted:
             return super().update_from_output(scheduler_output, model_runner_output)
         # Called for each request: it lies over vLLM's own only in a step in which there is something to say.
-        self._update_request_with_output = self._end_or_go_on  # type: ignore[method-assign]
+        self._update_request_with_output = self._end_or_go_on
         try:
             return super().update_from_output(scheduler_output, model_runner_output)
         finally:
