@@ -19,8 +19,7 @@ class Names(standard.StandardNames):
     """A toy decoder under standard names; a value lies at the output of a module, or at its input."""
 
     def _serve(self, name: str, where: Any, block: Any) -> standard.Value:
-        path, site = where
-        return standard.Value(name, self.model.get(path), site=site)
+        return standard.Value(name, self.model.get(where.path), site=where.site)
 
     def _logits_of(self, model: Any) -> standard.Value:
         return standard.Value("logits", model)
@@ -40,12 +39,12 @@ class Names(standard.StandardNames):
 def block(path: str) -> standard.Block:
     parts = {"self_attn": f"{path}.proj", "mlp": f"{path}.mlp"}
     where = {
-        "layers_input": (path, "input"),
-        "attentions_output": (parts["self_attn"], "output"),
-        "mixers_output": (parts["self_attn"], "output"),
-        "mlps_input": (parts["mlp"], "input"),
-        "mlps_output": (parts["mlp"], "output"),
-        "layers_output": (path, "output"),
+        "layers_input": standard.Spot(path, "input"),
+        "attentions_output": standard.Spot(parts["self_attn"]),
+        "mixers_output": standard.Spot(parts["self_attn"]),
+        "mlps_input": standard.Spot(parts["mlp"], "input"),
+        "mlps_output": standard.Spot(parts["mlp"]),
+        "layers_output": standard.Spot(path),
     }
     return standard.Block(path, where, {"mixers_input": "three modules take it"}, parts, "attention")
 

@@ -8,19 +8,13 @@ from nnsight.plugin import standard
 
 
 @dataclass(frozen=True)
-class Spot:
+class Spot(standard.Spot):
     """Where hidden states lie.
 
     Attributes:
-        path: the module, below the model.
-        site: `"output"`, or `"input"`.
-        scale: by what the model multiplies what lies there before it adds it to the stream.
         flat: whether rows and positions lie in one dimension there.
     """
 
-    path: str
-    site: str = "output"
-    scale: float = 1.0
     flat: bool = False
 
 

@@ -60,8 +60,7 @@ class States(standard.Value):
         flat = any(spot.flat for spot in where)
         self._shape = States(name, model, (shown,), hidden, notes_shape=True) if flat and shown is not None else None
         envoy, spot = model.get(self._spot.path), self._spot
-        times = "" if spot.scale == 1.0 else f" * {spot.scale:g}"
-        lies = " + ".join([*(state.shown for _, state in self._before), f"{envoy._path}.{spot.site}{times}"])
+        lies = " + ".join([*(state.shown for _, state in self._before), spot.shown(envoy._path)])
         super().__init__(name, envoy, self._read, self._write, spot.site, lies)
 
     def _is_it(self, tensor: torch.Tensor) -> bool:

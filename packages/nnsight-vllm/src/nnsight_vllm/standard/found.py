@@ -9,19 +9,13 @@ from nnsight.plugin import standard
 
 
 @dataclass(frozen=True)
-class Spot:
+class Spot(standard.Spot):
     """Where hidden states lie.
 
     Attributes:
-        path: the module, below the model.
-        site: `"output"`, or `"input"`.
-        scale: by what the model multiplies what lies there before it adds it to the stream.
         summed: whether it is the sum of the two tensors that lie there: what a part gave, and the stream before it.
     """
 
-    path: str
-    site: str = "output"
-    scale: float = 1.0
     summed: bool = False
 
 

@@ -28,8 +28,7 @@ class States(standard.Value):
 
     def __init__(self, name: str, envoy: Any, spot: Spot, hidden: int) -> None:
         self._name, self._spot, self._hidden = name, spot, hidden
-        times = "" if spot.scale == 1.0 else f" * {spot.scale:g}"
-        super().__init__(name, envoy, self._read, self._write, spot.site, f"{envoy._path}.{spot.site}{times}")
+        super().__init__(name, envoy, self._read, self._write, spot.site, spot.shown(envoy._path))
 
     def _states(self, value: Any) -> list[torch.Tensor]:
         found = [one for one in leaves(value) if one.is_floating_point() and one.shape[-1:] == (self._hidden,)]

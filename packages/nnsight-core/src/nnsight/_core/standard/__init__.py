@@ -16,7 +16,7 @@ from __future__ import annotations
 from .layer import Layer
 from .names import StandardNames
 from .report import absent_in, listing
-from .resolution import Block, Resolution
+from .resolution import Block, Resolution, Spot
 from .values import PerLayer, Value
 from .vocabulary import PARTS, VALUES, Meaning
 
@@ -28,6 +28,7 @@ __all__ = [
     "Meaning",
     "PerLayer",
     "Resolution",
+    "Spot",
     "StandardNames",
     "Value",
     "absent_in",

@@ -6,6 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Spot:
+    """Where hidden states lie. A family may subclass it, and note more; one whose values need other words has its own.
+
+    Attributes:
+        path: the module, below the model.
+        site: `"output"`, or `"input"`.
+        scale: by what the model multiplies what lies there before it adds it to the stream.
+    """
+
+    path: str
+    site: str = "output"
+    scale: float = 1.0
+
+    def shown(self, path: str) -> str:
+        """Say where it lies, for people.
+
+        Args:
+            path: the module's whole path.
+        """
+        return f"{path}.{self.site}" + ("" if self.scale == 1.0 else f" * {self.scale:g}")
+
+
 @dataclass
 class Block:
     """What the names mean in one layer. A family may subclass it, and note more.
