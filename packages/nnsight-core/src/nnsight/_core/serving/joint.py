@@ -20,8 +20,8 @@ from .together import Several, Together
 
 T = TypeVar("T")
 
-# relies on: torch.autograd.grad_mode's _enter_inference_mode and _exit_inference_mode, torch 2.4 to 2.13: they are gone through
-# at each stop of each step, and the class around them costs more than copying the value.
+# relies on: torch.autograd.grad_mode's _enter_inference_mode and _exit_inference_mode, torch 2.4 to 2.13: they are gone
+# through at each stop of each step, and the class around them costs more than copying the value.
 _outside: Callable[[bool], Any] = grad_mode._enter_inference_mode
 _back: Callable[[Any], None] = grad_mode._exit_inference_mode
 
