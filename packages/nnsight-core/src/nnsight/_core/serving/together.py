@@ -57,7 +57,7 @@ class Together:
         each: what each has.
     """
 
-    __slots__ = ("counts", "each", "group", "runs", "whole")
+    __slots__ = ("counts", "each", "group", "runs", "shown", "whole")
     __array_priority__ = 1000
 
     def __init__(
@@ -73,6 +73,8 @@ class Together:
         self.whole = whole
         self.counts = counts
         self.each = each
+        #: What was shown of it last, by which index: a view.
+        self.shown: tuple[Any, Any] | None = None
 
     def parts(self) -> list[Any]:
         """Return what each request has."""
@@ -89,10 +91,14 @@ class Together:
 
     def __getitem__(self, index: Any) -> Any:
         if self.whole is not None and _keeps_rows(index, self.whole.dim()):
-            return _apply(self, lambda value: value[index], (self,), once=True)
+            part = _apply(self, lambda value: value[index], (self,), once=True)
+            self.shown = (index, part)
+            return part
         return _apply(self, lambda value: value[index], (self,))
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if self.shown is not None and self.shown[0] is index and self.shown[1] is value:
+            return  # the end of `x[index] += ...`, which has edited the view already
         whole = self.whole
         once = whole is not None and _keeps_rows(index, whole.dim()) and _fits(value, whole[index], self.counts)
         _apply(self, lambda mine, given: operator.setitem(mine, index, given), (self, value), once=once)
