@@ -2,7 +2,7 @@
 
 An adapter puts itself into a model runner's methods and tells a `Stage` what happens there; `around` has what they share.
 
-relies on: the modules in which vLLM defines its two model runners, 0.30 to 0.33.
+relies on: the modules in which its two model runners are, vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations
