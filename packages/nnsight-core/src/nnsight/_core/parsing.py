@@ -1,12 +1,41 @@
-"""One lock around everything that reads source text into syntax trees.
+"""One lock around everything that reads source text into syntax trees, and what does so.
 
 CPython 3.10 and 3.11 count the depth of a tree under construction for all threads together, so two that parse at once
-may get `SystemError: AST constructor recursion depth mismatch`. Silencing the warnings of a compilation is not safe in
-two threads either. What is read is kept by those who read it, so nobody waits here often.
+may get `SystemError: AST constructor recursion depth mismatch` (python/cpython#106905). Silencing the warnings of a
+compilation is not safe in two threads either. What is read is kept by those who read it, so nobody waits here often.
+
+The lock keeps out whoever takes it. Others parse as well (Python itself, for the carets of a traceback), so a text that gets
+this error is read again.
 """
 
 from __future__ import annotations
 
+import ast
 import threading
+from typing import Any
 
 reading = threading.RLock()
+
+#: How often a text is read before the error is believed.
+_TRIES = 20
+
+
+def parse(text: str, filename: str = "<unknown>", mode: str = "exec", flags: int = 0) -> Any:
+    """Return the tree of a text, as `ast.parse` does.
+
+    Args:
+        text: the text.
+        filename, mode: as for `ast.parse`.
+        flags: more flags of `compile`, of what is imported from `__future__`.
+
+    Raises:
+        SyntaxError, ValueError: it is no text of Python's.
+    """
+    flags |= ast.PyCF_ONLY_AST
+    with reading:
+        for _ in range(_TRIES - 1):
+            try:
+                return compile(text, filename, mode, flags, dont_inherit=True)
+            except SystemError:
+                continue
+        return compile(text, filename, mode, flags, dont_inherit=True)

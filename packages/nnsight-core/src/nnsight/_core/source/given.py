@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TypeAlias
 
-from ..parsing import reading
+from ..parsing import parse, reading
 
 Scope: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -81,7 +81,7 @@ _LOCALS = "<locals>"
 
 def _statement(text: str) -> Scope:
     with reading:
-        (statement,) = ast.parse(text).body
+        (statement,) = parse(text).body
     assert isinstance(statement, Scope)
     return statement
 

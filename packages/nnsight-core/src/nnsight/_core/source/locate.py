@@ -19,6 +19,7 @@ from types import CodeType, FunctionType
 from typing import TypeAlias
 
 from ..errors import SourceError
+from ..parsing import parse as read_tree
 from .given import Given, Scope, given
 
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
@@ -105,11 +106,11 @@ def _lines(function: FunctionType) -> list[str]:
 
 def parse(text: str, code: CodeType) -> ast.Module:
     """Parse a file as `code` was: with the future statements that were in force."""
-    flags = ast.PyCF_ONLY_AST | _CELL | (code.co_flags & _FUTURES)
+    flags = _CELL | (code.co_flags & _FUTURES)
     with warnings.catch_warnings():
         # They were given when the file was imported.
         warnings.simplefilter("ignore")
-        tree = compile(text, code.co_filename, "exec", flags=flags, dont_inherit=True)
+        tree = read_tree(text, code.co_filename, flags=flags)
     assert isinstance(tree, ast.Module)
     return tree
 

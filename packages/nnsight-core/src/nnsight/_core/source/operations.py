@@ -14,6 +14,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..parsing import parse
+
 _Node = TypeVar("_Node", bound=ast.AST)
 Span = tuple[int, int, int, int]
 """Line, last line, column and last column, as the fields of `Operation`."""
@@ -125,7 +127,7 @@ class HandOver(ast.NodeTransformer):
             frame = f"[name for name in 0 if name != {self._row!r}]"
         else:
             frame = f"{{name: value for name, value in 0 if name != {self._row!r}}}"
-        listing = ast.parse(frame, mode="eval").body
+        listing = parse(frame, mode="eval").body
         assert isinstance(listing, (ast.ListComp, ast.DictComp))
         listed: ast.expr = node
         if name != "dir":

@@ -16,6 +16,7 @@ from ..blocks import Block, Body, Found
 from ..blocks.bindings import declared_global
 from ..blocks.names import BodyGlobals
 from ..errors import WireError
+from ..parsing import parse
 from .compiled import FUTURES, first_line, parse_block
 from .decoder import Decoder
 from .encoder import Encoder
@@ -189,7 +190,7 @@ def _target(said: str | None) -> ast.expr | None:
 
 
 def _item(said: str) -> ast.withitem:
-    statement = ast.parse(f"with {said}: pass").body[0]
+    statement = parse(f"with {said}: pass").body[0]
     assert isinstance(statement, ast.With)
     return statement.items[0]
 
