@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,11 @@ def plain(kind: str, folder: Path) -> Any:
     import checkpoints
 
     return checkpoints.endless(folder, getattr(checkpoints, kind)())
+
+
+@pytest.fixture(scope="module")
+def llama(pair: Any) -> Iterator[Any]:
+    """A Llama, whose engine in this process ends with the file: workers that others fork would take its groups for theirs."""
+    made = pair("llama")
+    yield made
+    made.served.shutdown()

@@ -199,9 +199,9 @@ def _trace_spread(folder: str) -> dict[str, Any]:
     }
 
 
-def test_an_engine_on_two_nodes_gives_what_transformers_computes(nodes, llama):
-    found = nodes.driver(_trace_spread, str(llama.folder))
-    plain, rows, hooks = llama.plain, {}, []
+def test_an_engine_on_two_nodes_gives_what_transformers_computes(nodes, folder, plain):
+    found = nodes.driver(_trace_spread, str(folder))
+    rows, hooks = {}, []
     mlp = plain.model.layers[1].mlp
     for name in ("gate_proj", "up_proj", "down_proj"):
         seen = rows[name] = []
