@@ -44,6 +44,7 @@ from nnsight._core.loading import LazyModel, Loadable
 from nnsight._core.lockstep import Lockstep, fingerprint
 from nnsight._core.model import NNsight
 from nnsight._core.notes import notes
+from nnsight._core.parsing import copy_tree, parse_source
 from nnsight._core.pieces import Piece, Pieces
 from nnsight._core.provided import end_steps, provide
 from nnsight._core.readonly import ReadOnly
@@ -141,6 +142,7 @@ __all__ = [
     "begin_edits",
     "block_of_text",
     "check_bytes",
+    "copy_tree",
     "decode_bodies",
     "decode_edits",
     "decode_error",
@@ -169,6 +171,7 @@ __all__ = [
     "notes",
     "open_trace",
     "operations_of",
+    "parse_source",
     "provide",
     "put_together",
     "registered_class",

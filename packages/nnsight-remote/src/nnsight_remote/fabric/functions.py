@@ -11,10 +11,9 @@ from types import FunctionType
 from typing import Any
 
 from nnsight import SourceError
-from nnsight.plugin import Text, WireError, names_of_function, text_of_function
+from nnsight.plugin import Text, WireError, copy_tree, names_of_function, text_of_function
 
 from .stand_ins import FILL_FUNCTION, LOAD_FUNCTION, Paths
-from .text import copied
 
 
 def reduce(function: FunctionType, paths: Paths) -> Any:
@@ -57,7 +56,7 @@ def _written_out(text: Text, function: FunctionType, version: str) -> str:
         )
     if text.owner is None:
         return text.text
-    made = _Outside(text.owner, node).visit(copied(ast.Module([node], [])))
+    made = _Outside(text.owner, node).visit(copy_tree(ast.Module([node], [])))
     return ast.unparse(ast.fix_missing_locations(made))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from nnsight.plugin import parse_source
+
 
 class Operations:
     """What the operations of a model are called on both sides."""
@@ -44,7 +46,7 @@ def _assigned(module: torch.nn.Module) -> set[str]:
     found: set[str] = set()
     for cls in {type(one) for one in module.modules()}:
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
+            tree = parse_source(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
         except (OSError, TypeError, SyntaxError, ValueError):
             continue  # without a text it has no operations either
         found |= {_name(node) for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from nnsight.plugin import Text, text_of_block
+from nnsight.plugin import Text, copy_tree, text_of_block
 
 
 def of_block(body: object) -> str:
@@ -38,12 +38,7 @@ def is_unreadable(statements: Sequence[ast.stmt]) -> bool:
 
 def rewritten(statements: Sequence[ast.stmt], how: ast.NodeTransformer) -> str:
     """Write statements anew."""
-    return ast.unparse(ast.fix_missing_locations(how.visit(copied(ast.Module(list(statements), [])))))
-
-
-def copied(module: ast.Module) -> ast.Module:
-    """Copy statements by their text: others keep links to whole files on nodes, which `copy.deepcopy` would follow."""
-    return ast.parse(ast.unparse(module))
+    return ast.unparse(ast.fix_missing_locations(how.visit(copy_tree(ast.Module(list(statements), [])))))
 
 
 def _on_one_line(node: ast.With) -> bool:

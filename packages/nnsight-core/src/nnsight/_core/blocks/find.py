@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 
 from ..errors import SourceError
-from ..parsing import parse
+from ..parsing import parse_source
 from .heads import after_enter, enters
 from .lines import lines_of
 
@@ -57,7 +57,7 @@ class _Text:
     def __init__(self, lines: Sequence[str], filename: str) -> None:
         self.lines = lines
         self.items: dict[Place, list[Item]] = {}
-        for node, owners in _withs(parse("".join(lines), filename), ()):
+        for node, owners in _withs(parse_source("".join(lines), filename), ()):
             for index, item in enumerate(node.items):
                 of = item.context_expr if sys.version_info >= (3, 13) else node
                 for place in ((of.lineno, of.end_lineno, of.col_offset, of.end_col_offset), (of.lineno,)):

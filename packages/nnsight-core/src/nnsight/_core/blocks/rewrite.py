@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import SourceError
+from ..parsing import copy_tree
 from .bindings import Scope, bindings
 
 Node = TypeVar("Node", bound=ast.AST)
@@ -23,7 +24,7 @@ def rewrite(
     body: Sequence[ast.stmt], owners: Sequence[ast.AST], declared_global: Iterable[str], filename: str
 ) -> tuple[list[ast.stmt], Scope]:
     """Copy and change the statements of a body that stands inside `owners`; give them, and their names."""
-    copied = [_copied(statement) for statement in body]
+    copied = [copy_tree(statement) for statement in body]
     for owner in reversed(owners):
         if isinstance(owner, ast.ClassDef):
             copied = _visit_all(_Mangle(owner.name), copied)
@@ -34,24 +35,6 @@ def rewrite(
     if isinstance(renamed[0], ast.Expr) and isinstance(renamed[0].value, ast.Constant):
         renamed[0] = _at(ast.Pass(), renamed[0])  # or it would bind __doc__
     return renamed, scope
-
-
-def _copied(node: Node) -> Node:
-    """Copy what a tree of nodes says, and nothing that anybody keeps on its nodes.
-
-    All trees of a process share one `Load()` and one of each operator. What `executing` keeps on them (with it IPython
-    shows tracebacks) leads to the tree of another file, all of which `copy.deepcopy` would copy.
-    """
-    if not node._fields and not node._attributes:
-        return node
-    parts = {name: getattr(node, name) for name in (*node._fields, *node._attributes) if hasattr(node, name)}
-    return type(node)(**{name: _part(value) for name, value in parts.items()})
-
-
-def _part(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_part(one) for one in value]
-    return _copied(value) if isinstance(value, ast.AST) else value
 
 
 def _visit_all(change: ast.NodeTransformer, body: Sequence[ast.stmt]) -> list[ast.stmt]:

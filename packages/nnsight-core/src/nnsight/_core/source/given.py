@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import TypeAlias
 
-from ..parsing import parse, reading
+from ..parsing import parse_source
 
 Scope: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -80,8 +80,7 @@ _LOCALS = "<locals>"
 
 
 def _statement(text: str) -> Scope:
-    with reading:
-        (statement,) = parse(text).body
+    (statement,) = parse_source(text).body
     assert isinstance(statement, Scope)
     return statement
 

@@ -19,7 +19,7 @@ from types import CodeType, FunctionType
 from typing import TypeAlias
 
 from ..errors import SourceError
-from ..parsing import parse as read_tree
+from ..parsing import parse_source
 from .given import Given, Scope, given
 
 Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
@@ -110,7 +110,7 @@ def parse(text: str, code: CodeType) -> ast.Module:
     with warnings.catch_warnings():
         # They were given when the file was imported.
         warnings.simplefilter("ignore")
-        tree = read_tree(text, code.co_filename, flags=flags)
+        tree = parse_source(text, code.co_filename, flags=flags)
     assert isinstance(tree, ast.Module)
     return tree
 

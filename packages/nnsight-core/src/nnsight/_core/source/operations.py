@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..parsing import parse
+from ..parsing import parse_source
 
 _Node = TypeVar("_Node", bound=ast.AST)
 Span = tuple[int, int, int, int]
@@ -127,7 +127,7 @@ class HandOver(ast.NodeTransformer):
             frame = f"[name for name in 0 if name != {self._row!r}]"
         else:
             frame = f"{{name: value for name, value in 0 if name != {self._row!r}}}"
-        listing = parse(frame, mode="eval").body
+        listing = parse_source(frame, mode="eval").body
         assert isinstance(listing, (ast.ListComp, ast.DictComp))
         listed: ast.expr = node
         if name != "dir":

@@ -15,7 +15,7 @@ from ..blocks import Block, Body, Found
 from ..blocks.lines import dedented
 from ..blocks.names import BodyGlobals
 from ..errors import WireError
-from ..parsing import parse
+from ..parsing import parse_source
 from .bodies import bound_first, code_like, with_around
 from .compiled import first_line
 from .located import find_function
@@ -90,7 +90,7 @@ def block_of_text(text: str, *, filename: str, name: str, outer: dict[str, Any],
         WireError: the text is no block.
     """
     try:
-        statements = parse(text, filename).body
+        statements = parse_source(text, filename).body
     except (SyntaxError, ValueError) as error:
         raise WireError(f"the text of a block is no Python that is understood here: {error}") from error
     if not statements:

@@ -16,7 +16,7 @@ from ..blocks import Block, Body, Found
 from ..blocks.bindings import declared_global
 from ..blocks.names import BodyGlobals
 from ..errors import WireError
-from ..parsing import parse
+from ..parsing import parse_source
 from .compiled import FUTURES, first_line, parse_block
 from .decoder import Decoder
 from .encoder import Encoder
@@ -190,7 +190,7 @@ def _target(said: str | None) -> ast.expr | None:
 
 
 def _item(said: str) -> ast.withitem:
-    statement = parse(f"with {said}: pass").body[0]
+    statement = parse_source(f"with {said}: pass").body[0]
     assert isinstance(statement, ast.With)
     return statement.items[0]
 

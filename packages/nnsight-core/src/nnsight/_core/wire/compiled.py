@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
 
-from ..parsing import parse, reading
+from ..parsing import parse_source
 
 FUTURES = __future__.annotations.compiler_flag | __future__.barry_as_FLUFL.compiler_flag
 CELLS, MAKE, BASES, VALUES = ".cells", ".make", ".bases", ".values"  # no name in a program begins with a dot
@@ -47,8 +47,7 @@ def parse_block(lines: Sequence[str], first: int) -> tuple[list[ast.stmt], list[
     """Read statements from their lines, as they are indented; see `parse_at`."""
     indented = lines[0][:1] in " \t"
     text = ["if 1:\n" if indented else "\n", *lines]
-    with reading:
-        tree = parse("".join(text))
+    tree = parse_source("".join(text))
     ast.increment_lineno(tree, first - 2)
     head: Any = tree.body[0]
     return (head.body if indented else tree.body), text
@@ -61,8 +60,7 @@ def _parse_lambda(lines: Sequence[str], first: int, place: Sequence[int]) -> tup
     # A parenthesis lets it go on over several lines; the line above holds it, so that the columns stay.
     kept[0] = b" " * column + kept[0][column:]
     text = ["(\n", *(part.decode() for part in kept), "\n)"]
-    with reading:
-        tree = parse("".join(text), mode="eval")
+    tree = parse_source("".join(text), mode="eval")
     ast.increment_lineno(tree, line - 2)
     return tree.body, text
 

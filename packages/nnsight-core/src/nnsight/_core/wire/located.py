@@ -17,7 +17,7 @@ from typing import Any
 
 from ..blocks.lines import text_of
 from ..errors import SourceError
-from ..parsing import parse, reading
+from ..parsing import parse_source, reading
 from .compiled import FUTURES, compile_function, first_line
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
@@ -55,7 +55,7 @@ class _Text:
         self.lines = lines
         self.functions: dict[tuple[str, int], list[Located]] = {}
         self.classes: dict[str, list[Located]] = {}
-        for node, owners, name in _definitions(parse("".join(lines), filename), (), ""):
+        for node, owners, name in _definitions(parse_source("".join(lines), filename), (), ""):
             found = Located(node, owners, filename, lines)
             if isinstance(node, ast.ClassDef):
                 self.classes.setdefault(name, []).append(found)

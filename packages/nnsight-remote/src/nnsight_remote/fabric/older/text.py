@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import indent
 from typing import Any
 
-from nnsight.plugin import Text, WireError, text_of_block
+from nnsight.plugin import Text, WireError, parse_source, text_of_block
 
 from ..text import Spread, begins_with_try, is_unreadable, rewritten, statements_of
 
@@ -46,7 +46,7 @@ def block_of(body: Any, depth: int) -> tuple[Text, str]:
         source = rewritten(statements, _OneLine()) + "\n"
         if inside and begins_with_try(statements):
             source = f"None\n{source}"
-        if _spans(ast.parse(source).body):
+        if _spans(parse_source(source).body):
             raise WireError(
                 f"a string in the block at {text.filename}:{text.first} spans several lines, and nnsight 0.7 changes those; "
                 "write it on one line (`\\n`), or outside the block"

@@ -10,7 +10,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from nnsight.plugin import Envoy, WireError
+from nnsight.plugin import Envoy, WireError, parse_source
 
 from ...fabric.operations import Operations
 from ...fabric.tree import SERVED
@@ -40,7 +40,7 @@ def check_block(text: str, filename: str, names: Mapping[str, Any], operations: 
         WireError: says what it is, and where.
     """
     try:
-        tree = ast.parse(text)
+        tree = parse_source(text)
     except (SyntaxError, ValueError):
         return  # whoever compiles it says what is wrong
     for node in ast.walk(tree):
