@@ -80,10 +80,10 @@ class GroupRun(ServedRun):
         self.mediator = self.add_body(self._run, None, name, first.invoke.number)
         for run in members:
             run.group = self
-            forwards.changes += 1
             run.bodies.clear()
             member = members[run]
             member.invoke.mediator = None
+        forwards.changes += 1
 
     def _run(self) -> None:
         around = self.body._globals(self.names)
@@ -99,7 +99,7 @@ class GroupRun(ServedRun):
 
     def begin_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
         """Take part in a forward, with the rows of each; those that do not take part leave."""
-        if self._laid.get(id(taking_part)) is None:
+        if id(taking_part) not in self._laid:
             self.part_with([run for run in self.runs if run not in taking_part])
         if self.runs:
             self._alone = None

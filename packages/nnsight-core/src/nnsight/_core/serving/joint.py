@@ -216,9 +216,9 @@ def plainly(make: Callable[..., T], *args: Any) -> T:
         _back(mode)
 
 
-def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy that is no tensor of inference mode."""
-    return plainly(torch.Tensor.clone, tensor)
+def copied(value: Any) -> Any:
+    """Return a value with copies of its tensors, none of which is one of inference mode."""
+    return plainly(tree_map, torch.Tensor.clone, value)
 
 
 def counts(tensor: torch.Tensor) -> bool:

@@ -15,8 +15,8 @@ from ..batching import Layout, Rows
 from ..errors import InvokeError, RanksError, RowsError
 from ..here import Here, narrow
 from ..sites import Place
-from ..structures import leaves, tree_map, zip_map
-from .joint import Check, Joint, counts, plainly, with_shared
+from ..structures import leaves, zip_map
+from .joint import Check, Joint, copied, counts, with_shared
 from .together import Several
 
 
@@ -45,7 +45,7 @@ class Lent(Here):
     def _lend_whole(self) -> None:
         self.several = False
         if self._is_small():
-            self.whole = plainly(tree_map, torch.Tensor.clone, self.value)
+            self.whole = copied(self.value)
 
     def _is_small(self) -> bool:
         # Of large values a request is not to keep the rows of others in memory; what has no rows is everybody's own.
@@ -74,7 +74,7 @@ class Lent(Here):
                 mine = self.views[rows] = narrow(self.whole, rows, self._stated(), self.place.path)
                 return mine
             theirs = narrow(self.value, rows, self._stated(), self.place.path)
-            mine = self.views[rows] = plainly(tree_map, torch.Tensor.clone, theirs)
+            mine = self.views[rows] = copied(theirs)
             self.lent[rows] = [(one, copy, copy._version) for one, copy in zip(leaves(theirs), leaves(mine))]
         return self.views[rows]
 

@@ -21,7 +21,6 @@ from ..errors import ElsewhereError, NNsightError
 from ..here import Here
 from ..interleaver import RESULT
 from ..sites import Place, site_name
-from ..structures import tree_map
 from .joint import copied
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Parts:
     def note(self, mediator: ServedMediator, here: Here) -> None:
         """Note what a body is given, before it changes anything there."""
         if here.place is not RESULT:
-            value = tree_map(copied, here.read(mediator.rows))
+            value = copied(here.read(mediator.rows))
             site = here.place.path, here.stage
             self._pages.setdefault(mediator.run, Page()).lines.append((_body(mediator), site, value))
 

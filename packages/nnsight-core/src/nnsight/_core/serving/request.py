@@ -20,10 +20,9 @@ from ..here import Here, narrow
 from ..interleaver import RESULT, Interleaver, Watcher
 from ..mediator import BodyMediator, Mediator
 from ..sites import OUTPUT, Place
-from ..structures import tree_map
 from ..trace import is_library
 from ..turns import ThreadState, adopt, getcurrent, gettrace, hop
-from .joint import plainly
+from .joint import copied
 from .watch import TooLongError
 
 if TYPE_CHECKING:
@@ -361,9 +360,7 @@ class _Watching:
         if not run.scheduled or layout is None:
             return
         try:
-            self._watcher.see(
-                place, stage, plainly(tree_map, torch.Tensor.clone, narrow(value, run.rows, layout, place.path)), None
-            )
+            self._watcher.see(place, stage, copied(narrow(value, run.rows, layout, place.path)), None)
         except Exception as error:  # no memory is left for its copies
             run.fail(error)
 
