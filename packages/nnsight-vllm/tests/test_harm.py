@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from arrivals import Arrivals
 
 import nnsight
 from nnsight import BackwardError, NNsightError, OutOfOrderError, RemoteError, RowsError, WireError
-from nnsight.plugin import encode_error
+from nnsight.plugin import ServedRun, encode_error
 from nnsight_vllm.fields import TRACE
 from nnsight_vllm.worker.bounds import BoundsError
 
@@ -407,4 +408,32 @@ def test_a_body_has_one_request_and_a_trace_the_bodies_that_it_has(model, wanted
 def test_what_other_processes_could_not_be_told_is_refused_where_it_is_said(extra, model, wanted):
     with pytest.raises(TypeError, match="extra_args"):
         model.generate(IDS, extra_args=extra, **GREEDY)
+    assert list(model.generate(OTHERS, **GREEDY).outputs[0].token_ids) == wanted
+
+
+# -- a step that cannot begin ---------------------------------------------------------------------------------------------
+
+
+def refuse(*args):
+    raise ConnectionError("nobody is there")
+
+
+@pytest.mark.parametrize("what", ["the other stages", "the forward"])
+def test_a_step_that_could_not_begin_is_not_ended(what, model, wanted, monkeypatch):
+    with model.trace(IDS, **GREEDY):
+        model.logits.output  # noqa: B018  # so that there is a last step
+    stage = model.dispatch()._engine.engine.model_executor.driver_worker.worker.model_runner.nnsight
+    forwards = stage.forwards
+    with monkeypatch.context() as patch:
+        patch.setitem(stage.runs, "request", ServedRun(forwards))
+        if what == "the forward":
+            patch.setattr(forwards, "_begin_forward", refuse)
+        else:
+            patch.setattr(stage, "pipeline", SimpleNamespace(before=refuse))
+        with pytest.raises(ConnectionError):
+            stage.begin(["request"], [1], 1)
+        count = forwards.count
+        # Nothing is told, and the step before, which is over, is not given back again.
+        assert stage.end() == {}
+        assert forwards.count == count
     assert list(model.generate(OTHERS, **GREEDY).outputs[0].token_ids) == wanted

@@ -300,15 +300,12 @@ class Stage:
             self._batch = batch = Batch(self.runs, changes, requests, counts, self._layout(total))
         if not batch.rows:
             return
-        self._taking_part = batch
         if self.pipeline is not None:
             self.pipeline.before(batch.names)
-        self._forward = self.forwards.forward(batch.rows, batch.layout)
-        try:
-            self._forward.__enter__()
-        except BaseException:
-            self._taking_part = None
-            raise
+        forward = self.forwards.forward(batch.rows, batch.layout)
+        forward.__enter__()
+        # Not before: a step that could not begin is not ended, or what the last one had would be given back twice.
+        self._forward, self._taking_part = forward, batch
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.
