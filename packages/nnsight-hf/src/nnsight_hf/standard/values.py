@@ -34,7 +34,7 @@ class Part(standard.Value):
             return _first(value, is_it, name)
 
         def write(envoy: Any, value: Any, new: Any) -> Any:
-            return _put(value, _first(value, is_it, name), _tensor(new, name))
+            return _put(value, _first(value, is_it, name), standard.tensor_for(name, new))
 
         super().__init__(name, envoy, read, write)
 
@@ -79,15 +79,12 @@ class States(standard.Value):
         return found
 
     def _write(self, envoy: Any, value: Any, new: Any) -> Any:
-        spot, put, old = self._spot, _tensor(new, self._name), _first(value, self._is_it, self._name)
+        spot, put, old = self._spot, standard.tensor_for(self._name, new), _first(value, self._is_it, self._name)
         for other in self._rest(envoy):
             put = put - other
         put = put if spot.scale == 1.0 else put / spot.scale
         if spot.flat:
-            if put.shape[:2] != notes(envoy)[_SHAPE]:
-                wanted = [*notes(envoy)[_SHAPE], self._hidden]
-                raise ValueError(f"`{self._name}` is {wanted}, and a tensor of {list(put.shape)} was assigned to it")
-            put = put.flatten(0, 1)
+            put = standard.tensor_for(self._name, put, (*notes(envoy)[_SHAPE], self._hidden)).flatten(0, 1)
         return _put(value, old, put)
 
     def get(self) -> Any:
@@ -139,7 +136,7 @@ class Probabilities(Part):
     def set(self, value: Any) -> None:
         """Replace the value, in the trace that is open."""
         if self._operations:
-            self._operation().output = _tensor(value, self._name)
+            self._operation().output = standard.tensor_for(self._name, value)
         else:
             super().set(value)
 
@@ -153,9 +150,3 @@ def _first(value: Any, is_it: Finds, name: str) -> torch.Tensor:
 
 def _put(value: Any, old: torch.Tensor, new: torch.Tensor) -> Any:
     return tree_map(lambda leaf: new if leaf is old else leaf, value)
-
-
-def _tensor(new: Any, name: str) -> torch.Tensor:
-    if not isinstance(new, torch.Tensor):
-        raise TypeError(f"`{name}` is a tensor, and a {type(new).__name__} was assigned to it")
-    return new

@@ -46,7 +46,7 @@ class States(standard.Value):
     def _write(self, envoy: Any, value: Any, new: Any) -> Any:
         found, scale = self._states(value), self._spot.scale
         flat = found[0].dim() == 2
-        put = _fitting(self._name, new, (1, *found[0].shape) if flat else found[0].shape)
+        put = standard.tensor_for(self._name, new, (1, *found[0].shape) if flat else found[0].shape)
         put = put[0] if flat else put
         put = put if scale == 1.0 else put / scale
         # Of a sum, all is put where the stream lies: what would be taken from it and added again would be rounded twice.
@@ -70,12 +70,4 @@ class Logits(standard.Value):
         return shown
 
     def _write(self, envoy: Any, value: Any, new: Any) -> Any:
-        return _fitting("logits", new, (1, *value.shape))[0]
-
-
-def _fitting(name: str, new: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    if not isinstance(new, torch.Tensor):
-        raise TypeError(f"`{name}` is a tensor, and a {type(new).__name__} was assigned to it")
-    if new.shape != shape:
-        raise ValueError(f"`{name}` is {list(shape)}, and a tensor of {list(new.shape)} was assigned to it")
-    return new
+        return standard.tensor_for("logits", new, (1, *value.shape))[0]

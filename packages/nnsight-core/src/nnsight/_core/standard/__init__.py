@@ -17,7 +17,7 @@ from .layer import Layer
 from .names import StandardNames
 from .report import absent_in, listing
 from .resolution import Block, Resolution, Spot
-from .values import PerLayer, Value
+from .values import PerLayer, Value, tensor_for
 from .vocabulary import PARTS, VALUES, Meaning
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "Value",
     "absent_in",
     "listing",
+    "tensor_for",
 ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from ..served import ReadMap, WriteMap, eproperty, first_input, replace_first_input
 from ..sites import INPUT, OUTPUT
 from .vocabulary import VALUES
@@ -52,6 +54,24 @@ class Value:
     def set(self, value: Any) -> None:
         """Replace the value, in the trace that is open."""
         self._prop.fset(self._envoy, value)  # type: ignore[misc]  # and a setter
+
+
+def tensor_for(name: str, new: Any, shape: Sequence[int] | None = None) -> torch.Tensor:
+    """Return what is assigned to a name, which has to be a tensor.
+
+    Args:
+        name: the name.
+        new: what is assigned.
+        shape: the shape that it has to have; any, if not given.
+
+    Raises:
+        TypeError, ValueError: it is no tensor, or has another shape.
+    """
+    if not isinstance(new, torch.Tensor):
+        raise TypeError(f"`{name}` is a tensor, and a {type(new).__name__} was assigned to it")
+    if shape is not None and tuple(new.shape) != tuple(shape):
+        raise ValueError(f"`{name}` is {list(shape)}, and a tensor of {list(new.shape)} was assigned to it")
+    return new
 
 
 class PerLayer:
