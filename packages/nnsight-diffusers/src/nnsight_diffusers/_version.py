@@ -1,3 +1,3 @@
 """The version of this distribution, read by the build."""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"

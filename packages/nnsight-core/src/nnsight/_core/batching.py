@@ -31,6 +31,9 @@ class Layout(Protocol):
     def look(self, value: Any, path: str) -> None:
         """Look at a whole value before its tensors are taken, for what one of them says about another."""
 
+    def whole(self, value: Any, rows: Rows, path: str) -> Any:
+        """Return an invoke's part of a value whose rows are not all in tensors (a list of images); None if they are."""
+
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows of one invoke as a view of `value`, or None if the value carries no rows."""
 
@@ -59,6 +62,9 @@ class PlainLayout:
 
     def look(self, value: Any, path: str) -> None:
         """Do nothing: each tensor tells by itself."""
+
+    def whole(self, value: Any, rows: Rows, path: str) -> Any:
+        """Return None: only tensors have rows."""
 
     def take(self, value: torch.Tensor, rows: Rows, path: str) -> torch.Tensor | None:
         """Return the rows as a view, or None for a parameter, a scalar or another size."""

@@ -247,6 +247,9 @@ def narrow(
             return view
     else:
         layout.look(value, path)
+        own = layout.whole(value, rows, path)
+        if own is not None:
+            return own
     whole: list[torch.Tensor] = []
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
