@@ -9,7 +9,7 @@ from toy_engine import Network, Served, ToyEngine
 import nnsight
 from nnsight import NNsight
 from nnsight._core.serving.handed import hand_over
-from nnsight.plugin import PlainLayout, decode_bodies
+from nnsight.plugin import Forwards, PlainLayout, decode_bodies
 
 
 @pytest.fixture
@@ -153,3 +153,84 @@ def test_parts_of_a_large_memory_do_not_take_all_of_it_along():
     weight = torch.randn(1000, 10)
     assert hand_over({"one": weight[0]})["one"].untyped_storage().nbytes() == 40
     assert hand_over({"two": [weight[0], weight[1]]}) is None
+
+
+class Seldom(Network):
+    """Has a layer that it calls in every other forward, the first one among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seldom, self.count = torch.nn.Linear(4, 4), 0
+
+    def forward(self, x):
+        x = super().forward(x)
+        self.count += 1
+        return self.seldom(x) if self.count % 2 else x
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Where the model stood at each turn that a body had."""
+    stood = []
+    give_turn = Forwards.give_turn
+
+    def noted(self, mediator, switch):
+        stood.append(self.here.place.path if self.here is not None else None)
+        return give_turn(self, mediator, switch)
+
+    monkeypatch.setattr(Forwards, "give_turn", noted)
+    return stood
+
+
+def test_a_body_that_asks_for_the_same_first_in_each_step_has_one_turn_in_each(module, turns):
+    model = Served(ToyEngine(module, steps=4))
+    with model.trace(torch.ones(2, 4)) as tracer:
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            kept.append(model.second.output * step)
+    assert len(kept) == 4
+    # It begins, and learns at the end that there is no further step.
+    assert turns == [None, *["model.second"] * 4, None]
+
+
+def test_a_body_that_may_be_seen_before_it_asks_has_its_turn_where_the_step_begins(module, turns, capsys):
+    model = Served(ToyEngine(module, steps=3))
+    with model.trace(torch.ones(2, 4)) as tracer:
+        for step in tracer.iter[:]:
+            print("step", step)
+            model.second.output  # noqa: B018
+    assert turns == [None, "model.second", None, "model.second", None, "model.second", None]
+    assert capsys.readouterr().out.split() == ["step", "0", "step", "1", "step", "2"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_site_that_does_not_come_in_a_later_step_is_missed_there(waits, monkeypatch):
+    if not waits:
+        monkeypatch.setattr(Forwards, "let_wait", lambda self, mediator: False)
+    engine = ToyEngine(Seldom(), steps=3)
+    model = Served(engine)
+    with pytest.raises(nnsight.MissedProviderError, match="step 1"):
+        with model.trace(torch.ones(2, 4)) as tracer:
+            kept = nnsight.save([])
+            for _ in tracer.iter[:]:
+                kept.append(model.seldom.output)
+    assert not engine.forwards.at_output and not engine.forwards.runs
+
+
+def test_a_request_that_ends_while_its_body_waits_leaves_nobody_waiting(module):
+    model = NNsight(module)
+    engine = ToyEngine(module)
+    sent = []
+    engine.serve = lambda bodies, inputs: [sent.append(decode_bodies(bodies, model)) or {} for _ in inputs]
+    with Served(engine).trace(torch.ones(2, 4)) as tracer:
+        for _ in tracer.iter[:]:
+            model.first.output  # noqa: B018
+    forwards = Forwards(model)
+    with torch.inference_mode():
+        run = sent[0].begin(0, forwards)
+        with forwards.forward({run: (0, 2)}, PlainLayout(2)):
+            module(torch.ones(2, 4))
+        with forwards.forward({run: (0, 2)}, PlainLayout(2)):
+            run.close()  # it is given up when the step has begun
+            module(torch.ones(2, 4))
+    assert not (forwards.at_output or forwards.runs or forwards.ahead or forwards.tapped)

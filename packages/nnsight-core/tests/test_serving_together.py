@@ -48,10 +48,12 @@ class Deep(Network):
 class Batching(ToyEngine):
     """An engine whose requests begin and end when they are told to; plain ones run along."""
 
-    def __init__(self, module, begins, steps, together=True, plain=0, pauses=(), looks=()):
+    def __init__(self, module, begins, steps, together=True, plain=0, pauses=(), looks=(), waiting=True):
         super().__init__(module)
         self.forwards = Forwards(NNsight(module))
         self.forwards.serves_together = together
+        if not waiting:
+            self.forwards.let_wait = lambda mediator: False
         self.begins, self.lengths, self.plain, self.pauses, self.looks = begins, steps, plain, pauses, looks
         self.at = 0
         #: What some had saved when they were looked at.
@@ -156,20 +158,25 @@ class Collecting(Served):
 
 
 def both(module, folder, body, before="", prompts=None, begins=None, steps=None, **options):
-    """Run the body for all prompts, together and one by one, and compare; return what was saved together."""
+    """Run the body for all prompts, together, one by one, and with a turn where each step begins, and compare.
+
+    Returns:
+        What was saved together.
+    """
     torch.manual_seed(1)
     prompts = [torch.randn(n, 4) for n in (3, 1, 2, 5)] if prompts is None else prompts
     begins = begins or [0] * len(prompts)
     steps = steps or [4, 2, 6, 1][: len(prompts)]
     vector, run = torch.randn(4), trace_of(folder, body, before)
     found = []
-    for together in (True, False):
-        engine = Batching(module, begins, steps, together, **options)
+    for together, waiting in ((True, True), (False, True), (False, False)):
+        engine = Batching(module, begins, steps, together, waiting=waiting, **options)
         run(Collecting(engine), prompts, vector.clone(), 0.3, [True, False])
         found.append([*engine.saved])
         found[-1].append({"seen": engine.seen})
-    for mine, alone in zip(*found, strict=True):
+    for mine, alone, at_once in zip(*found, strict=True):
         equal(mine, alone)
+        equal(alone, at_once)
     return found[0][:-1]
 
 
@@ -328,6 +335,15 @@ TOGETHER = {
             if step == 0:
                 break
         second = (model.second.output @ vector).save()
+    """,
+    "two loops": """
+        kept = nnsight.save([])
+        for step in tracer.iter[:2]:
+            kept.append(model.second.output * step)
+        for step in tracer.iter[2:]:
+            number = step + 1
+            kept.append(model.first.input * number)
+            kept.append(model.layers[0].output)
     """,
     "aliases": """
         first = model.first.output.save()

@@ -15,7 +15,7 @@ from ..blocks import Block, Body
 from ..invoke import Invoke
 from ..wire.bodies import bound_first
 from .group import Membership
-from .plan import Plan, plan_of
+from .plan import First, Plan, has_loop, plan_of
 
 if TYPE_CHECKING:
     from ..active import Answers
@@ -42,16 +42,34 @@ class Alike:
         body = self._invokes[number].body
         if body is None or self._counts[body.block] < 2:
             return None
+        plan, like = self._plan_of(body)
+        return None if plan is None else Membership(like, plan, self._invokes[number], stack)
+
+    def first(self, number: int, tracer: str | None) -> First | None:
+        """Return what each round of a body's loop over steps asks for first, if that is known; see `Plan`.
+
+        Args:
+            number: of the body.
+            tracer: the name by which it binds the trace.
+        """
+        body = self._invokes[number].body
+        if body is None or not has_loop(body.block):
+            return None
+        plan, _ = self._plan_of(body, tracer)
+        return None if plan is None else plan.first
+
+    def _plan_of(self, body: Body, tracer: str | None = None) -> tuple[Plan | None, Body]:
+        """Return the plan of a body, and the one that it was made for, with which this one has in common what it needs."""
         known = self._plans.setdefault(body.block, [])
         for like, plan in known:
             if plan is None or _have_in_common(like, body, plan.used):
-                return None if plan is None else Membership(like, plan, self._invokes[number], stack)
+                return plan, like
         if len(known) >= _MOST:
-            return None
-        known.append((body, plan := self._plan(body)))
-        return None if plan is None else Membership(body, plan, self._invokes[number], stack)
+            return None, body
+        known.append((body, plan := self._plan(body, tracer)))
+        return plan, body
 
-    def _plan(self, body: Body) -> Plan | None:
+    def _plan(self, body: Body, tracer: str | None) -> Plan | None:
         others = [block for block in self._counts if block is not body.block]
         if any(not body.block.binds.isdisjoint(block.reads - bound_first(block)) for block in others):
             return None
@@ -63,7 +81,7 @@ class Alike:
             raise KeyError(name)
 
         foreign = frozenset[str]().union(*(block.binds for block in others))
-        return plan_of(body.block, lookup, foreign)
+        return plan_of(body.block, lookup, foreign, tracer)
 
 
 #: How many groups a block is looked at for: where each body has values of its own, that is no use.

@@ -66,6 +66,8 @@ class Forwards(Interleaver):
         #: Where the model is in parts: this one, among all.
         self.parts: Parts | None = None
         self.watch_turns = Watch(turn_seconds)
+        #: Bodies whose step has begun, but which need not hear of it before they are served; see `let_wait`.
+        self.ahead: list[ServedMediator] = []
         #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
         self.count = 0
         self.last: dict[Place, int] = {}
@@ -136,6 +138,37 @@ class Forwards(Interleaver):
         self.layout = layout
         for run in self._sorted(taking_part).runs:
             run.lie_in(taking_part)
+
+    def let_wait(self, mediator: ServedMediator) -> bool:
+        """Let a body whose step begins wait on, for what it is known to ask for first in each; say whether that can be.
+
+        A turn less, which nobody can tell: what a body does before it asks is seen by itself alone.
+        """
+        if mediator.first is None or self.parts is not None or not self.serves_together:
+            return False
+        place, stage = mediator.first
+        if place not in self.exact or place.owner is not place:
+            return False
+        mediator.place, mediator.stage, mediator.ahead = place, stage, True
+        (self.at_output if stage is OUTPUT else self.at_input).setdefault(place, []).append(mediator)
+        self.ahead.append(mediator)
+        return True
+
+    def _catch_up(self) -> None:
+        """Let those begin their step for whom the model did not come to where that begins."""
+        waiting, self.ahead = [mediator for mediator in self.ahead if mediator.ahead], []
+        for mediator in waiting:
+            if mediator.ahead:  # those before it may have ended it
+                mediator.ahead = False
+                queue = self.at_output if mediator.stage is OUTPUT else self.at_input
+                place = mediator.place
+                assert place is not None
+                queue[place].remove(mediator)
+                if not queue[place] and place not in self.watchers:
+                    del queue[place]
+                mediator.resume()
+        if waiting:
+            self.settle()
 
     def _sorted(self, taking_part: Mapping[ServedRun, Rows]) -> _Who:
         """Return whom to tell of a forward: these, but for those that are in groups their groups."""
@@ -266,6 +299,9 @@ class Forwards(Interleaver):
 
     def dismiss_run(self, run: ServedRun) -> None:
         """Let nobody of a run be served any more."""
+        for mediator in self.ahead:
+            if mediator.run is run:
+                mediator.ahead = False
         for queue in (self.at_input, self.at_output):
             for place in [place for place, waiting in queue.items() if any(m.run is run for m in waiting)]:
                 left = [mediator for mediator in queue[place] if mediator.run is not run]
@@ -319,6 +355,8 @@ class _OneForward:
 
     def __exit__(self, *error: object) -> None:
         forwards, who = self._forwards, self._who
+        if forwards.ahead:
+            forwards._catch_up()
         if self._outer is None:
             del running[self._current]
         else:

@@ -78,6 +78,7 @@ class GroupRun(ServedRun):
         self.names = Names(body.outer, body.real)
         name = f"{first.invoke.name} and {len(members) - 1} like it"
         self.mediator = self.add_body(self._run, None, name, first.invoke.number)
+        self.mediator.to_come = self.plan.first
         for run in members:
             run.group = self
             run.bodies.clear()
@@ -257,7 +258,9 @@ class GroupRun(ServedRun):
                 exec(code, around, names)
             names.pop(STEPS, None)
 
-        invoke.mediator = run.add_body(go_on, None, invoke.name, invoke.number)
+        invoke.mediator = made = run.add_body(go_on, None, invoke.name, invoke.number)
+        if plan.loop in left:
+            made.to_come = plan.first
         run.lie_at(self._spans.get(run, run.rows))
         run.model = getcurrent()
         run.body_thread = ThreadState()

@@ -53,6 +53,9 @@ class Known:
         self.used: set[str] = set()
         self.sites = 0
         self.in_loop = 0
+        #: The site that each round of the loop over steps asks for first, and whether that is still to be found.
+        self.first: tuple[tuple[Node, ...], str] | None = None
+        self.looking = False
 
     def state(self) -> tuple[dict[str, Kind], set[str], set[str], int]:
         """Return what is known so far."""
@@ -137,6 +140,8 @@ class Known:
         if not all(_is_as_it_comes(inspect.getattr_static(type(envoy), node.attr, None)) for envoy in envoys):
             raise Unknown
         self.sites += 1
+        if self.looking:
+            self.first, self.looking = (envoys, node.attr), False
 
     def subscript(self, node: ast.Subscript) -> Kind:
         """Return what an item is."""

@@ -9,15 +9,20 @@ at once. The plan ends before the first statement of another kind: from there on
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 from ..blocks import Block
+from ..sites import Place
 from .known import ARITHMETIC, DICT, LIST, OTHER, PAIR, PLAIN, ROWS, TENSOR, TRACER, Kind, Known, Unknown
 
 #: Under which name the code of a loop finds its steps: one that no body has.
 STEPS = ".steps"
+#: A site: its place, and the stage.
+First = tuple[Place, str]
 
 
 class Plan:
@@ -29,6 +34,8 @@ class Plan:
         loop: the loop, over what stands under the name `.steps`.
         after: what is left.
         used: the names that stand for the same in all bodies of which this is done together.
+        first: what each round of the loop asks for first, whatever the round, and at which stage: before that it does
+            nothing that could be seen outside of it. None if that is not known.
     """
 
     def __init__(
@@ -38,25 +45,54 @@ class Plan:
         loop: ast.For | None,
         after: list[ast.stmt],
         used: frozenset[str],
+        first: First | None,
     ) -> None:
         self.used = used
-        self.before = _compiled(block, before)
-        self.steps = self.loop = None
-        if loop is not None:
-            steps = ast.Expression(loop.iter)
-            self.steps = compile(steps, block.filename, "eval", dont_inherit=True)
-            name = ast.copy_location(ast.Name(STEPS, ast.Load()), loop.iter)
-            self.loop = _compiled(block, [ast.copy_location(ast.For(loop.target, name, loop.body, []), loop)])
-        self.after = _compiled(block, after)
+        self.first = first
+        self._block, self._before, self._loop, self._after = block, before, loop, after
+
+    @functools.cached_property
+    def before(self) -> CodeType | None:
+        """The code of the statements before the loop."""
+        return _compiled(self._block, self._before)
+
+    @functools.cached_property
+    def steps(self) -> CodeType | None:
+        """The code of the expression that the loop goes through."""
+        if self._loop is None:
+            return None
+        return compile(ast.Expression(self._loop.iter), self._block.filename, "eval", dont_inherit=True)
+
+    @functools.cached_property
+    def loop(self) -> CodeType | None:
+        """The code of the loop."""
+        loop = self._loop
+        if loop is None:
+            return None
+        name = ast.copy_location(ast.Name(STEPS, ast.Load()), loop.iter)
+        return _compiled(self._block, [ast.copy_location(ast.For(loop.target, name, loop.body, []), loop)])
+
+    @functools.cached_property
+    def after(self) -> CodeType | None:
+        """The code of what is left."""
+        return _compiled(self._block, self._after)
 
 
-def plan_of(block: Block, lookup: Callable[[str], Any], foreign: frozenset[str]) -> Plan | None:
+def has_loop(block: Block) -> bool:
+    """Say whether a block may have a loop that is a part of its plan."""
+    return any(isinstance(statement, ast.For) for statement in block.found.node.body)
+
+
+def plan_of(
+    block: Block, lookup: Callable[[str], Any], foreign: frozenset[str], tracer: str | None = None
+) -> Plan | None:
     """Return the plan of a block, or None if nothing of it can be done together.
 
     Args:
         block: the block.
         lookup: finds what a name stands for that the block does not bind; raises KeyError.
         foreign: names that other invokes bind: what they stand for is not known.
+        tracer: the name that stands for the trace when the block begins, if it is the block that binds it.
     """
     found = block.found
     if found.items_after or block.rewritten or block.reads_anything:
@@ -64,6 +100,9 @@ def plan_of(block: Block, lookup: Callable[[str], Any], foreign: frozenset[str])
     if any(isinstance(owner, ast.ClassDef) for owner in found.owners):
         return None
     reader = _Reader(block, lookup, foreign)
+    if tracer is not None:
+        reader.kinds[tracer] = TRACER
+        reader.bound.add(tracer)
     before: list[ast.stmt] = []
     loop: ast.For | None = None
     statements = list(found.node.body)
@@ -83,7 +122,7 @@ def plan_of(block: Block, lookup: Callable[[str], Any], foreign: frozenset[str])
         before.append(statements.pop(0))
     if not reader.sites or not _is_closed(statements, block, reader.bound):
         return None
-    return Plan(block, before, loop, statements, frozenset(reader.used))
+    return Plan(block, before, loop, statements, frozenset(reader.used), reader.first_site() if loop else None)
 
 
 class _Reader(Known):
@@ -97,6 +136,8 @@ class _Reader(Known):
         Raises:
             Unknown: it may do more than is allowed here.
         """
+        if isinstance(node, (ast.For, ast.If, ast.Break, ast.Continue)):
+            self.looking = False  # what is asked for from here on may not be in each round
         if isinstance(node, ast.Assign):
             value = self.value(node.value)
             for target in node.targets:
@@ -129,7 +170,15 @@ class _Reader(Known):
         """Read the loop over steps."""
         if node.orelse or not isinstance(node.target, ast.Name):
             raise Unknown
+        self.looking = True
         self.around(node, PLAIN)
+
+    def first_site(self) -> First | None:
+        """Return what each round of the loop over steps asks for first, if it is one site."""
+        if self.first is None or len(self.first[0]) != 1:
+            return None
+        (envoy,), name = self.first
+        return envoy._place(), inspect.getattr_static(type(envoy), name).stage
 
     def inner_loop(self, node: ast.For) -> None:
         """Read a loop over numbers, or over modules."""
@@ -202,19 +251,18 @@ class _Reader(Known):
         """Read `x += y`, which may change in place what `x` is."""
         if not isinstance(node.op, ARITHMETIC):
             raise Unknown
-        value = self.value(node.value)
-        target = node.target
+        target = node.target  # which is read before the value
         if isinstance(target, ast.Name):
             old = self.name(target)
             if old == PLAIN:
-                return self.need(value, PLAIN)
+                return self.need(self.value(node.value), PLAIN)
             self.need(old, ROWS)
         elif isinstance(target, ast.Attribute):
             self.site(target)
         else:
             self.need(self.value(target.value), ROWS)
             self.index(target.slice)
-        return self.need(value, PLAIN, ROWS, TENSOR)
+        return self.need(self.value(node.value), PLAIN, ROWS, TENSOR)
 
 
 def _is_closed(statements: list[ast.stmt], block: Block, bound: set[str]) -> bool:

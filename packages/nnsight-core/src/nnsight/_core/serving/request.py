@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..active import Answers
     from .forwards import Forwards
     from .group import GroupRun, Membership
+    from .plan import First
     from .printed import Printed
     from .spread import Asked
 
@@ -88,7 +89,7 @@ class ServedRun(Interleaver):
         self.joined = forwards.count
         self._watching: list[_Watching] = []
 
-    def add_body(self, body: Callable[[], Any], rows: Rows | None, name: str, order: int) -> BodyMediator:
+    def add_body(self, body: Callable[[], Any], rows: Rows | None, name: str, order: int) -> ServedMediator:
         """Give the run a body, which begins with its first step. Rows are the request's, whoever asks."""
         mediator = ServedMediator(self, body, self.rows, name, order)
         self.bodies.append(mediator)
@@ -132,7 +133,8 @@ class ServedRun(Interleaver):
             for mediator in sorted(due, key=lambda m: m.order):
                 self.step_waiters.remove(mediator)
                 mediator.served = True
-                mediator.resume()
+                if not (isinstance(mediator, ServedMediator) and self.forwards.let_wait(mediator)):
+                    mediator.resume()
 
     def settle(self) -> None:
         """Resume bodies that waited for one another, until none can go on."""
@@ -281,6 +283,11 @@ class ServedMediator(BodyMediator):
     drawn: list[torch.Tensor] | None = None
     #: The step of its run in which it began.
     born = 0
+    #: What each round of its next loop over steps asks for first, and what each of the one that it is in does.
+    to_come: First | None = None
+    first: First | None = None
+    #: Whether it waits for that, in a round that has not begun.
+    ahead = False
 
     def begin(self) -> None:
         """Run the body until it first needs the model."""
@@ -301,6 +308,17 @@ class ServedMediator(BodyMediator):
         if here is not before:
             parts.note(self, here)
         return here
+
+    def reach_step(self, step: int, entering: bool) -> bool:
+        """Wait until a step begins, or until the model is where the step is known to begin for this body."""
+        if entering:
+            self.first, self.to_come = self.to_come, None
+        return super().reach_step(step, entering)
+
+    def serve(self, here: Here) -> None:
+        """Hand the site over to the body and run it until it needs the model again."""
+        self.ahead = False
+        super().serve(here)
 
     def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""

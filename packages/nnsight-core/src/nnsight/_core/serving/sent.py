@@ -125,6 +125,8 @@ class SentBodies:
         body.assign(invoke.names, self.tracer if self.alone else invoke)
         invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
         run.membership = self._alike.membership(number, run.stack)
+        if run.membership is None and isinstance(invoke.mediator, ServedMediator):
+            invoke.mediator.to_come = self._alike.first(number, body.block.target if self.alone else None)
         forwards.admit(run)
         return run
 
