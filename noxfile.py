@@ -257,11 +257,14 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time ours, raw hooks and the peer in one run; `nox -s bench -- --others` adds pyvene and TransformerLens."""
     *siblings, package = with_siblings("nnsight-remote")
-    session.install(*pinned(), *siblings, *with_siblings("nnsight-hf"), f"{package}[server]", *group("bench"))
+    families = [folder for family in ("nnsight-hf", "nnsight-diffusers") for folder in with_siblings(family)]
+    session.install(*pinned(), *siblings, *families, f"{package}[server]", *group("bench"))
     arguments = [argument for argument in session.posargs if argument != "--others"]
     others = OTHERS if "--others" in session.posargs else []
     # The peer is imported as `nnsight` too, so it lives apart.
-    peer = environment(session, ROOT / session.create_tmp() / "peer", PEER, "transformers", *others)
+    peer = environment(
+        session, ROOT / session.create_tmp() / "peer", PEER, "transformers", "diffusers", "accelerate", *others
+    )
     if others:
         arguments += ["--others-python", peer]
     session.run("python", "benchmarks/run.py", "--peer-python", peer, *arguments, env=OFFLINE)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import diffusion
 import hooks
 import texts
 from models import Subject, build
@@ -41,8 +42,9 @@ def agree(work: str, model: str, count: int, contender: str) -> None:
     """
     subject = build(model)
     made = _MAKERS[work](subject, count, contender)
-    # On language models "bare" itself does the work, if hooks are not listed beside it.
-    reference = made.get("hooks") or (made["bare"] if work in texts.MAKERS else None)
+    # On language models and pipelines "bare" itself does the work, if hooks are not listed beside it.
+    itself = work in texts.MAKERS or work in diffusion.MAKERS
+    reference = made.get("hooks") or (made["bare"] if itself else None)
     if reference is None:
         return
     expected = _shown(reference(), subject)
@@ -189,4 +191,5 @@ _MAKERS: dict[str, Callable[[Subject, int, str], dict[str, Case]]] = {
     "plain backward": _backward,
     "generation, steps": _generate,
     **texts.MAKERS,
+    **diffusion.MAKERS,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gpt2
+import pipeline
 
 
 class Chain(nn.Module):
@@ -144,6 +145,7 @@ _MODELS: dict[str, Callable[[], Subject]] = {
     "GPT-2-shaped": _gpt2_shaped,
     "GPT-2": lambda: _gpt2(768),
     "GPT-2, narrow": lambda: _gpt2(64),
+    "Stable Diffusion": lambda: Subject(pipeline.load(), torch.empty(0)),
 }
 
 

@@ -120,6 +120,7 @@ def _plain(at_most: float, what: str) -> Target:
 
 
 _IDLE = Target("1, within noise (0.03)", "bare", 1.03)
+_BELOW_PEER = Target("below 1 of the peer, whole times", "peer", 1.0, whole=True)
 _IN_PLACE = Target("at most 1.5 of edits in place", "in place", 1.5)
 
 
@@ -135,8 +136,7 @@ def _usual(model: str) -> list[Row]:
 
 
 def _texts(model: str, slow: bool) -> list[Row]:
-    below_peer = Target("below 1 of the peer, whole times", "peer", 1.0, whole=True)
-    generate = [_plain(1.02, "plain `generate`"), below_peer]
+    generate = [_plain(1.02, "plain `generate`"), _BELOW_PEER]
     return [
         Row("generate, one layer edited", model, 64, generate, slow=slow),
         Row("cache layers, tokens", model, 512, [_plain(1.05, "`output_hidden_states=True`")], slow=slow),
@@ -155,4 +155,5 @@ ROWS = [
     Row("generation, steps", "GPT-2-shaped", 8, [_peer(0.25)]),
     *_texts("GPT-2", slow=True),
     *_texts("GPT-2, narrow", slow=False),
+    Row("denoise, output read", "Stable Diffusion", 20, [_plain(1.02, "a forward hook"), _BELOW_PEER], slow=True),
 ]

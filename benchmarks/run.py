@@ -9,9 +9,13 @@ with 0 unless something broke.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
+from collections.abc import Mapping
 
 import fresh
+import pipeline
 import remote
 import wire
 from contender import Contender, ContenderError
@@ -46,21 +50,9 @@ def main() -> int:
     if options.others_python:
         everybody |= {"pyvene": options.others_python, "TransformerLens": options.others_python}
     report = Report(everybody)
-    contenders = [Contender(name, python) for name, python in everybody.items()]
-    broken = 0
-    try:
-        for row in ROWS:
-            if not _wanted(f"{row.name} {row.model}", options.only):
-                continue
-            print(f"{row.name}, {row.model} ...", file=sys.stderr)
-            try:
-                report.add(row, time_row(row, contenders, timing))
-            except ContenderError as error:
-                broken = 1
-                print(error, file=sys.stderr)
-    finally:
-        for contender in contenders:
-            contender.close()
+    with tempfile.TemporaryDirectory(prefix="nnsight-bench-") as shared:
+        os.environ[pipeline.SHARED] = shared
+        broken = _time_rows(report, everybody, timing, options.only)
     if _wanted(_IMPORT, options.only):
         report.imports = time_imports(pythons, 3 if options.quick else 9)
     if _wanted(_FRESH, options.only):
@@ -74,6 +66,26 @@ def main() -> int:
     report.show()
     if options.json:
         report.write(options.json)
+    return broken
+
+
+def _time_rows(report: Report, pythons: Mapping[str, str], timing: Timing, only: list[str] | None) -> int:
+    """Time the rows that are wanted; return 1 if one broke."""
+    contenders = [Contender(name, python) for name, python in pythons.items()]
+    broken = 0
+    try:
+        for row in ROWS:
+            if not _wanted(f"{row.name} {row.model}", only):
+                continue
+            print(f"{row.name}, {row.model} ...", file=sys.stderr)
+            try:
+                report.add(row, time_row(row, contenders, timing))
+            except ContenderError as error:
+                broken = 1
+                print(error, file=sys.stderr)
+    finally:
+        for contender in contenders:
+            contender.close()
     return broken
 
 
