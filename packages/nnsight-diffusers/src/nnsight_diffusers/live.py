@@ -6,7 +6,9 @@ in its thread and has not ended.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -38,3 +40,13 @@ def end(run: Run) -> None:
 def latest() -> Run | None:
     """Return the run that began last in this thread, if it is not over."""
     return _alive.runs[-1] if _alive.runs else None
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Let the code in a block be part of no run."""
+    token = here.set(None)
+    try:
+        yield
+    finally:
+        here.reset(token)

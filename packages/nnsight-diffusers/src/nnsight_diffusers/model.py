@@ -148,10 +148,12 @@ class DiffusionModel(LazyModel):
         config = getattr(denoiser, "config", {})
         told = bool(getattr(config, "guidance_embeds", False))
         why = ""
-        if not told and not guidance_of(cls).scaled:
+        unless = frozenset() if told else guidance_of(cls).unless
+        asked = [name for name in sorted(unless or ()) if any(named.get(name) for named in each)]
+        if unless is None:
             why = f"how {cls.__name__} puts its predictions together is not known to allow it"
-        elif any(named.get("guidance_rescale") for named in each):
-            why = "`guidance_rescale` depends on the scale"
+        elif asked:
+            why = f"what `{asked[0]}` adds depends on the scale, or on the prediction for the prompt"
         elif getattr(config, "time_cond_proj_dim", None) is not None:
             why = "the denoiser is told the scale with the time"
         elif not told and any(scale <= 1 for scale in scales):

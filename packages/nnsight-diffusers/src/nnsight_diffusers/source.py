@@ -37,15 +37,15 @@ class Guidance:
     Attributes:
         orders: by number of parts of a batch, which of them is conditional and which unconditional.
         calls: the calls of components whose result is for one half alone.
-        scaled: whether the parts of a batch of two are put together as `u + scale * (c - u)` and nothing else, with
-            the scale that `guidance_scale=` gives.
+        unless: the parts of a batch of two are put together as `u + scale * (c - u)` and nothing else, with the scale that
+            `guidance_scale=` gives, unless one of these options is given; None if that is not so.
         wants_estimate: whether it takes the second thing that a step of the scheduler returns, where there is one step.
         code: the code of the pipeline's call, for finding the line where it stands; None if its source is not there.
     """
 
     orders: dict[int, tuple[str | None, ...]]
     calls: tuple[Call, ...]
-    scaled: bool
+    unless: frozenset[str] | None
     wants_estimate: bool
     code: CodeType | None
 
@@ -70,7 +70,7 @@ def guidance_of(cls: type) -> Guidance:
         lines, first = inspect.getsourcelines(call)
         (tree,) = ast.parse(textwrap.dedent("".join(lines))).body
     except (OSError, TypeError, SyntaxError, ValueError):
-        return Guidance({}, (), False, False, None)  # a class without source, made at a prompt: nothing is known of it
+        return Guidance({}, (), None, False, None)  # a class without source, made at a prompt: nothing is known of it
     orders = _orders(tree)
     return Guidance(orders, _calls(tree, first - 1), _scaled(tree), _wants_estimate(tree), call.__code__)
 
@@ -149,8 +149,8 @@ def _component(node: ast.AST) -> str | None:
     return None
 
 
-def _scaled(tree: ast.AST) -> bool:
-    """Say whether all that is made of the two parts is `u + scale * (c - u)`."""
+def _scaled(tree: ast.AST) -> frozenset[str] | None:
+    """Return unless which options all that is made of the two parts is `u + scale * (c - u)`; None if that is never so."""
     # Not `torch.split`: where that stands, the parts are of some channels, and the others are used too.
     chunks = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and ".chunk(" in ast.unparse(node)]
     pair = next(
@@ -162,29 +162,36 @@ def _scaled(tree: ast.AST) -> bool:
         None,
     )
     if pair is None:
-        return False
+        return None
     u, c = pair[UNCONDITIONAL], pair[CONDITIONAL]
     formulas = {f"{u} + {scale} * ({c} - {u})" for scale in ("self.guidance_scale", "guidance_scale")}
-    used = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in (u, c)]
-    read = [node for node in used if isinstance(node.ctx, ast.Load)]
     formula = [node for node in ast.walk(tree) if isinstance(node, ast.BinOp) and ast.unparse(node) in formulas]
-    inside = [node for found in formula for node in ast.walk(found) if isinstance(node, ast.Name) and node.id in (u, c)]
-    rescaled = [
-        node
-        for found in ast.walk(tree)
-        if isinstance(found, ast.Call) and getattr(found.func, "id", "") == "rescale_noise_cfg"
-        for node in ast.walk(found)
-        if isinstance(node, ast.Name) and node.id in (u, c)
-    ]
-    # Rescaling is asked for by an option of its own, and refused with it.
-    return bool(formula) and {_where(node) for node in read} == {_where(node) for node in (*inside, *rescaled)}
+    others = _reads(tree, (u, c)) - {place for node in formula for place in _reads(node, (u, c))}
+    asked: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If):
+            inside = {place for line in node.body for place in _reads(line, (u, c))} & others
+            options = _options_in(node.test, tree)
+            if inside and options:
+                others -= inside
+                asked |= options
+    return frozenset(asked) if formula and not others else None
+
+
+def _reads(tree: ast.AST, names: tuple[str, ...]) -> set[tuple[int, int]]:
+    """Return where names are read."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names]
+    return {(node.lineno, node.col_offset) for node in found if isinstance(node.ctx, ast.Load)}
+
+
+def _options_in(test: ast.AST, call: ast.AST) -> set[str]:
+    """Return the arguments of a pipeline that a condition in its code asks for, as they are or as properties of it."""
+    assert isinstance(call, ast.FunctionDef)
+    known = {argument.arg for argument in call.args.args} - {"self", "guidance_scale"}
+    named = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
+    return known & (named | {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)})
 
 
 def _wants_estimate(tree: ast.AST) -> bool:
     taken = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
     return any(text.startswith("self.scheduler.step(") and text.endswith(")[1]") for text in taken)
-
-
-def _where(node: ast.AST) -> tuple[int, int]:
-    """Return where a node stands."""
-    return getattr(node, "lineno", 0), getattr(node, "col_offset", 0)
