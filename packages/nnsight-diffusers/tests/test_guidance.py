@@ -179,6 +179,11 @@ def test_most_pipelines_of_diffusers_say_how_they_guide() -> None:
     assert len(said) > 0.85 * len(guided)
 
 
+def test_what_a_pipeline_takes_beside_its_arguments_is_read_from_its_code() -> None:
+    assert guidance_of(diffusers.StableDiffusionPipeline).others == {"callback", "callback_steps"}
+    assert guidance_of(diffusers.FluxPipeline).others == frozenset()
+
+
 def test_a_class_without_source_says_nothing() -> None:
     made: dict[str, Any] = {"diffusers": diffusers}
     exec("class Made(diffusers.DDPMPipeline):\n    def __call__(self): return 1", made)

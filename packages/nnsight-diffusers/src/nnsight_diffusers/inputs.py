@@ -18,7 +18,7 @@ import torch
 from PIL.Image import Image
 
 from nnsight import RowsError
-from nnsight_diffusers.source import plain_call
+from nnsight_diffusers.source import guidance_of, plain_call
 
 #: Arguments of which one is the input, of a pipeline that takes any of them; the rest is then said beside it.
 _FIRST = ("prompt", "prompt_embeds", "class_labels")
@@ -40,8 +40,11 @@ _SEVERAL = re.compile(r"num_\w+_per_prompt")
 def parameters(cls: type) -> Mapping[str, inspect.Parameter]:
     """Return what pipelines of a class are called with, by name."""
     found = dict(inspect.signature(plain_call(cls)).parameters)
-    found.pop("self", None)
-    return found
+    return {
+        name: parameter
+        for name, parameter in found.items()
+        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
 
 
 def named(cls: type, given: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,12 +74,13 @@ def check(cls: type, names: Mapping[str, Any]) -> None:
     Raises:
         TypeError: there is no such argument; the message names the nearest.
     """
-    known = parameters(cls)
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+    others = guidance_of(cls).others
+    if others is None:
         return
+    known = {*parameters(cls), *OURS, *others}
     for name in names:
-        if name not in known and name not in OURS:
-            near = difflib.get_close_matches(name, [*known, *OURS], 1)
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1)
             raise TypeError(
                 f"{cls.__name__} takes no argument `{name}`" + (f": did you mean `{near[0]}`?" if near else "")
             )
@@ -183,6 +187,8 @@ def _joined(name: str, values: list[Any], counts: list[int]) -> Any:
         return _concatenated(name, [_rowed(name, value, rows) for value, rows in zip(values, counts)])
     if _IMAGES.fullmatch(name) and any(value is not None for value in values):
         return [entry for value, rows in zip(values, counts) for entry in _images(name, value, rows)]
+    if any(value is None for value in values) and any(isinstance(value, torch.Tensor) for value in values):
+        raise RowsError(f"One invoke gives `{name}` and another does not. Give it in all of them, or in none.")
     first = values[0]
     if all(value is first or _equal(value, first) for value in values):
         return first
@@ -195,7 +201,7 @@ def _joined(name: str, values: list[Any], counts: list[int]) -> Any:
 def _texts(name: str, value: Any, rows: int) -> list[Any]:
     if value is None:
         raise RowsError(
-            f"One invoke gives `{name}` and another gives embeddings instead. Give all of them alike, or run separate traces."
+            f"One invoke gives `{name}` and another does not. Give all of them alike, as texts or as embeddings."
         )
     entries = [value] if isinstance(value, str) else list(value)
     if len(entries) == 1:

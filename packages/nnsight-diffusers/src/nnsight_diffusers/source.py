@@ -39,6 +39,7 @@ class Guidance:
         calls: the calls of components whose result is for one half alone.
         unless: the parts of a batch of two are put together as `u + scale * (c - u)` and nothing else, with the scale that
             `guidance_scale=` gives, unless one of these options is given; None if that is not so.
+        others: what else the pipeline takes than it has names for, in `**kwargs`; None if it passes all that on.
         wants_estimate: whether it takes the second thing that a step of the scheduler returns, where there is one step.
         code: the code of the pipeline's call, for finding the line where it stands; None if its source is not there.
     """
@@ -46,6 +47,7 @@ class Guidance:
     orders: dict[int, tuple[str | None, ...]]
     calls: tuple[Call, ...]
     unless: frozenset[str] | None
+    others: frozenset[str] | None
     wants_estimate: bool
     code: CodeType | None
 
@@ -70,9 +72,11 @@ def guidance_of(cls: type) -> Guidance:
         lines, first = inspect.getsourcelines(call)
         (tree,) = ast.parse(textwrap.dedent("".join(lines))).body
     except (OSError, TypeError, SyntaxError, ValueError):
-        return Guidance({}, (), None, False, None)  # a class without source, made at a prompt: nothing is known of it
+        return Guidance(
+            {}, (), None, None, False, None
+        )  # a class without source, made at a prompt: nothing is known of it
     orders = _orders(tree)
-    return Guidance(orders, _calls(tree, first - 1), _scaled(tree), _wants_estimate(tree), call.__code__)
+    return Guidance(orders, _calls(tree, first - 1), _scaled(tree), _others(tree), _wants_estimate(tree), call.__code__)
 
 
 def _half(name: str) -> str:
@@ -190,6 +194,26 @@ def _options_in(test: ast.AST, call: ast.AST) -> set[str]:
     known = {argument.arg for argument in call.args.args} - {"self", "guidance_scale"}
     named = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
     return known & (named | {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)})
+
+
+def _others(tree: ast.AST) -> frozenset[str] | None:
+    """Return the names that are taken out of `**kwargs`; None if these go somewhere as they are."""
+    assert isinstance(tree, ast.FunctionDef)
+    if tree.args.kwarg is None:
+        return frozenset()
+    taken: set[str] = set()
+    own = set()
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
+            name = node.args[0] if node.args else None
+            if node.func.value.id == tree.args.kwarg.arg and isinstance(name, ast.Constant):
+                taken.add(str(name.value))
+                own.add((node.func.value.lineno, node.func.value.col_offset))
+    return frozenset(taken) if _reads(tree, (tree.args.kwarg.arg,)) == own else None
 
 
 def _wants_estimate(tree: ast.AST) -> bool:
