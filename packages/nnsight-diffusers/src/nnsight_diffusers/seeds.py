@@ -58,8 +58,8 @@ def of_batch(
             own = list(given) if isinstance(given, (list, tuple)) else [given]
             if len(own) != count:
                 raise RowsError(
-                    f"an invoke that makes {count} images gives {len(own)} generator(s); in a batch each image needs its own. "
-                    "Give a list of as many, or `seed=`."
+                    f"an invoke that makes {count} images gives {len(own)} generator(s); in a batch each image needs its "
+                    "own: give a list of as many, or `seed=`"
                 )
             found += own
     return found
