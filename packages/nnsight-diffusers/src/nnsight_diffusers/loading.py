@@ -21,6 +21,7 @@ from diffusers.utils import logging
 from transformers import PreTrainedModel
 
 from nnsight import LoadError, NNsightWarning
+from nnsight_diffusers.completeness import missing
 from nnsight_diffusers.components import Components
 
 #: Pipelines that travel in this package, by the name that loads them.
@@ -43,6 +44,8 @@ _OF_WEIGHTS = (
     "use_safetensors",
     "variant",
 )
+
+_AGAIN = "Nothing has changed: the tree can still be explored, and `model.dispatch()` tries again."
 
 
 def source_of(model: Any, automodel: Any, options: dict[str, Any]) -> torch.nn.Module | Checkpoint:
@@ -93,7 +96,6 @@ class Checkpoint:
         self.automodel = automodel
         self.where = where
         self.options = options
-        self._types: dict[str, torch.dtype] = {}
 
     def build(self) -> Components:
         """Make the pipeline with modules on the meta device; what is light (tokenizers, the scheduler) is there.
@@ -153,14 +155,31 @@ class Checkpoint:
             LoadError: they cannot be read, or are not all there.
         """
         try:
-            return Components(self.automodel.from_pretrained(self.where, **self.options))
+            found = Components(self.automodel.from_pretrained(self.where, **self.options))
         except (ValueError, RuntimeError, EOFError) as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            raise LoadError(
-                f"the weights of {self.where} cannot be loaded: {error}. Nothing has changed: the tree can still be "
-                "explored, and `model.dispatch()` tries again."
-            ) from error
+            raise LoadError(f"the weights of {self.where} cannot be loaded: {error}. {_AGAIN}") from error
+        self._refuse_missing(found)
+        return found
+
+    def _refuse_missing(self, found: Components) -> None:
+        """Raise if weights were drawn anew because the checkpoint does not have them."""
+        folder = Path(self.where)
+        hub = {name: self.options[name] for name in _HUB_OPTIONS if name in self.options}
+        if not folder.is_dir():
+            folder = Path(DiffusionPipeline.download(self.where, **{**hub, "local_files_only": True}))
+        for name, module in found.named_children():
+            if name in self.options or not (folder / name).is_dir():
+                continue
+            which = {"variant": self.options["variant"]} if self.options.get("variant") else {}
+            absent = missing(module, folder / name, which)
+            if absent:
+                some = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+                raise LoadError(
+                    f"{self.where} does not have all weights of its {name}: {some}. {type(module).__name__} would run with "
+                    f"random numbers there. If that is what you want, load it yourself and pass it: `{name}=`. {_AGAIN}"
+                )
 
 
 def _class_of(library: str, name: str) -> type | None:
