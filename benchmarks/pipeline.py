@@ -1,4 +1,4 @@
-"""A Stable Diffusion of a size between the toys of the tests and a real one: a step takes some 40 ms on one core.
+"""A Stable Diffusion of a size between the toys of the tests and a real one: a step takes some 25 ms on one core.
 
 Its weights are random; it lies in a folder as diffusers saves pipelines, which all contenders load. The first process
 that asks makes it.
@@ -102,7 +102,7 @@ def _make(folder: Path) -> None:
         unet=diffusers.UNet2DConditionModel(
             sample_size=_SIDE // 2,
             block_out_channels=(64, 128),
-            layers_per_block=2,
+            layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=64,

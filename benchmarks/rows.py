@@ -155,5 +155,5 @@ ROWS = [
     Row("generation, steps", "GPT-2-shaped", 8, [_peer(0.25)]),
     *_texts("GPT-2", slow=True),
     *_texts("GPT-2, narrow", slow=False),
-    Row("denoise, output read", "Stable Diffusion", 20, [_plain(1.02, "a forward hook"), _BELOW_PEER], slow=True),
+    Row("denoise, output read", "Stable Diffusion", 20, [_plain(1.02, "a forward hook"), _BELOW_PEER]),
 ]
