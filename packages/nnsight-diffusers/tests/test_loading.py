@@ -1,4 +1,4 @@
-"""Where a pipeline comes from: folders, hub ids in the cache, pipelines; what is read before the weights, and what is wrong."""
+"""Where a pipeline comes from: folders, hub ids, pipelines; what is read before the weights, and what is wrong."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from nnsight import NoTraceError, RowsError
 from nnsight.plugin import Layout, LazyModel, Place, Prepared, is_with_head, open_trace, run_there
 from nnsight_diffusers import inputs, live, loading, seeds, shapes
+from nnsight_diffusers import results as _results  # noqa: F401  # says which results come back as what they are
 from nnsight_diffusers.batch import Batch
 from nnsight_diffusers.components import Components, Passing, Scheduler
 from nnsight_diffusers.layout import PipelineLayout

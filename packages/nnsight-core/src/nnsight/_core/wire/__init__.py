@@ -2,9 +2,9 @@
 
 The page *the wire* of the documentation says what travels how, and what the bytes are. Read in this order: `format`
 (bytes), `encoder` and `decoder` (values to steps and back), `kinds` (the table of those who know one kind of thing each),
-then any of these: `values`, `natives`, `tensors`, `arrays`; `texts`, `located`, `compiled` and `uses` (the user's text),
-`origin` and `spaces` (whose module it is), `functions`, `callables`, `classes`, `called`, `objects`; `bodies`; `records` and
-`failures` (what comes back). `abroad` answers plugins that write requests in somebody else's format.
+then any of these: `values`, `natives`, `tensors`, `arrays`, `pictures`; `texts`, `located`, `compiled` and `uses` (the
+user's text), `origin` and `spaces` (whose module it is), `functions`, `callables`, `classes`, `called`, `objects`; `bodies`;
+`records` and `failures` (what comes back). `abroad` answers plugins that write requests in somebody else's format.
 
 All of it but `tensors` and `arrays` works without torch. What a request is, and the model that it is about, is known by
 `travel.py`, above this package.

@@ -15,7 +15,7 @@ import types
 import weakref
 from typing import Any
 
-from . import origin, records
+from . import origin, pictures, records
 from .decoder import Decoder
 from .encoder import Encoder
 from .kinds import makes, writes
@@ -54,6 +54,8 @@ def write_object(encoder: Encoder, thing: Any) -> int:
         # What it says, a call of its class with its arguments, fits few classes that have a constructor.
         made: Any = copyreg.__newobj__  # type: ignore[attr-defined]
         return _write_parts(encoder, thing, made, (type(thing), *thing.args), dict(vars(thing)) or None)
+    if pictures.is_picture(thing):
+        return pictures.write(encoder, thing)
     single = None if encoder.results else origin.singleton(thing)
     if single is not None:
         return reference(encoder, *single)
