@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def test_light_parts_are_there_before_the_weights() -> None:
     assert model.scheduler.config.num_train_timesteps == 1000
     assert "CrossAttnUpBlock2D" in repr(model)
     assert not model.dispatched
+
+
+def test_without_weights_there_is_nothing_to_warn_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    DiffusionModel(checkpoints.folder(KIND))
+    assert [record.message for record in caplog.records if record.name.startswith("diffusers")] == []
 
 
 @pytest.mark.parametrize("dispatch", [False, True])

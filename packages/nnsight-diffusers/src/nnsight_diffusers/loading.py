@@ -138,7 +138,9 @@ class Checkpoint:
         else:
             said = cls.load_config(self.where, subfolder=name, **hub)
             with torch.device("meta"):
-                module = cls.from_config(said).to(self._dtype(name, torch.float32))
+                module = cls.from_config(said)
+            # Past diffusers' own `to`, which warns of weights that would lose something; here are none.
+            torch.nn.Module.to(module, self._dtype(name, torch.float32))
         return module.eval()
 
     def _dtype(self, name: str, default: torch.dtype) -> torch.dtype:
