@@ -1,10 +1,11 @@
 """Models that are the same at both ends, and a server that has them: for what is to be the same here and there.
 
-The small models of transformers' architectures are those of nnsight-hf's own tests.
+The small models of transformers' architectures are those of nnsight-hf's own tests, the pipeline is of nnsight-diffusers'.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnsight import LanguageModel, NNsight, TransformersModel, VisionLanguageModel
+from nnsight import DiffusionModel, LanguageModel, NNsight, TransformersModel, VisionLanguageModel
 from nnsight.testing import MLP, Transformer, seeded
 
 HERE = Path(__file__).parent
@@ -52,6 +53,16 @@ def reading() -> TransformersModel:
     import heads
 
     return TransformersModel(heads.module("bert-text"), **heads.parts("bert-text"))
+
+
+def drawing() -> DiffusionModel:
+    # By its file: nnsight-hf's tests have a module of that name too.
+    file = HERE.parent / "packages" / "nnsight-diffusers" / "tests" / "checkpoints.py"
+    spec = importlib.util.spec_from_file_location("pipelines", file)
+    assert spec is not None and spec.loader is not None
+    pipelines = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pipelines)
+    return DiffusionModel(pipelines.folder("stable-diffusion"), dispatch=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # What the suites take from `nnsight.testing` imports pytest.
     store = tmp_path_factory.mktemp("families") / "store"
     more = ("--allow-import", "pytest", "--limit", "requests_per_minute=10000")
-    with models.serving(store, "mlp", "toy", "seeing", "reading", more=more) as url:
+    with models.serving(store, "mlp", "toy", "seeing", "reading", "drawing", more=more) as url:
         yield url
 
 
@@ -82,3 +82,17 @@ class TestReading(Served):
         import heads
 
         return heads.given("bert-text")
+
+
+class TestDrawing(Served, GeneratingSuite):
+    name = "drawing"
+    rounding = 1e-4
+    options = {"num_inference_steps": 3}
+    step_path = "unet"
+    differentiable = False
+
+    def inputs(self) -> list[Any]:
+        return [
+            {"prompt": "a cat", "seed": 1, "output_type": "pt"},
+            {"prompt": ["a red bird", "the house"], "seed": 2, "output_type": "pt"},
+        ]
