@@ -76,14 +76,21 @@ class Batch:
         return [scale for scale, count in zip(self.scales, self.counts) for _ in range(count * self.images)]
 
 
-def reordered(value: Any, size: int, order: Sequence[int]) -> Any:
-    """Return a structure in which the tensors of a size have their rows in another order."""
-    index = torch.tensor(order)
+def reordered(value: Any, order: Sequence[int]) -> Any:
+    """Return a structure whose tensors have their rows in another order.
+
+    Args:
+        value: what a module takes or gives; a tensor in it has as many rows as the order, or several entries for each of
+            them, side by side (frames); any other is left as it is.
+        order: where the rows lie now that are to come one after another.
+    """
 
     def put(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.dim() or tensor.shape[0] != size:
+        several, rest = divmod(tensor.shape[0], len(order)) if tensor.dim() else (0, 0)
+        if rest or not several:
             return tensor
-        return tensor.index_select(0, index.to(tensor.device))
+        entries = [at * several + entry for at in order for entry in range(several)]
+        return tensor.index_select(0, torch.tensor(entries, device=tensor.device))
 
     return tree_map(put, value)
 

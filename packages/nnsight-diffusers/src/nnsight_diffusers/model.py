@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nnsight import NoTraceError, RowsError
 from nnsight.plugin import Layout, LazyModel, Place, Prepared, is_with_head, open_trace, run_there
-from nnsight_diffusers import inputs, live, loading, seeds, shapes
+from nnsight_diffusers import independence, inputs, live, loading, seeds, shapes
 from nnsight_diffusers import results as _results  # noqa: F401  # says which results come back as what they are
 from nnsight_diffusers.batch import Batch
 from nnsight_diffusers.components import Components, Passing, Scheduler
@@ -28,6 +28,9 @@ from nnsight_diffusers.source import CONDITIONAL, UNCONDITIONAL, guidance_of
 
 #: The argument with which the invokes that share a call travel to it.
 _BATCH = "_nnsight_batch"
+
+#: Pipelines whose own batches of several prompts mix them up, with or without us; seen in diffusers 0.42.
+_ALONE = frozenset({"StableDiffusionPanoramaPipeline"})
 
 
 class DiffusionModel(LazyModel):
@@ -126,6 +129,8 @@ class DiffusionModel(LazyModel):
     def _batch(self, prepared: Sequence[Prepared]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if len(prepared) == 1:
             return (), prepared[0][1]
+        if self._kind.__name__ in _ALONE:
+            raise RowsError(f"{self._kind.__name__} mixes up several prompts in one call. Run separate traces.")
         each = [(dict(named), rows) for _, named, rows in prepared]
         own = {name: [named.pop(name, None) for named, _ in each] for name in ("seed", "generator")}
         scales = self._scales([named for named, _ in each])
@@ -177,10 +182,29 @@ class DiffusionModel(LazyModel):
     def _facts(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int) -> shapes.Facts:
         """How rows lie in the values of a module that is called so; found out once for each kind of call."""
         key = path, shapes.signature(args, kwargs, size)
-        findings: dict[Any, shapes.Facts] = self.__dict__["_findings"]
+        findings = self.__dict__["_findings"]
         if key not in findings:
             findings[key] = shapes.find(self, path, args, kwargs, size, may_have_rows)
-        return findings[key]
+        facts: shapes.Facts = findings[key]
+        return facts
+
+    def _check_rows(
+        self, path: str, given: independence.Given, ordered: independence.Given, order: Sequence[int]
+    ) -> None:
+        """Refuse to let invokes share a call of a module whose rows see one another; found out once for each kind of call.
+
+        Raises:
+            RowsError: they do.
+        """
+        key = "independent", path, shapes.signature(*ordered, len(order)), tuple(order)
+        findings = self.__dict__["_findings"]
+        if key not in findings:
+            findings[key] = independence.holds(self, path, given, ordered, order)
+        if not findings[key]:
+            raise RowsError(
+                f"In `{self._path}.{path}` of {self._kind.__name__} the parts of a batch see one another by where they lie, so "
+                "invokes cannot share a call. Run separate traces."
+            )
 
     # -- running -----------------------------------------------------------------------------------------------------
 

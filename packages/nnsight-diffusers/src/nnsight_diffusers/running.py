@@ -93,6 +93,7 @@ class Run:
             self.pipeline = stack.enter_context(_for_itself(self._model.pipeline))
             stack.enter_context(self._scheduled())
             stack.enter_context(self._counted())
+            stack.enter_context(self._exchanged())
             for handle in self._hooked():
                 stack.callback(handle.remove)
             token = live.here.set(self)
@@ -175,6 +176,21 @@ class Run:
         if self._lone and self._guidance.wants_estimate and isinstance(made, tuple) and len(made) == 1:
             return made * 2
         return made
+
+    @contextlib.contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        """Give modules their processors of attention again where the pipeline, left in the middle, has not."""
+        if not self._guidance.exchanges:
+            yield
+            return
+        modules = [module for _, module in self._model._module.named_children() if hasattr(module, "attn_processors")]
+        before = [module.attn_processors for module in modules]
+        try:
+            yield
+        except BaseException:
+            for module, processors in zip(modules, before):
+                module.set_attn_processor(processors)
+            raise
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -271,13 +287,20 @@ class Run:
             self._undo.append(order)
             if several and batch.scales is not None:
                 kwargs = self._embedded(kwargs, size)
+            given = args, kwargs
             if order is not None:
-                args = reordered(args, size, order)
+                args = reordered(args, order)
                 kwargs = {
-                    name: reordered(value, size, order) if may_have_rows(name) else value
-                    for name, value in kwargs.items()
+                    name: reordered(value, order) if may_have_rows(name) else value for name, value in kwargs.items()
                 }
-            with live.nobody():  # what the module does meanwhile, it does on fakes
+                if self._guidance.exchanges:
+                    raise RowsError(
+                        f"{type(self.pipeline).__name__} looks at the batch of its denoiser part by part, so invokes cannot share "
+                        "a call of it. Run separate traces."
+                    )
+            with live.nobody():  # what the module does meanwhile is no part of this run
+                if order is not None and not self._fake:
+                    self._model._check_rows(path, given, (args, kwargs), order)
                 facts = self._model._facts(path, args, kwargs, size) if each else {}
             layout.state(whole, Statement(size, each, facts))
             return args, kwargs
@@ -307,7 +330,7 @@ class Run:
                 return None
             order = self._undo.pop()
             if order is not None:
-                output = reordered(output, len(order), inverse(order))
+                output = reordered(output, inverse(order))
             if denoises and self.batch is not None and self.batch.scales is not None:
                 output = self._guided(output)
             return output

@@ -54,8 +54,8 @@ def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int) -> tu
     """Return what tells calls of a module apart that may differ in how rows lie: their shapes, but for the rows."""
 
     def shape(tensor: torch.Tensor) -> tuple[Any, ...]:
-        rest = tuple(tensor.shape)
-        return ("rows", *rest[1:], tensor.dtype) if rest[:1] == (size,) else (*rest, tensor.dtype)
+        several, rest = divmod(tensor.shape[0], size) if tensor.dim() else (0, 0)
+        return (several or -1, rest, *tensor.shape[bool(several and not rest) :], tensor.dtype)
 
     return tuple(
         (name, tuple(shape(leaf) for leaf in leaves(value)))
@@ -84,17 +84,16 @@ def find(
 
     def sized(count: int) -> tuple[Any, Any]:
         def resize(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.dim() or tensor.shape[0] != size:
-                return tensor
-            return tensor.new_zeros((count, *tensor.shape[1:]))
+            several, rest = divmod(tensor.shape[0], size) if tensor.dim() else (0, 0)
+            return tensor if rest or not several else tensor.new_zeros((count * several, *tensor.shape[1:]))
 
         mine = {name: tree_map(resize, value) if rows(name) else value for name, value in kwargs.items()}
         return tree_map(resize, args), mine
 
     try:
         few, many = (_shapes(bare.get(path), *sized(count)) for count in (_FEW, _MANY))
-    except ScanError:
-        return {}
+    except (ScanError, RuntimeError):
+        return {}  # what was taken for rows is something else, or numbers are needed
     finally:
         model.__dict__["_shapes"] = shown  # what the user scanned last
     return {

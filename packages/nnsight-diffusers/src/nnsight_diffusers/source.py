@@ -40,6 +40,7 @@ class Guidance:
         unless: the parts of a batch of two are put together as `u + scale * (c - u)` and nothing else, with the scale that
             `guidance_scale=` gives, unless one of these options is given; None if that is not so.
         others: what else the pipeline takes than it has names for, in `**kwargs`; None if it passes all that on.
+        exchanges: whether it exchanges the processors of attention while it runs, to look at a batch part by part.
         wants_estimate: whether it takes the second thing that a step of the scheduler returns, where there is one step.
         code: the code of the pipeline's call, for finding the line where it stands; None if its source is not there.
     """
@@ -48,6 +49,7 @@ class Guidance:
     calls: tuple[Call, ...]
     unless: frozenset[str] | None
     others: frozenset[str] | None
+    exchanges: bool
     wants_estimate: bool
     code: CodeType | None
 
@@ -76,7 +78,15 @@ def guidance_of(cls: type) -> Guidance:
             {}, (), None, None, False, None
         )  # a class without source, made at a prompt: nothing is known of it
     orders = _orders(tree)
-    return Guidance(orders, _calls(tree, first - 1), _scaled(tree), _others(tree), _wants_estimate(tree), call.__code__)
+    return Guidance(
+        orders=orders,
+        calls=_calls(tree, first - 1),
+        unless=_scaled(tree),
+        others=_others(tree),
+        exchanges=any("attn_processor" in line for line in lines),
+        wants_estimate=_wants_estimate(tree),
+        code=call.__code__,
+    )
 
 
 def _half(name: str) -> str:
