@@ -202,8 +202,8 @@ class DiffusionModel(LazyModel):
             findings[key] = independence.holds(self, path, given, ordered, order)
         if not findings[key]:
             raise RowsError(
-                f"In `{self._path}.{path}` of {self._kind.__name__} the parts of a batch see one another by where they lie, so "
-                "invokes cannot share a call. Run separate traces."
+                f"In `{self._path}.{path}` of {self._kind.__name__} the parts of a batch see one another by where they lie, "
+                "so invokes cannot share a call. Run separate traces."
             )
 
     # -- running -----------------------------------------------------------------------------------------------------

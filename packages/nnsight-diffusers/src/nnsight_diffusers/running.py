@@ -295,8 +295,8 @@ class Run:
                 }
                 if self._guidance.exchanges:
                     raise RowsError(
-                        f"{type(self.pipeline).__name__} looks at the batch of its denoiser part by part, so invokes cannot share "
-                        "a call of it. Run separate traces."
+                        f"{type(self.pipeline).__name__} looks at the batch of its denoiser part by part, so invokes cannot "
+                        "share a call of it. Run separate traces."
                     )
             with live.nobody():  # what the module does meanwhile is no part of this run
                 if order is not None and not self._fake:
