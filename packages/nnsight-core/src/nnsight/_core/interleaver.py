@@ -237,7 +237,7 @@ class Interleaver(Visits):
 
     def settle(self) -> None:
         """Resume bodies that waited for one another, until none can go on."""
-        while True:
+        while self.parked:
             mediator = next((m for m in self.parked if m.ready is not None and m.ready()), None)
             if mediator is None:
                 return

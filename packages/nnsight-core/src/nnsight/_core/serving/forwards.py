@@ -217,11 +217,15 @@ class Forwards(Interleaver):
         self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int
     ) -> Here | None:
         waiting, watchers = queue[place], self.watchers.get(place, ())
-        due = [mediator for mediator in waiting if mediator.due(visit)]
+        if len(waiting) == 1:
+            due = waiting if waiting[0].due(visit) else []
+        else:
+            due = [mediator for mediator in waiting if mediator.due(visit)]
         if not due and not watchers:
             return None
         here = self.here = self._stand(place, stage, value, visit, len(due) > 1)
         if due:
+            # Whoever is served may wait here again, so the list is out of the way before.
             left = [mediator for mediator in waiting if mediator not in due] if len(due) < len(waiting) else []
             if left or watchers:
                 queue[place] = left
@@ -341,12 +345,12 @@ class _OneForward:
         forwards, taking_part = self._forwards, self._taking_part
         current = self._current = forwards.model = getcurrent()
         self._outer = running.get(current)
-        self._who = _Who({}, 0)
+        self._who: _Who | None = None
         running[current] = forwards
         try:
             forwards._begin_forward(taking_part, self._layout)
-            self._who = forwards._sorted(taking_part)
-            for run in self._who.runs:
+            self._who = who = forwards._sorted(taking_part)
+            for run in who.runs:
                 run.begin_in(taking_part)
             forwards.settle()
         except BaseException:
@@ -361,9 +365,10 @@ class _OneForward:
             del running[self._current]
         else:
             running[self._current] = self._outer
-        for run in who.runs:
-            run.scheduled = False
-        if who.changes != forwards.changes:  # some may have left their groups meanwhile
+        if who is not None:
+            for run in who.runs:
+                run.scheduled = False
+        if who is None or who.changes != forwards.changes:  # some may have left their groups meanwhile
             for run in self._taking_part:
                 run.scheduled = False
         forwards._end_forward()

@@ -52,12 +52,13 @@ class Joint:
 
     def _lend(self, tensor: torch.Tensor) -> Together:
         rows, taken = self.rows, self._taken
-        if self.layout.take(tensor, rows.spans[0], self.path) is None:
+        whole = self.layout.take(tensor, rows.spans[0] if rows.all is None else rows.all, self.path)
+        if whole is None:
             made = Together(rows.group, rows.runs, each=[tensor.clone() for _ in rows.runs])
             self.lent.append((tensor, made, [one._version for one in made.parts()]))
             return made
         if rows.all is not None:
-            whole = taken(tensor, rows.all).clone()
+            whole = whole.clone()
         else:
             whole = torch.cat([taken(tensor, span) for span in rows.spans])
         counts = rows.counts

@@ -15,8 +15,8 @@ from ..batching import Layout, Rows
 from ..errors import InvokeError, RanksError, RowsError
 from ..here import Here, narrow
 from ..sites import Place
-from ..structures import leaves, zip_map
-from .joint import Check, Joint, copied, counts, with_shared
+from ..structures import leaves, tree_map, zip_map
+from .joint import Check, Joint, copied, counts, plainly, with_shared
 from .together import Several
 
 
@@ -73,9 +73,15 @@ class Lent(Here):
             if self.whole is not None:
                 mine = self.views[rows] = narrow(self.whole, rows, self._stated(), self.place.path)
                 return mine
+            lent = self.lent[rows] = []
+
+            def lend(theirs: torch.Tensor) -> torch.Tensor:
+                mine = theirs.clone()
+                lent.append((theirs, mine, mine._version))
+                return mine
+
             theirs = narrow(self.value, rows, self._stated(), self.place.path)
-            mine = self.views[rows] = copied(theirs)
-            self.lent[rows] = [(one, copy, copy._version) for one, copy in zip(leaves(theirs), leaves(mine))]
+            self.views[rows] = plainly(tree_map, lend, theirs)
         return self.views[rows]
 
     def write(self, rows: Any, value: Any) -> None:

@@ -38,11 +38,18 @@ class _Said(NamedTuple):
 @writes(Body)
 def _write_body(encoder: Encoder, body: Body) -> int:
     around = body.real.real if isinstance(body.real, BodyGlobals) else body.real
+    # A loop makes many bodies of one block with the same values around it: then the same is said of each.
+    same = body.block, id(around), *body.outer, *map(id, body.outer.values())
+    written = encoder.done.get(same)
+    if written is not None:
+        return encoder.emit(*encoder.nodes[written])
     blocks: dict[Block, _Said] = encoder.kept.setdefault("blocks", {})
     said = blocks.get(body.block)
     if said is None:
         said = blocks[body.block] = _say(encoder, body.block)
-    return encoder.emit("body", *said.step, space_of(encoder, around), _names(encoder, body, around, said))
+    names = _names(encoder, body, around, said)
+    number = encoder.done[same] = encoder.emit("body", *said.step, space_of(encoder, around), names)
+    return number
 
 
 def _say(encoder: Encoder, block: Block) -> _Said:
@@ -134,11 +141,19 @@ def _owners(found: Found) -> list[Any]:
 @makes("body")
 def _make_body(decoder: Decoder, step: list[Any]) -> Body:
     *said, space, names = step[1:]
-    [file, first, last, _], *_ = said
-    filename, lines = decoder.files.filename(file), decoder.files.cut(file, first, last)
     module = decoder.value([space])
     if not isinstance(module, ModuleType):
         raise WireError("the globals of a block are those of no module")
+    before, block = decoder.kept.get("block", (None, None))
+    if block is None or before != said:
+        block = _block_of(decoder, said)
+        decoder.kept["block"] = said, block
+    return Body(block, dict(decoder.pairs(names)), vars(module))
+
+
+def _block_of(decoder: Decoder, said: list[Any]) -> Block:
+    [file, first, last, _], *_ = said
+    filename, lines = decoder.files.filename(file), decoder.files.cut(file, first, last)
     # Many bodies may be made of one block, in one message and in many: it is compiled once.
     key = (filename, "".join(lines), repr(said[0][1:]), repr(said[1:]))
     block = _blocks.get(key)
@@ -148,7 +163,7 @@ def _make_body(decoder: Decoder, step: list[Any]) -> Body:
             _blocks.clear()
         if len(key[1]) <= _LONGEST:
             _blocks[key] = block
-    return Body(block, dict(decoder.pairs(names)), vars(module))
+    return block
 
 
 #: Blocks that were compiled, by all that was said of them; as many as are kept, and how many characters they may have.
