@@ -234,3 +234,54 @@ def test_a_request_that_ends_while_its_body_waits_leaves_nobody_waiting(module):
             run.close()  # it is given up when the step has begun
             module(torch.ones(2, 4))
     assert not (forwards.at_output or forwards.runs or forwards.ahead or forwards.tapped)
+
+
+WRITES = {
+    "reads": (False, "model.second.output[0] * 2"),
+    "keeps and changes a copy": (False, "x = model.second.output.clone(); x += 1"),
+    "edits": (True, "model.second.output[:] += 0"),
+    "edits a part": (True, "x = model.second.output; x[0, 1] = 7"),
+    "assigns": (True, "model.first.output = model.first.output * 2"),
+    "assigns an input": (True, "model.second.input = model.second.input * 2"),
+    "skips": (True, "model.second.skip(model.second.input)"),
+    "edits at last": (True, "model.second.output[:] *= number"),
+}
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_run_says_whether_its_body_has_changed_anything(name, together, requests, module, tmp_path):
+    writes, line = WRITES[name]
+    path = tmp_path / "changes.py"
+    path.write_text(
+        "def run(model, prompts):\n"
+        "    with model.trace() as tracer:\n"
+        "        for prompt in prompts:\n"
+        "            with tracer.invoke(prompt):\n"
+        "                for number in tracer.iter[:]:\n"
+        f"                    {line}\n"
+    )
+    space = {}
+    exec(compile(path.read_text(), str(path), "exec"), space)
+
+    class Noting(ToyEngine):
+        def serve(self, bodies, inputs):
+            self.forwards.serves_together = together
+            sent = decode_bodies(bodies, self.model)
+            rows = torch.cat([args[0] for args, _, _ in inputs])
+            with torch.inference_mode():
+                runs = [sent.begin(number, self.forwards) for number in range(len(inputs))]
+                for _ in range(2):
+                    with self.forwards.forward({run: (at, 1) for at, run in enumerate(runs)}, PlainLayout(len(rows))):
+                        self.module(rows)
+                self.said = [run.has_written for run in runs]
+                for run in runs:
+                    run.finish(None)
+            assert [run.has_written for run in runs] == self.said
+            assert not any(run.failure for run in runs)
+            return [{} for _ in inputs]
+
+    engine = Noting(module)
+    space["run"](Served(engine), [torch.randn(1, 4) for _ in range(requests)])
+    assert engine.said == [writes] * requests

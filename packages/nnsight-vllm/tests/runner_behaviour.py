@@ -10,6 +10,7 @@ import torch
 import nnsight
 from nnsight.plugin import leaves
 from nnsight_vllm import adapters
+from nnsight_vllm.worker import memory
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 PROMPTS = [[7, 30, 12], [44], [5, 60, 21, 9, 71, 33, 18, 2 + 40, 11], [90, 8]]
@@ -165,6 +166,21 @@ class RunnerBehaviour:
         told = llama.served.generate(PROMPTS[0], **GREEDY, max_tokens=2)
         assert all(cache.isfinite().all() for cache in leaves(runner.kv_caches))
         assert list(told.outputs[0].token_ids) == alone(llama.plain, PROMPTS[0], 2)[0]
+
+    def test_the_memory_of_a_request_that_changed_nothing_is_left_as_it_is(self, llama, monkeypatch):
+        model, layers = llama.served, llama.served.model.layers
+        wiped = []
+        monkeypatch.setattr(memory, "wipe", lambda caches, blocks, count: wiped.append(len(blocks)))
+        for wanted in (False, True):
+            with model.trace() as tracer:
+                for ids in PROMPTS[:2]:
+                    with tracer.invoke(ids, **GREEDY, max_tokens=2):
+                        for _ in tracer.iter[:]:
+                            layers[1].output[0].sum()
+                            if wanted:
+                                layers[1].output[0][:] *= 2
+            model.generate(PROMPTS[0], **GREEDY, max_tokens=1)  # its step tells that those are over
+            assert wiped == [2] * wanted  # a block of each
 
     def test_a_later_trace_begins_anew(self, llama):
         with llama.served.trace(PROMPTS[1], **GREEDY, max_tokens=1):

@@ -88,7 +88,7 @@ class Stage:
         #: What was raised in some that are over.
         self._failed: dict[str, BaseException] = {}
         #: The requests that somebody looks into, and whose memory is nobody else's.
-        self._alone: set[str] = set()
+        self._alone: dict[str, ServedRun] = {}
         self._layout = layout_of(module)
         self._forward: AbstractContextManager[None] = nullcontext()
         #: Who took part in the last forward, and who does in the one that is on.
@@ -244,7 +244,7 @@ class Stage:
             self.untraced.add(request)
         self.runs[request] = run
         if sees_whole(extra):
-            self._alone.add(request)
+            self._alone[request] = run
         if refused is not None:
             run.fail(refused)
 
@@ -263,9 +263,11 @@ class Stage:
                 self._failed[request] = run.failure
                 while len(self._failed) > _FAILED:
                     del self._failed[next(iter(self._failed))]
-        alone = self._alone.intersection(requests) if self._alone else ()
-        self._alone.difference_update(alone)
-        return alone
+        if not self._alone:
+            return ()
+        gone = {request: self._alone.pop(request) for request in requests if request in self._alone}
+        # Of a pipeline, a stage before this one may have written what came here.
+        return [request for request, run in gone.items() if run.has_written or self.pipeline is not None]
 
     def failure(self, request: str) -> bytes | None:
         """Return what a standing edit raised in a request (or in one of those that were made of it), if one did."""

@@ -258,6 +258,8 @@ class Forwards(Interleaver):
             here.carry_back(run.rows, self.check_numbers)
         except Exception as error:  # whatever a body did to its values is its own business
             run.fail(error)
+        if here.changed and not run.wrote:
+            run.wrote = True
 
     def _join(self, here: Lent) -> None:
         try:

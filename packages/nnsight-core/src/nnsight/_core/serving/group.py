@@ -194,6 +194,7 @@ class GroupRun(ServedRun):
         run.group = None
         # It is where all are.
         run.stepping, run.step, run.joined, run.scheduled = self.stepping, self.step, self.joined, self.scheduled
+        run.wrote |= self.wrote
         self.runs = tuple(other for other in self.runs if other is not run)
         self._laid.clear()
         self.forwards.changes += 1

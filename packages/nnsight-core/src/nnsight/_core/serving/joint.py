@@ -49,6 +49,8 @@ class Joint:
         self.value = self._given = plainly(tree_map, self._lend, value)
         #: Whether what it has put there takes the place of what the engine has.
         self.replaced = False
+        #: Whether anything that the engine has was to be changed.
+        self.changed = False
 
     def _lend(self, tensor: torch.Tensor) -> Together:
         rows, taken = self.rows, self._taken
@@ -147,6 +149,7 @@ class Joint:
                 if [one._version for one in lent.parts()] != versions:
                     return False
             elif now is not lent or [lent.whole._version] != versions:
+                self.changed = True
                 if counts(theirs):
                     self._look(theirs, now, place, check)
                 if now is lent:

@@ -23,7 +23,7 @@ from .together import Several
 class Lent(Here):
     """Where an engine stands, with what it lends."""
 
-    __slots__ = ("edited", "joints", "lent", "refusal", "several", "whole")
+    __slots__ = ("changed", "edited", "joints", "lent", "refusal", "several", "versions", "whole")
 
     def __init__(
         self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None, several: bool = False
@@ -33,9 +33,13 @@ class Lent(Here):
         self.lent: dict[Rows, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
         #: A copy of all rows, of which each request gets its own, once several may ask; if each gets a copy for itself, None.
         self.whole: Any = None
+        #: How often that had been edited when it was made.
+        self.versions: list[int] = []
         self.several = several
         #: The rows of those whose edits were carried back into what the engine has.
         self.edited: set[Rows] = set()
+        #: Whether anything that the engine has was to be changed.
+        self.changed = False
         #: Why nobody can be shown what lies here.
         self.refusal = ""
         #: What is lent to several requests that one body is at work for.
@@ -46,6 +50,7 @@ class Lent(Here):
         self.several = False
         if self._is_small():
             self.whole = copied(self.value)
+            self.versions = [one._version for one in leaves(self.whole)]
 
     def _is_small(self) -> bool:
         # Of large values a request is not to keep the rows of others in memory; what has no rows is everybody's own.
@@ -112,6 +117,7 @@ class Lent(Here):
         if isinstance(rows, Several):
             return self._carry_together(rows, check)
         if rows in self.pieces:
+            self.changed = True
             try:
                 self._fit(rows, check)
             except BaseException:
@@ -120,7 +126,8 @@ class Lent(Here):
                 raise
             return
         layout, path = self._stated(), self.place.path
-        if self.whole is not None and rows in self.views and any(one._version for one in leaves(self.whole)):
+        if self.whole is not None and rows in self.views and self._is_whole_edited():
+            self.changed = True
             pairs = list(zip(leaves(narrow(self.value, rows, layout, path)), leaves(self.views[rows])))
             try:
                 for theirs, mine in pairs:
@@ -132,6 +139,7 @@ class Lent(Here):
         for at, (theirs, mine, version) in enumerate(self.lent.get(rows, ())):
             if mine._version == version:
                 continue
+            self.changed = True
             if not _has_rows(self.value, at, layout, rows, path):
                 raise self._refuse_shared("edit it in place")
             self._check_edited(theirs, mine, check)
@@ -188,12 +196,17 @@ class Lent(Here):
             self.value = self._joined()
             self._clear_pieces()
 
+    def _is_whole_edited(self) -> bool:
+        return any(one._version != before for one, before in zip(leaves(self.whole), self.versions))
+
     def _carry_whole(self) -> None:
         layout, path = self._stated(), self.place.path
-        for theirs, mine in zip(leaves(self.value), leaves(self.whole)):
-            if mine._version and not self.joints:
+        for theirs, mine, before in zip(leaves(self.value), leaves(self.whole), self.versions):
+            if mine._version == before:
+                continue
+            if not self.joints:
                 theirs.copy_(mine)  # where nobody edited, these are the numbers that are there
-            elif mine._version:
+            else:
                 for rows in self.views:
                     there, here = layout.take(theirs, rows, path), layout.take(mine, rows, path)
                     assert there is not None and here is not None, "what is lent as a whole has rows"
@@ -208,8 +221,11 @@ class Lent(Here):
                     self.carry_back(span, check)
                 except Exception as error:
                     rows.group.drop(run, error)
-        if joint is not None and not written and not joint.carry_back(self.place, check):
-            raise self._refuse_shared("edit it in place")
+        if joint is not None and not written:
+            done = joint.carry_back(self.place, check)
+            self.changed |= joint.changed
+            if not done:
+                raise self._refuse_shared("edit it in place")
 
     def _joint(self, rows: Several) -> Joint:
         joint = self.joints.get(rows)

@@ -74,6 +74,8 @@ class ServedRun(Interleaver):
     #: What its body has in common with others (`alike.py`), and those with which it is at work together (`group.py`).
     membership: Membership | None = None
     group: GroupRun | None = None
+    #: Whether its bodies have changed anything that the engine has.
+    wrote = False
     #: What the first of its bodies raised that did.
     failure: BaseException | None = None
     #: Takes what its bodies print, if somebody wants to hear it.
@@ -192,6 +194,11 @@ class ServedRun(Interleaver):
             self.forwards.changes += 1
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_written(self) -> bool:
+        """Whether its bodies have changed anything that the engine has: if not, its memory is as it is without them."""
+        return self.wrote or (self.group is not None and self.group.wrote)
 
     @property
     def wants_no_more(self) -> bool:
