@@ -18,6 +18,7 @@ import nnsight
 from nnsight import NNsight
 from nnsight._core.cache import Cache
 from nnsight._core.serving import group
+from nnsight._core.serving.joint import Joint
 from nnsight.plugin import Forwards, PlainLayout, decode_bodies
 
 
@@ -238,6 +239,24 @@ TOGETHER = {
             kept.append(a - b)
             kept.append(c)
     """,
+    "parts of a tuple": """
+        kept = [].save()
+        for step in tracer.iter[:]:
+            model.pair.output[0][:] += vector
+            kept.append(model.pair.output[1])
+            model.pair.output[0][:, 1] = step
+            if step > 1:
+                kept.append(model.pair.output[0] - model.pair.output[1])
+    """,
+    "parts of a tuple, and then all": """
+        kept = [].save()
+        for step in tracer.iter[:]:
+            model.pair.output[0][:] *= 2
+            kept.append(model.pair.output[2])
+            if step == 1:
+                a, b, c = model.pair.output
+                kept.append(a - b)
+    """,
     "replace a tuple": """
         kept = [].save()
         for step in tracer.all():
@@ -383,6 +402,25 @@ def test_a_request_that_is_left_out_of_a_forward_goes_on_by_itself(name, module,
 def test_what_a_body_has_saved_can_be_looked_at_while_it_runs(name, module, groups, tmp_path):
     both(module, tmp_path, TOGETHER[name], looks=[(0, 0), (0, 2), (1, 0), (2, 0), (2, 2), (3, 1)])
     assert groups == [4]
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("model.pair.output[0][:] += vector\nx = model.pair.output[0].save()", 1),
+        ("x = (model.pair.output[1] * model.pair.output[0]).save()", 2),
+        ("a, b, c = model.pair.output\nx = a.save()", 3),
+        ("x = model.pair.output[0].save()\ny = model.pair.output", 3),
+        ("x = model.pair.output[0].save()\nmodel.pair.output = model.pair.output", 3),
+        ("number = 1\nx = model.pair.output[number].save()", 3),
+    ],
+)
+def test_of_what_lies_at_a_place_the_parts_are_copied_that_a_body_may_have(body, parts, module, tmp_path, monkeypatch):
+    copied = []
+    lend = Joint._lend
+    monkeypatch.setattr(Joint, "_lend", lambda self, tensor: (copied.append(tensor), lend(self, tensor))[1])
+    both(module, tmp_path, body, steps=[2] * 4)
+    assert len(copied) == parts
 
 
 def test_what_is_kept_is_each_requests_own(module, groups, tmp_path):

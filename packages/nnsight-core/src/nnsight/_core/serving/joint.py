@@ -46,11 +46,18 @@ class Joint:
         self.lent: list[tuple[torch.Tensor, Together, list[int]]] = []
         layout.look(value, path)
         #: What the body gets: what was lent, or what it has put there.
-        self.value = self._given = plainly(tree_map, self._lend, value)
+        self.value = self._given = plainly(self._lend_parts, value)
         #: Whether what it has put there takes the place of what the engine has.
         self.replaced = False
         #: Whether anything that the engine has was to be changed.
         self.changed = False
+
+    def _lend_parts(self, value: Any) -> Any:
+        parts = self.rows.group.plan.parts
+        if parts is None or type(value) is not tuple:
+            return tree_map(self._lend, value)
+        # The rest of it stays the engine's: the body never has it in hand.
+        return tuple([tree_map(self._lend, one) if at in parts else one for at, one in enumerate(value)])
 
     def _lend(self, tensor: torch.Tensor) -> Together:
         rows, taken = self.rows, self._taken

@@ -25,6 +25,7 @@ from .together import METHODS
 PLAIN, ROWS, PAIR, TENSOR, LIST, DICT, TRACER, OTHER = "plain rows pair tensor list dict tracer other".split()
 #: A value: its kind, or the envoys that it may be.
 Kind = str | tuple[Node, ...]
+State = tuple[dict[str, Kind], set[str], set[str], int, int]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _SITES = ("output", "input")
@@ -53,17 +54,20 @@ class Known:
         self.used: set[str] = set()
         self.sites = 0
         self.in_loop = 0
+        #: How many of the sites are outputs of which one part is taken at once (`layer.output[0]`), and which parts.
+        self.taken = 0
+        self.parts: set[int] = set()
         #: The site that each round of the loop over steps asks for first, and whether that is still to be found.
         self.first: tuple[tuple[Node, ...], str] | None = None
         self.looking = False
 
-    def state(self) -> tuple[dict[str, Kind], set[str], set[str], int]:
+    def state(self) -> State:
         """Return what is known so far."""
-        return dict(self.kinds), set(self.bound), set(self.used), self.sites
+        return dict(self.kinds), set(self.bound), set(self.used), self.sites, self.taken
 
-    def restore(self, state: tuple[dict[str, Kind], set[str], set[str], int]) -> None:
+    def restore(self, state: State) -> None:
         """Forget what was learned since."""
-        self.kinds, self.bound, self.used, self.sites = state
+        self.kinds, self.bound, self.used, self.sites, self.taken = state
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -156,6 +160,11 @@ class Known:
             return self.inside(value)
         self.need(value, ROWS, TENSOR)
         self.index(node.slice)
+        site, number = node.value, node.slice
+        if isinstance(site, ast.Attribute) and site.attr == "output" and isinstance(number, ast.Constant):
+            if type(number.value) is int:
+                self.taken += 1
+                self.parts.add(number.value)
         return value
 
     def index(self, node: ast.expr) -> None:

@@ -36,6 +36,7 @@ class Plan:
         used: the names that stand for the same in all bodies of which this is done together.
         first: what each round of the loop asks for first, whatever the round, and at which stage: before that it does
             nothing that could be seen outside of it. None if that is not known.
+        parts: where all that is done together asks for is one part or another of an output, `layer.output[0]`: which.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Plan:
         after: list[ast.stmt],
         used: frozenset[str],
         first: First | None,
+        parts: frozenset[int] | None,
     ) -> None:
         self.used = used
         self.first = first
+        self.parts = parts
         self._block, self._before, self._loop, self._after = block, before, loop, after
 
     @functools.cached_property
@@ -122,7 +125,9 @@ def plan_of(
         before.append(statements.pop(0))
     if not reader.sites or not _is_closed(statements, block, reader.bound):
         return None
-    return Plan(block, before, loop, statements, frozenset(reader.used), reader.first_site() if loop else None)
+    each_first = None if loop is None else reader.first_site()
+    parts = frozenset(reader.parts) if reader.taken == reader.sites else None
+    return Plan(block, before, loop, statements, frozenset(reader.used), each_first, parts)
 
 
 class _Reader(Known):
