@@ -94,6 +94,8 @@ class Stage:
         #: Who took part in the last forward, and who does in the one that is on.
         self._batch: Batch | None = None
         self._taking_part: Batch | None = None
+        #: The last batch of which all were to go on, and what `Forwards.changes` was then.
+        self._going_on: tuple[Batch | None, int] = (None, 0)
 
     # -- traces ------------------------------------------------------------------------------------------------------
 
@@ -330,12 +332,19 @@ class Stage:
         """End a forward, and return the requests that need not go on, each with what was raised there, if anything was."""
         if self._taking_part is None:
             return {}
-        names, self._taking_part = self._taking_part.names, None
+        batch, self._taking_part = self._taking_part, None
         if self.pipeline is not None:
-            self.pipeline.after(names)
+            self.pipeline.after(batch.names)
         self._forward.__exit__(None, None, None)
-        # Each request is asked in each step, so without a call.
-        return {request: _said(run.failure) for request, run in names.items() if run.stopped or run.failure is not None}
+        if self._going_on == (batch, self.forwards.changes):
+            return {}
+        over = {
+            request: _said(run.failure)
+            for request, run in batch.names.items()
+            if run.stopped or run.failure is not None
+        }
+        self._going_on = (None if over else batch, self.forwards.changes)
+        return over
 
 
 def _said(failure: BaseException | None) -> str | None:

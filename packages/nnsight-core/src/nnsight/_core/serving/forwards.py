@@ -60,7 +60,7 @@ class Forwards(Interleaver):
         self.runs: list[ServedRun] = []
         #: Whether some have been admitted since groups were formed last.
         self.newcomers = False
-        #: Counts what may change who takes part: runs that come, go, rest, or leave those they were served with.
+        #: Counts what may change who takes part: runs that come, go, rest, are dismissed, or leave a group.
         self.changes = 0
         self._who: _Who | None = None
         #: Where the model is in parts: this one, among all.
@@ -305,6 +305,7 @@ class Forwards(Interleaver):
 
     def dismiss_run(self, run: ServedRun) -> None:
         """Let nobody of a run be served any more."""
+        self.changes += 1
         for mediator in self.ahead:
             if mediator.run is run:
                 mediator.ahead = False
