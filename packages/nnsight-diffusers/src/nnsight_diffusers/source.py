@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from nnsight.plugin import parse_source
+
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 
 
@@ -72,11 +74,10 @@ def guidance_of(cls: type) -> Guidance:
     call = plain_call(cls)
     try:
         lines, first = inspect.getsourcelines(call)
-        (tree,) = ast.parse(textwrap.dedent("".join(lines))).body
+        (tree,) = parse_source(textwrap.dedent("".join(lines))).body
     except (OSError, TypeError, SyntaxError, ValueError):
-        return Guidance(
-            {}, (), None, None, False, None
-        )  # a class without source, made at a prompt: nothing is known of it
+        # A class without source, made at a prompt: nothing is known of it.
+        return Guidance(orders={}, calls=(), unless=None, others=None, exchanges=False, wants_estimate=False, code=None)
     orders = _orders(tree)
     return Guidance(
         orders=orders,
