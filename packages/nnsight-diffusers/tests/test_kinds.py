@@ -30,6 +30,7 @@ def picture(seed: int, mode: str = "RGB") -> Image.Image:
 
 
 PICTURES = tuple({**prompt, "image": picture(at)} for at, prompt in enumerate(PROMPTS))
+NEGATIVE = tuple({**prompt, "negative_prompt": "a dog"} for prompt in PROMPTS)
 MASKED = tuple({**given, "mask_image": picture(at + 5, "L")} for at, given in enumerate(PICTURES))
 
 
@@ -59,6 +60,63 @@ def animated() -> Any:
     return pipeline
 
 
+def ltx() -> Any:
+    encoder, tokenizer = checkpoints.t5()
+    decoder = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        patch_size=1,
+    )
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=1,
+        caption_channels=32,
+    )
+    return _pipeline("LTXPipeline", transformer=transformer, vae=decoder, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def wan(**second: Any) -> Any:
+    encoder, tokenizer = checkpoints.t5()
+    decoder = diffusers.AutoencoderKLWan(base_dim=3, num_res_blocks=1, dim_mult=[1, 1, 1, 1])
+    return _pipeline(
+        "WanPipeline", transformer=wan_transformer(), vae=decoder, text_encoder=encoder, tokenizer=tokenizer, **second
+    )
+
+
+def wan_transformer(**own: Any) -> Any:
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+        **own,
+    )
+
+
+def _pipeline(name: str, **parts: Any) -> Any:
+    for part, module in parts.items():
+        if isinstance(module, diffusers.ModelMixin):
+            checkpoints.seeded(module, seed=len(part))
+    pipeline = getattr(diffusers, name)(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def scheduled(name: str) -> Callable[[], Any]:
     def make() -> Any:
         pipeline = made("StableDiffusionPipeline", "stable-diffusion")
@@ -84,6 +142,8 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[dict[str, Any], ...], dict[str, 
         {},
     ),
     "frames": (animated, PROMPTS, {**SIZED, "num_frames": 3}),
+    "a video, both halves in a call": (ltx, NEGATIVE, {"height": 32, "width": 32, "num_frames": 9, **LONG}),
+    "a video, a call for each half": (wan, NEGATIVE, {**SIZED, "num_frames": 5, **LONG}),
     "noise in each step": (scheduled("EulerAncestralDiscreteScheduler"), PROMPTS, {}),
     "two calls a step": (scheduled("HeunDiscreteScheduler"), PROMPTS, {}),
     "memory of earlier steps": (scheduled("UniPCMultistepScheduler"), PROMPTS, {}),
@@ -115,6 +175,29 @@ def test_each_invoke_gets_what_it_gets_alone(name: str) -> None:
         assert_alike(seen, seen_alone, ROUNDING)
         (name_of_images,) = [key for key in result_alone if result_alone[key] is not None][:1]
         numpy.testing.assert_allclose(result[name_of_images], result_alone[name_of_images], atol=ROUNDING)
+
+
+def test_two_denoisers_take_turns_in_the_steps_of_one_run() -> None:
+    model = DiffusionModel(wan(transformer_2=wan_transformer(), boundary_ratio=0.5))
+    options = {**SIZED, "num_frames": 5, **LONG, "num_inference_steps": 4, "output_type": "np"}
+    with model.generate("a cat", seed=1, **options) as tracer:
+        seen = []
+        for _ in tracer.iter[:]:
+            early = float(model.timestep.output) >= 500
+            denoiser = model.transformer if early else model.transformer_2
+            seen.append((early, model.half, denoiser.output[0]))
+    calls: list[tuple[bool, torch.Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, early=early: calls.append((early, output[0])))
+        for early, module in ((True, model.pipeline.transformer), (False, model.pipeline.transformer_2))
+    ]
+    model.pipeline("a cat", generator=torch.Generator().manual_seed(1), **options)
+    for handle in handles:
+        handle.remove()
+    assert [half for _, half, _ in seen] == ["conditional", "unconditional"] * 4
+    assert [early for early, _, _ in seen] == [early for early, _ in calls]
+    assert {early for early, _ in calls} == {True, False}
+    assert_alike([value for _, _, value in seen], [value for _, value in calls], ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPAGPipeline", "StableDiffusionSAGPipeline"])

@@ -15,6 +15,7 @@ import torch
 
 from nnsight.plugin import leaves
 from nnsight_diffusers.batch import reordered
+from nnsight_diffusers.shapes import unshared
 
 #: The arguments of a call.
 Given = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -36,7 +37,7 @@ def holds(model: Any, path: str, given: Given, ordered: Given, order: Sequence[i
 
 
 def _run(envoy: Any, given: Given) -> Any:
-    args, kwargs = given
+    args, kwargs = unshared(given)
     with torch.no_grad():
         return envoy.trace(*args, trace=False, **kwargs)
 

@@ -88,7 +88,7 @@ def find(
             return tensor if rest or not several else tensor.new_zeros((count * several, *tensor.shape[1:]))
 
         mine = {name: tree_map(resize, value) if rows(name) else value for name, value in kwargs.items()}
-        return tree_map(resize, args), mine
+        return unshared(tree_map(resize, args)), unshared(mine)
 
     try:
         few, many = (_shapes(bare.get(path), *sized(count)) for count in (_FEW, _MANY))
@@ -101,6 +101,13 @@ def find(
         for where in few
         if len(few[where]) == len(many.get(where, ()))
     }
+
+
+def unshared(value: Any) -> Any:
+    """Return a structure with lists and dicts of its own: some modules keep notes in those that they are called with."""
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(unshared(part) for part in value)
+    return {key: unshared(part) for key, part in value.items()} if type(value) is dict else value
 
 
 def _shapes(envoy: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[tuple[int, ...]]]:

@@ -19,6 +19,9 @@ from typing import Any
 
 from nnsight.plugin import parse_source
 
+#: What pipelines with two denoisers call the one whose turn it is.
+_CHOSEN = "current_model"
+
 CONDITIONAL, UNCONDITIONAL = "conditional", "unconditional"
 
 
@@ -58,7 +61,7 @@ class Guidance:
     def half_at(self, line: int, component: str) -> str | None:
         """Return for which half a component is called at a line; None where the code does not say it."""
         for call in self.calls:
-            if call.first <= line <= call.last and call.component == component:
+            if call.first <= line <= call.last and call.component in (component, _CHOSEN):
                 return call.half
         return None
 
@@ -154,12 +157,12 @@ def _calls(tree: ast.AST, before: int) -> tuple[Call, ...]:
 
 
 def _component(node: ast.AST) -> str | None:
-    """Return the name in `self.name(...)`, or in `current_name(...)`, which some pipelines choose of two."""
+    """Return the name in `self.name(...)`, or what stands for it where a pipeline chooses of two."""
     if not isinstance(node, ast.Call):
         return None
     if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "self":
         return node.func.attr
-    if isinstance(node.func, ast.Name) and node.func.id == "current_model":
+    if isinstance(node.func, ast.Name) and node.func.id == _CHOSEN:
         return node.func.id
     return None
 
