@@ -209,3 +209,28 @@ def test_weights_of_another_shape_are_an_error(own: Path) -> None:
     (own / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(LoadError):
         DiffusionModel(own).dispatch()
+
+
+# -- parts that are exchanged ----------------------------------------------------------------------------------------
+
+
+def test_a_component_that_the_pipeline_exchanges_is_followed() -> None:
+    model = DiffusionModel(checkpoints.folder(KIND), dispatch=True)
+    held = model.unet
+    model.pipeline.unet = checkpoints.seeded(checkpoints.unet(), seed=9)
+    with model.trace("a cat", seed=1):
+        inner = held.conv_out.output
+        noise = model.unet.output[0]
+    assert held._module is model.pipeline.unet
+    assert torch.equal(noise, inner)
+
+
+def test_a_component_that_the_model_is_given_is_the_pipelines_too() -> None:
+    model = DiffusionModel(checkpoints.folder(KIND), dispatch=True)
+    other = checkpoints.seeded(checkpoints.unet(), seed=9)
+    model.unet = other
+    assert model.pipeline.unet is other
+    with model.trace("a cat", seed=1):
+        inner = model.unet.conv_out.output
+        noise = model.unet.output[0]
+    assert torch.equal(noise, inner)

@@ -70,11 +70,6 @@ class Batch:
             start += count
         return found
 
-    def scale_of_images(self) -> list[float]:
-        """Return the guidance of each image, where invokes differ."""
-        assert self.scales is not None
-        return [scale for scale, count in zip(self.scales, self.counts) for _ in range(count * self.images)]
-
 
 def reordered(value: Any, order: Sequence[int]) -> Any:
     """Return a structure whose tensors have their rows in another order.

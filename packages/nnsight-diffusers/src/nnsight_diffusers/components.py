@@ -35,6 +35,23 @@ class Components(torch.nn.Module):
                 self.add_module(name, part)
         self.eval()
 
+    def follow(self) -> bool:
+        """Take over the modules that the pipeline has exchanged for others since, and say whether there are any."""
+        parts = self.__dict__["pipeline"].components
+        new = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+        if all(new.get(name) is part for name, part in self._modules.items()) and len(new) == len(self._modules):
+            return False
+        self._modules.clear()
+        for name, part in new.items():
+            self.add_module(name, part)
+        return True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a module that is put in the place of another be the pipeline's too."""
+        if isinstance(value, torch.nn.Module) and name in self._modules:
+            setattr(self.__dict__["pipeline"], name, value)
+        super().__setattr__(name, value)
+
     @property
     def config(self) -> Any:
         """The pipeline's configuration."""

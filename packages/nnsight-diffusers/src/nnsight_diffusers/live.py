@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nnsight_diffusers.running import Run
 
+#: Whether a scan is made, which computes nothing.
+faking: ContextVar[bool] = ContextVar("nnsight_diffusers_faking", default=False)
+
 #: The run whose model is at work.
 here: ContextVar[Run | None] = ContextVar("nnsight_diffusers_run", default=None)
 

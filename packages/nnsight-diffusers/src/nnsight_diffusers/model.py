@@ -6,15 +6,14 @@ it runs `running.py`. Here they are one family.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nnsight import NoTraceError, RowsError
 from nnsight.plugin import Layout, LazyModel, Place, Prepared, is_with_head, open_trace, run_there
@@ -23,8 +22,9 @@ from nnsight_diffusers import results as _results  # noqa: F401  # says which re
 from nnsight_diffusers.batch import Batch
 from nnsight_diffusers.components import Components, Passing, Scheduler
 from nnsight_diffusers.layout import PipelineLayout
-from nnsight_diffusers.running import Run, may_have_rows
+from nnsight_diffusers.running import Run, Ways
 from nnsight_diffusers.source import CONDITIONAL, UNCONDITIONAL, guidance_of
+from nnsight_diffusers.watching import may_have_rows
 
 #: The argument with which the invokes that share a call travel to it.
 _BATCH = "_nnsight_batch"
@@ -111,6 +111,19 @@ class DiffusionModel(LazyModel):
         self.__dict__["_findings"] = {}
         self.__dict__["_extras"]["scheduler"].__dict__["pipeline"] = self.pipeline
 
+    def _ready(self) -> None:
+        super()._ready()
+        if self._components.follow():
+            self._rebuilt()
+
+    @contextlib.contextmanager
+    def _on_fakes(self) -> Iterator[None]:
+        token = live.faking.set(True)
+        try:
+            yield
+        finally:
+            live.faking.reset(token)
+
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     def _has_input(self, given: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -196,7 +209,10 @@ class DiffusionModel(LazyModel):
         Raises:
             RowsError: they do.
         """
-        key = "independent", path, shapes.signature(*ordered, len(order)), tuple(order)
+        # By what attends in it too, which a user may exchange.
+        processors = getattr(self._module.get_submodule(path), "attn_processors", {})
+        attending = frozenset(type(processor) for processor in processors.values())
+        key = "independent", path, shapes.signature(*ordered, len(order)), attending
         findings = self.__dict__["_findings"]
         if key not in findings:
             findings[key] = independence.holds(self, path, given, ordered, order)
@@ -218,19 +234,16 @@ class DiffusionModel(LazyModel):
 
     def _one_step(self, **kwargs: Any) -> Any:
         known = inputs.parameters(self._kind)
-        said = [
-            name for name in ("num_inference_steps", "timesteps", "sigmas", "steps") if kwargs.get(name) is not None
-        ]
-        if not said and "num_inference_steps" in known:
-            kwargs["num_inference_steps"] = _steps_for_one(known, kwargs)
-            return self._run(lone=True, **kwargs)
-        return self._run(**kwargs)
+        counts = [name for name in known if name.endswith("num_inference_steps")]  # one for each stage
+        if not counts or any(kwargs.get(name) is not None for name in (*counts, "timesteps", "sigmas")):
+            return self._run(**kwargs)
+        return self._run(lone=True, **{**kwargs, **dict.fromkeys(counts, _steps_for_one(known, kwargs))})
 
     def _run(self, *, lone: bool = False, **kwargs: Any) -> Any:
         cls = self._kind
         batch: Batch | None = kwargs.pop(_BATCH, None)
         gradients, bar = bool(kwargs.pop("gradients", False)), kwargs.pop("progress", None)
-        fake = any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack())
+        fake = live.faking.get()
         self._seeded(kwargs, batch)
         if batch is not None:
             kwargs = inputs.spread(kwargs, batch.total)
@@ -241,9 +254,8 @@ class DiffusionModel(LazyModel):
                     f"with gradients, and in a scan, images are tensors: pass output_type='pt' or 'latent', not "
                     f"{kwargs['output_type']!r}"
                 )
-        run = Run(self, batch, None if batch is None else batch.layout, gradients, bar, fake, lone)
-        run.images = inputs.several(kwargs, cls) * (1 if batch is not None else inputs.count(cls, kwargs))
-        with run.around():
+        images = inputs.several(kwargs, cls) * (inputs.count(cls, kwargs) if batch is None else batch.total)
+        with Run(self, batch, images, Ways(gradients, bar, fake, lone)).around():
             return self._module(**kwargs)
 
     def _seeded(self, kwargs: dict[str, Any], batch: Batch | None) -> None:
