@@ -24,7 +24,7 @@ def options_of(pipeline: Any, wanted: bool | None) -> dict[str, Any]:
         pipeline: the pipeline, whose own settings hold unless somebody asks for something else now.
         wanted: show it or not; None shows it to somebody who sits there and has waited for a while.
     """
-    # relies on: DiffusionPipeline._progress_bar_config, diffusers 0.35 to 0.42
+    # relies on: DiffusionPipeline._progress_bar_config, diffusers 0.40 to 0.42
     own = dict(getattr(pipeline, "_progress_bar_config", None) or {})
     if wanted is not None:
         return {**own, "disable": not wanted}
