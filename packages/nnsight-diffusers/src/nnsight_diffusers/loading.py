@@ -21,11 +21,12 @@ from diffusers.utils import logging
 from transformers import PreTrainedModel
 
 from nnsight import LoadError, NNsightWarning
+from nnsight_diffusers import toy
 from nnsight_diffusers.completeness import missing
 from nnsight_diffusers.components import Components
 
 #: Pipelines that travel in this package, by the name that loads them.
-EMBEDDED: dict[str, Callable[[], Path]] = {}
+EMBEDDED: dict[str, Callable[[], Path]] = {"nnsight/toy-shapes": toy.path}
 
 #: What says where files are, for each part of a pipeline alike.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
