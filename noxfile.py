@@ -253,6 +253,14 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "nnsight_hf.demo", *session.posargs, env=OFFLINE)
 
 
+@nox.session(name="demo-diffusion")
+def demo_diffusion(session: nox.Session) -> None:
+    """See how a diffusion model draws, offline."""
+    *siblings, package = with_siblings("nnsight-diffusers")
+    session.install(*pinned(), *siblings, f"{package}[demo]")
+    session.run("python", "-m", "nnsight_diffusers.demo", *session.posargs, env=OFFLINE)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Time ours, raw hooks and the peer in one run; `nox -s bench -- --others` adds pyvene and TransformerLens."""
