@@ -180,6 +180,21 @@ def test_a_scan_knows_the_shapes_of_a_whole_run(kind: str) -> None:
     assert shapes == want
 
 
+def test_a_layer_that_would_repack_its_weights_does_not_in_a_scan(model: DiffusionModel) -> None:
+    """relies on: bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu, which is what a layer looks at when it runs."""
+    layer = model.unet.conv_out._module
+    layer.support_avx512bf16_for_cpu = True
+    seen = []
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(module.support_avx512bf16_for_cpu))
+    with model.scan("a cat"):
+        model.unet.output
+    with model.trace("a cat"):
+        model.unet.output
+    handle.remove()
+    del layer.support_avx512bf16_for_cpu
+    assert seen == [False, True]
+
+
 # -- noise -----------------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,25 @@ def test_a_quantisation_by_name_is_reported_and_traced(base, name, request) -> N
     assert (first - alone(plain, LONG)).abs().max() < 0.5 * alone(plain, LONG).abs().max()
 
 
+@pytest.mark.parametrize("first", ["run", "scan"])
+def test_weights_that_a_layer_puts_in_another_order_survive_a_scan(base, first) -> None:
+    """Where the processor multiplies bfloat16 by itself, layers of four bits repack their weights at their first run."""
+    pytest.importorskip("bitsandbytes")
+    model = LanguageModel(base, dtype="nf4", dispatch=True)
+    plain = LanguageModel(base, dtype="nf4", dispatch=True)
+    with torch.no_grad():
+        want = plain._module(torch.tensor([ids(LONG)])).logits
+        if first == "run":
+            with model.trace(LONG):
+                model.output.logits
+        with model.scan(LONG):
+            shape = model.output.logits.shape
+        with model.trace(LONG):
+            got = model.output.logits
+    assert shape == got.shape
+    torch.testing.assert_close(got, want)
+
+
 def test_a_quantisation_by_configuration(base) -> None:
     pytest.importorskip("bitsandbytes")
     config = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head", "down_proj"])

@@ -120,7 +120,8 @@ class DiffusionModel(LazyModel):
     def _on_fakes(self) -> Iterator[None]:
         token = live.faking.set(True)
         try:
-            yield
+            with self._components.not_repacked():
+                yield
         finally:
             live.faking.reset(token)
 
