@@ -71,6 +71,12 @@ class Batch:
         return found
 
 
+def entries(tensor: torch.Tensor, rows: int) -> int:
+    """Return how many entries side by side along dimension 0 each of some rows has in a tensor; 0 if they have none."""
+    several, rest = divmod(tensor.shape[0], rows) if tensor.dim() and rows else (0, 0)
+    return 0 if rest else several
+
+
 def reordered(value: Any, order: Sequence[int]) -> Any:
     """Return a structure whose tensors have their rows in another order.
 
@@ -81,11 +87,11 @@ def reordered(value: Any, order: Sequence[int]) -> Any:
     """
 
     def put(tensor: torch.Tensor) -> torch.Tensor:
-        several, rest = divmod(tensor.shape[0], len(order)) if tensor.dim() else (0, 0)
-        if rest or not several:
+        several = entries(tensor, len(order))
+        if not several:
             return tensor
-        entries = [at * several + entry for at in order for entry in range(several)]
-        return tensor.index_select(0, torch.tensor(entries, device=tensor.device))
+        places = [at * several + entry for at in order for entry in range(several)]
+        return tensor.index_select(0, torch.tensor(places, device=tensor.device))
 
     return tree_map(put, value)
 

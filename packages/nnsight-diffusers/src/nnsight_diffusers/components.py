@@ -6,8 +6,6 @@ of each call of the denoiser, and what the scheduler makes of a prediction.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,23 +45,6 @@ class Components(torch.nn.Module):
         for name, part in new.items():
             self.add_module(name, part)
         return True
-
-    @contextlib.contextmanager
-    def not_repacked(self) -> Iterator[None]:
-        """Let layers of bitsandbytes leave their weights as they lie for the time of a block, which runs on fake tensors.
-
-        On processors that multiply bfloat16 by themselves such a layer puts them in another order when it first runs, and
-        keeps that: of fakes it would keep nothing.
-        """
-        # relies on: bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu, bitsandbytes 0.49 to 0.50
-        layers = [part for part in self.modules() if getattr(part, "support_avx512bf16_for_cpu", False)]
-        for layer in layers:
-            layer.__dict__["support_avx512bf16_for_cpu"] = False
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.__dict__["support_avx512bf16_for_cpu"] = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Let a module that is put in the place of another be the pipeline's too."""

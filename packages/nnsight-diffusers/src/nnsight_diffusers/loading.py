@@ -98,15 +98,19 @@ class Checkpoint:
         self.where = where
         self.options = options
 
+    @property
+    def _hub(self) -> dict[str, Any]:
+        """The options that say where files are."""
+        return {name: self.options[name] for name in _HUB_OPTIONS if name in self.options}
+
     def build(self) -> Components:
         """Make the pipeline with modules on the meta device; what is light (tokenizers, the scheduler) is there.
 
         Raises:
             LoadError: there is no pipeline there.
         """
-        hub = {name: self.options[name] for name in _HUB_OPTIONS if name in self.options}
         try:
-            index = DiffusionPipeline.load_config(self.where, **hub)
+            index = DiffusionPipeline.load_config(self.where, **self._hub)
         except OSError as error:
             if Path(self.where).is_dir() and not Path(self.where, "model_index.json").exists():
                 raise LoadError(
@@ -116,7 +120,7 @@ class Checkpoint:
                 ) from error
             raise
         modules = {
-            name: self._sketch(name, kind[0], kind[1], hub)
+            name: self._sketch(name, kind[0], kind[1])
             for name, kind in index.items()
             if isinstance(kind, (list, tuple)) and len(kind) == 2 and name not in self.options
         }
@@ -125,7 +129,7 @@ class Checkpoint:
         with _without_bar():
             return Components(self.automodel.from_pretrained(self.where, **light, **made))
 
-    def _sketch(self, name: str, library: str | None, kind: str | None, hub: dict[str, Any]) -> torch.nn.Module | None:
+    def _sketch(self, name: str, library: str | None, kind: str | None) -> torch.nn.Module | None:
         """Build one component without weights; None for what is no module."""
         if library is None or kind is None:
             return None
@@ -133,11 +137,11 @@ class Checkpoint:
         if cls is None or not issubclass(cls, torch.nn.Module):
             return None
         if issubclass(cls, PreTrainedModel):
-            said = cls.config_class.from_pretrained(self.where, subfolder=name, **hub)
+            said = cls.config_class.from_pretrained(self.where, subfolder=name, **self._hub)
             with torch.device("meta"):
                 module: torch.nn.Module = cls._from_config(said, dtype=self._dtype(name, torch.float32))
         else:
-            said = cls.load_config(self.where, subfolder=name, **hub)
+            said = cls.load_config(self.where, subfolder=name, **self._hub)
             with torch.device("meta"):
                 module = cls.from_config(said)
             # Past diffusers' own `to`, which warns of weights that would lose something; here are none.
@@ -169,9 +173,8 @@ class Checkpoint:
     def _refuse_missing(self, found: Components) -> None:
         """Raise if weights were drawn anew because the checkpoint does not have them."""
         folder = Path(self.where)
-        hub = {name: self.options[name] for name in _HUB_OPTIONS if name in self.options}
         if not folder.is_dir():
-            folder = Path(DiffusionPipeline.download(self.where, **{**hub, "local_files_only": True}))
+            folder = Path(DiffusionPipeline.download(self.where, **{**self._hub, "local_files_only": True}))
         for name, module in found.named_children():
             if name in self.options or not (folder / name).is_dir():
                 continue

@@ -120,8 +120,7 @@ class DiffusionModel(LazyModel):
     def _on_fakes(self) -> Iterator[None]:
         token = live.faking.set(True)
         try:
-            with self._components.not_repacked():
-                yield
+            yield
         finally:
             live.faking.reset(token)
 

@@ -52,7 +52,7 @@ class Run:
     Args:
         model: the `DiffusionModel`.
         batch: the invokes that share the call; None for one input.
-        images: how many images are made, of one input.
+        images: how many images are made.
         ways: how the run is made.
 
     Attributes:

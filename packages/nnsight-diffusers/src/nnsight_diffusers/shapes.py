@@ -17,6 +17,7 @@ import torch
 
 from nnsight import ScanError
 from nnsight.plugin import leaves, tree_map
+from nnsight_diffusers.batch import entries
 
 _FEW, _MANY = 3, 5
 
@@ -54,8 +55,8 @@ def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int) -> tu
     """Return what tells calls of a module apart that may differ in how rows lie: their shapes, but for the rows."""
 
     def shape(tensor: torch.Tensor) -> tuple[Any, ...]:
-        several, rest = divmod(tensor.shape[0], size) if tensor.dim() else (0, 0)
-        return (several or -1, rest, *tensor.shape[bool(several and not rest) :], tensor.dtype)
+        several = entries(tensor, size)
+        return (several, *tensor.shape[bool(several) :], tensor.dtype)
 
     return tuple(
         (name, tuple(shape(leaf) for leaf in leaves(value)))
@@ -84,8 +85,8 @@ def find(
 
     def sized(count: int) -> tuple[Any, Any]:
         def resize(tensor: torch.Tensor) -> torch.Tensor:
-            several, rest = divmod(tensor.shape[0], size) if tensor.dim() else (0, 0)
-            return tensor if rest or not several else tensor.new_zeros((count * several, *tensor.shape[1:]))
+            several = entries(tensor, size)
+            return tensor.new_zeros((count * several, *tensor.shape[1:])) if several else tensor
 
         mine = {name: tree_map(resize, value) if rows(name) else value for name, value in kwargs.items()}
         return unshared(tree_map(resize, args)), unshared(mine)

@@ -83,8 +83,7 @@ class Watch:
             if live.here.get() is not run:
                 return None
             size = _size(args, kwargs)
-            images = run.images if run.batch is None else run.batch.made
-            run.parts = size // images if images and size % images == 0 else 1
+            run.parts = size // run.images if run.images and size % run.images == 0 else 1
             run.half = None if run.parts > 1 else self._half(name)
             if key in kwargs:
                 return args, {**kwargs, key: place(kwargs[key])}

@@ -19,7 +19,7 @@ from nnsight.plugin import LazyModel, Sharding
 from nnsight_hf import adapters, identity, offload, recording
 from nnsight_hf import results as _results  # noqa: F401  # says which results come back as what they are
 from nnsight_hf.loading import Origin
-from nnsight_hf.quantization import Quantization, not_repacked, report
+from nnsight_hf.quantization import Quantization, report
 
 F = TypeVar("F")
 
@@ -206,7 +206,7 @@ class PretrainedModel(LazyModel):
         if grouped:
             module.set_experts_implementation("batched_mm")
         try:
-            with offload.aside(module), not_repacked(module):
+            with offload.aside(module):
                 yield
         finally:
             if grouped:

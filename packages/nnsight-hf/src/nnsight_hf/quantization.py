@@ -7,7 +7,6 @@ refused unless it was asked for, and what was loaded is counted from the modules
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -201,24 +200,6 @@ def _weights(part: Any, own: list[torch.Tensor]) -> int:
     if hasattr(part, "in_features") and hasattr(part, "out_features"):
         return int(part.in_features) * int(part.out_features)
     return sum(tensor.numel() for tensor in own if is_narrow(tensor))
-
-
-@contextlib.contextmanager
-def not_repacked(module: torch.nn.Module) -> Iterator[None]:
-    """Let layers of bitsandbytes leave their weights as they lie for the time of a block.
-
-    On processors that multiply bfloat16 by themselves (AVX-512) such a layer puts its weights in another order when it first
-    runs, and keeps that: on fake tensors it would throw the weights away.
-    """
-    # relies on: bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu, bitsandbytes 0.49 to 0.50
-    layers = [part for part in module.modules() if getattr(part, "support_avx512bf16_for_cpu", False)]
-    for layer in layers:
-        layer.__dict__["support_avx512bf16_for_cpu"] = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__["support_avx512bf16_for_cpu"] = True
 
 
 def check(module: torch.nn.Module, options: dict[str, Any]) -> None:

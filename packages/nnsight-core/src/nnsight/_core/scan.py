@@ -45,6 +45,7 @@ class ScanTracer(Tracer):
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
             entered = super().__enter__()
             stack.enter_context(self._node._root._on_fakes())
+            stack.enter_context(not_repacked(self._node._module))
             stack.enter_context(unchanged(self._node._module, self._mode))
             stack.enter_context(self._mode)
             self._stack = stack.pop_all()
@@ -124,6 +125,24 @@ def unchanged(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
                     vars(one)[name] = kept[name]
                 else:
                     del vars(one)[name]  # a property that is computed once
+
+
+@contextlib.contextmanager
+def not_repacked(module: torch.nn.Module) -> Iterator[None]:
+    """Let layers of bitsandbytes leave their weights as they lie for the time of a block.
+
+    On processors that multiply bfloat16 by themselves (AVX-512) such a layer puts its weights in another order when it first
+    runs, and keeps that: on fake tensors it would throw the weights away.
+    """
+    # relies on: bitsandbytes.nn.Linear4bit.support_avx512bf16_for_cpu, bitsandbytes 0.49 to 0.50
+    layers = [part for part in module.modules() if getattr(part, "support_avx512bf16_for_cpu", False)]
+    for layer in layers:
+        layer.__dict__["support_avx512bf16_for_cpu"] = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__["support_avx512bf16_for_cpu"] = True
 
 
 def _stand_in(tensor: torch.Tensor, known: dict[int, Any]) -> Any:
