@@ -93,7 +93,8 @@ def _have_in_common(one: Body, other: Body, names: frozenset[str]) -> bool:
     if one.real is not other.real:
         return False
     mine, theirs = one.outer, other.outer
-    return all(
+    # Most are of a loop, and travelled as one.
+    return mine is theirs or all(
         (name in mine) == (name in theirs) and _token(mine.get(name)) == _token(theirs.get(name)) for name in names
     )
 

@@ -130,11 +130,13 @@ class GroupRun(ServedRun):
             runs: the requests.
             over: whether they have no further step.
         """
+        if not runs:
+            return
         last = self.plan.after is None and (over or self.mediator.done or self.stopped)
         if last and self._shares is None and len(runs) == len(self.runs):
             self._share()
+        self._leave(runs)
         for run in runs:
-            self._leave(run)
             self._give(run, last)
             self._set_out(run, over)
         if not self.runs:
@@ -143,7 +145,8 @@ class GroupRun(ServedRun):
     def end_at_once(self) -> None:
         """Hear that all of its requests end now, one after another."""
         if self.plan.after is None:
-            self._share()
+            self.thread.read()
+            self.part_with(self.runs, over=True)
 
     def _share(self) -> None:
         (collector,) = self.stack
@@ -164,7 +167,7 @@ class GroupRun(ServedRun):
         for run, error in failed:
             if len(self.runs) == 1:
                 raise error
-            self._leave(run)
+            self._leave((run,))
             run.fail(_at(error, frame))
 
     def look_idle(self) -> None:
@@ -174,8 +177,9 @@ class GroupRun(ServedRun):
     def fail(self, error: BaseException) -> None:
         """End all of them because of an error of the body."""
         super().fail(error)
-        for run in self.runs:
-            self._leave(run)
+        runs = self.runs
+        self._leave(runs)
+        for run in runs:
             run.fail(error)
 
     def drop(self, run: ServedRun, error: BaseException) -> None:
@@ -186,16 +190,17 @@ class GroupRun(ServedRun):
 
     def abandon(self, run: ServedRun) -> None:
         """Let a request leave that is given up."""
-        self._leave(run)
+        self._leave((run,))
         if not self.runs:
             self.close()
 
-    def _leave(self, run: ServedRun) -> None:
-        run.group = None
-        # It is where all are.
-        run.stepping, run.step, run.joined, run.scheduled = self.stepping, self.step, self.joined, self.scheduled
-        run.wrote |= self.wrote
-        self.runs = tuple(other for other in self.runs if other is not run)
+    def _leave(self, runs: Sequence[ServedRun]) -> None:
+        for run in runs:
+            run.group = None
+            # It is where all are.
+            run.stepping, run.step, run.joined, run.scheduled = self.stepping, self.step, self.joined, self.scheduled
+            run.wrote |= self.wrote
+        self.runs = tuple([run for run in self.runs if run.group is self])
         self._laid.clear()
         self.forwards.changes += 1
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .joint import plainly
+
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
 
@@ -29,12 +31,10 @@ def hand_over(
         as_they_are: objects of these types were made for the caller, and are handed over themselves.
         own: what else was, by its id.
     """
-    copies = _Copies(_ATOMS.union(as_they_are), own)
+    if not values:
+        return {}
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            for value in values.values():
-                copies.look(value)
-            return {name: copies.copy(value) for name, value in values.items()}
+        return plainly(_Copies(_ATOMS.union(as_they_are), own).of, values)
     except (_NotDataError, RecursionError):
         return None
 
@@ -49,6 +49,14 @@ class _Copies:
         self._copies: dict[int, Any] = {}
         #: The tensors that lie in each storage.
         self._stored: dict[int, list[torch.Tensor]] = {}
+
+    def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return copies of values, by name."""
+        for value in values.values():
+            self.look(value)
+        for tensors in self._stored.values():
+            self._copy_storage(tensors)
+        return {name: self.copy(value) for name, value in values.items()}
 
     def look(self, value: Any) -> None:
         """Find the tensors in a value.
@@ -82,9 +90,7 @@ class _Copies:
         found = self._copies.get(id(value))
         if found is not None:
             return found
-        if kind is torch.Tensor:
-            self._copy_storage(self._stored[value.untyped_storage()._cdata])
-        elif kind is list:
+        if kind is list:
             made = self._copies[id(value)] = []
             made += map(self.copy, value)
         elif kind is dict:
@@ -96,14 +102,14 @@ class _Copies:
 
     def _copy_storage(self, tensors: list[torch.Tensor]) -> None:
         if len(tensors) == 1:
-            tensor = tensors[0].detach()
-            self._copies[id(tensors[0])] = tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+            (tensor,) = tensors
+            self._copies[id(tensor)] = tensor.clone() if tensor.is_cpu else tensor.cpu()
             return
         storage = tensors[0].untyped_storage()
         if storage.nbytes() > 2 * sum(tensor.numel() * tensor.itemsize for tensor in tensors):
             raise _NotDataError  # the bytes take along just the part that is shown
         numbers = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        whole = (numbers.clone() if storage.device.type == "cpu" else numbers.cpu()).untyped_storage()
+        whole = (numbers.clone() if numbers.is_cpu else numbers.cpu()).untyped_storage()
         for tensor in tensors:
             made = torch.empty(0, dtype=tensor.dtype)
             self._copies[id(tensor)] = made.set_(whole, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -141,7 +140,7 @@ class Known:
         envoys = self.value(node.value)
         if node.attr not in _SITES or not isinstance(envoys, tuple):
             raise Unknown
-        if not all(_is_as_it_comes(inspect.getattr_static(type(envoy), node.attr, None)) for envoy in envoys):
+        if not all(_is_as_it_comes(site_of(type(envoy), node.attr)) for envoy in envoys):
             raise Unknown
         self.sites += 1
         if self.looking:
@@ -288,6 +287,11 @@ def _below(kind: Kind, name: str) -> Kind:
         return tuple(_node(getattr(envoy, name)) for envoy in kind)
     except AttributeError:
         raise Unknown from None
+
+
+def site_of(kind: type, name: str) -> Any:
+    """Return what a class of envoys, or one that it is made of, holds under a name; None for nothing."""
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 def _is_as_it_comes(site: Any) -> bool:

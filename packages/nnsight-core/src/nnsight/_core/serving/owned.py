@@ -6,6 +6,7 @@ it is left to be done. Where all leave at once, the copies of all are made in on
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,21 +27,21 @@ class Shares:
     def __init__(self, unshared: frozenset[int], collector: Any) -> None:
         self._unshared = unshared
         self._collector = collector
-        self._copies: dict[int, list[torch.Tensor]] = {}
+        self._copies: dict[int, Sequence[torch.Tensor]] = {}
         self._rows: dict[int, list[Any]] = {}
 
     def of(self, value: Together, run: ServedRun) -> torch.Tensor:
         """Return what a request has of a value whose memory no other has, with memory of its own."""
-        return self._all(value)[value.runs.index(run)]
+        if id(value) not in self._copies:
+            plainly(self._copy, (value,))
+        return self._copies[id(value)][value.runs.index(run)]
 
-    def _all(self, value: Together) -> list[torch.Tensor]:
-        found = self._copies.get(id(value))
-        if found is None:
+    def _copy(self, values: Iterable[Together]) -> None:
+        # Torch declares that this returns nothing unless it is given where to.
+        split: Any = torch.split_with_sizes_copy
+        for value in values:
             assert value.whole is not None
-            # Torch declares that this returns nothing unless it is given where to.
-            split: Any = torch.split_with_sizes_copy
-            found = self._copies[id(value)] = list(plainly(split, value.whole.cpu(), list(value.counts)))
-        return found
+            self._copies[id(value)] = split(value.whole.cpu(), value.counts)
 
     def can(self, value: Together) -> bool:
         """Say whether a value is one to be copied here."""
@@ -60,7 +61,8 @@ class Shares:
         runs = values[0].runs
         if not all(part.runs is runs and self.can(part) and not self._collector.has(part) for part in values):
             return []
-        return [kind(row) for row in zip(*map(self._all, values))]
+        plainly(self._copy, {id(part): part for part in values if id(part) not in self._copies}.values())
+        return [kind(row) for row in zip(*[self._copies[id(part)] for part in values])]
 
 
 class Own:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
+import weakref
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 from ..blocks import Block
 from ..sites import Place
-from .known import ARITHMETIC, DICT, LIST, OTHER, PAIR, PLAIN, ROWS, TENSOR, TRACER, Kind, Known, Unknown
+from .known import ARITHMETIC, DICT, LIST, OTHER, PAIR, PLAIN, ROWS, TENSOR, TRACER, Kind, Known, Unknown, site_of
 
 #: Under which name the code of a loop finds its steps: one that no body has.
 STEPS = ".steps"
@@ -57,14 +57,12 @@ class Plan:
     @functools.cached_property
     def before(self) -> CodeType | None:
         """The code of the statements before the loop."""
-        return _compiled(self._block, self._before)
+        return self._code("before", self._before)
 
     @functools.cached_property
     def steps(self) -> CodeType | None:
         """The code of the expression that the loop goes through."""
-        if self._loop is None:
-            return None
-        return compile(ast.Expression(self._loop.iter), self._block.filename, "eval", dont_inherit=True)
+        return None if self._loop is None else self._code("steps", self._loop.iter)
 
     @functools.cached_property
     def loop(self) -> CodeType | None:
@@ -73,12 +71,30 @@ class Plan:
         if loop is None:
             return None
         name = ast.copy_location(ast.Name(STEPS, ast.Load()), loop.iter)
-        return _compiled(self._block, [ast.copy_location(ast.For(loop.target, name, loop.body, []), loop)])
+        return self._code("loop", [ast.copy_location(ast.For(loop.target, name, loop.body, []), loop)])
 
     @functools.cached_property
     def after(self) -> CodeType | None:
         """The code of what is left."""
-        return _compiled(self._block, self._after)
+        return self._code("after", self._after)
+
+    def _code(self, part: str, text: list[ast.stmt] | ast.expr) -> CodeType | None:
+        """Return the code of one part, which is compiled once for all traces in which the block falls apart like this."""
+        if not text:
+            return None
+        block, key = self._block, (part, len(self._before), len(self._after))
+        codes = _codes.setdefault(block, {})
+        if key not in codes:
+            if isinstance(text, ast.expr):
+                codes[key] = compile(ast.Expression(text), block.filename, "eval", dont_inherit=True)
+            else:
+                module = ast.Module(text, [])
+                code: CodeType = compile(module, block.filename, "exec", flags=block.future, dont_inherit=True)
+                codes[key] = code.replace(**block.called)
+        return codes[key]
+
+
+_codes: weakref.WeakKeyDictionary[Block, dict[tuple[str, int, int], CodeType]] = weakref.WeakKeyDictionary()
 
 
 def has_loop(block: Block) -> bool:
@@ -183,7 +199,7 @@ class _Reader(Known):
         if self.first is None or len(self.first[0]) != 1:
             return None
         (envoy,), name = self.first
-        return envoy._place(), inspect.getattr_static(type(envoy), name).stage
+        return envoy._place(), site_of(type(envoy), name).stage
 
     def inner_loop(self, node: ast.For) -> None:
         """Read a loop over numbers, or over modules."""
@@ -283,11 +299,3 @@ def _is_closed(statements: list[ast.stmt], block: Block, bound: set[str]) -> boo
         if isinstance(statement, ast.Assign):
             bound |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
     return True
-
-
-def _compiled(block: Block, statements: list[ast.stmt]) -> CodeType | None:
-    if not statements:
-        return None
-    module = ast.Module(statements, [])
-    code: CodeType = compile(module, block.filename, "exec", flags=block.future, dont_inherit=True)
-    return code.replace(**block.called)

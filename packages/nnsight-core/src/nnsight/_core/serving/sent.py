@@ -24,6 +24,7 @@ from ..saved import Collector
 from ..sites import OUTPUT
 from ..trace import Install, Tracer
 from ..wire import Decoder
+from ..wire.bodies import likeness
 from ..wire.format import Buffer
 from ..wire.kinds import makes
 from .alike import Alike
@@ -50,8 +51,18 @@ def encode_bodies(tracer: Tracer, bodies: Sequence[Body], saved: Iterable[Any] =
     node = tracer.model
     sender = Sender(node._root, {id(tracer): ["tracer"]})
     encoder = sender.encoder
-    written = [encoder.value(body) for body in bodies]
-    made = encoder.emit("bodies", encoder.value(node), encoder.value(list(saved)), alone, written)
+    # A loop makes many bodies that are the same but for their requests: it is written once what they are.
+    written: list[Any] = []
+    kinds: dict[Any, int] = {}
+    numbers: dict[int, int] = {}
+    requests: list[int] = []
+    for body in bodies:
+        kind = kinds.get(same := likeness(body))
+        if kind is None:
+            kind = kinds[same] = len(written)
+            written.append(encoder.value(body))
+        requests += (kind, numbers.setdefault(id(body), len(numbers)))
+    made = encoder.emit("bodies", encoder.value(node), encoder.value(list(saved)), alone, written, requests)
     return encoder.pack("bodies", [made], {"path": node._path, "python": platform.python_version()})
 
 
@@ -80,14 +91,24 @@ def _make_tracer(decoder: Decoder, step: list[Any]) -> ServedTracer:
 
 @makes("bodies")
 def _make_bodies(decoder: Decoder, step: list[Any]) -> SentBodies:
-    _, node, saved, alone, bodies = step
+    _, node, saved, alone, written, requests = step
     tracer = decoder.kept.setdefault("tracer", ServedTracer.__new__(ServedTracer))
     traced = decoder.value(node)
     Tracer.__init__(tracer, traced, traced._family(), (), {})
-    sent = SentBodies(tracer, decoder.values(bodies), alone is True)
+    sent = SentBodies(tracer, _bodies_of(decoder.values(written), requests), alone is True)
     for value in decoder.value(saved):
         sent.collector.add(value)
     return sent
+
+
+def _bodies_of(written: list[Any], requests: list[int]) -> list[Body]:
+    """Return the body of each request: which of those that are written it is like, and its number among all bodies."""
+    made: dict[int, Body] = {}
+    for kind, number in zip(requests[::2], requests[1::2], strict=True):
+        if number not in made:
+            like = written[kind]
+            made[number] = Body(like.block, like.outer, like.real)
+    return [made[number] for number in requests[1::2]]
 
 
 class SentBodies:
@@ -158,8 +179,9 @@ class SentBodies:
         invoke = self.invokes[number]
         assert invoke.body is not None and invoke.names is not None
         names = {**invoke.body.outer, **invoke.names}
+        has = self.collector.has
         # A cache is a result in itself; nobody has to save it.
-        return {n: value for n, value in names.items() if self.collector.has(value) or isinstance(value, Cache)}
+        return {n: value for n, value in names.items() if has(value) or Cache in type(value).__mro__}
 
 
 class ServedTracer(Tracer):

@@ -37,9 +37,9 @@ class _Said(NamedTuple):
 
 @writes(Body)
 def _write_body(encoder: Encoder, body: Body) -> int:
-    around = body.real.real if isinstance(body.real, BodyGlobals) else body.real
+    around = _around(body)
     # A loop makes many bodies of one block with the same values around it: then the same is said of each.
-    same = body.block, id(around), *body.outer, *map(id, body.outer.values())
+    same = likeness(body)
     written = encoder.done.get(same)
     if written is not None:
         return encoder.emit(*encoder.nodes[written])
@@ -50,6 +50,15 @@ def _write_body(encoder: Encoder, body: Body) -> int:
     names = _names(encoder, body, around, said)
     number = encoder.done[same] = encoder.emit("body", *said.step, space_of(encoder, around), names)
     return number
+
+
+def likeness(body: Body) -> tuple[Any, ...]:
+    """Return what a body has in common with those that are made of its block with the same values around it."""
+    return body.block, id(_around(body)), *body.outer, *map(id, body.outer.values())
+
+
+def _around(body: Body) -> dict[str, Any]:
+    return body.real.real if isinstance(body.real, BodyGlobals) else body.real
 
 
 def _say(encoder: Encoder, block: Block) -> _Said:
