@@ -16,6 +16,8 @@ SALT = "nnsight_salt"
 TRACE = "nnsight_trace"
 
 
+#: What most are stands first: to ask whether something is a mapping takes long, and of each request it is asked often.
+_MAPPING = (dict, Mapping)
 _PLAIN = (str, bytes, bool, int, float, type(None))
 
 
@@ -66,7 +68,7 @@ def names_in(extra: Mapping[str, Any] | None) -> list[str]:
 
 def trace_in(extra: Mapping[str, Any] | None) -> tuple[str, int] | None:
     """Return the trace that a request is for, and the number of its body there."""
-    said = extra.get(TRACE) if isinstance(extra, Mapping) else None
+    said = extra.get(TRACE) if isinstance(extra, _MAPPING) else None
     if isinstance(said, (list, tuple)) and len(said) == 2 and isinstance(said[0], str) and isinstance(said[1], int):
         return said[0], said[1]
     return None
@@ -74,4 +76,8 @@ def trace_in(extra: Mapping[str, Any] | None) -> tuple[str, int] | None:
 
 def sees_whole(extra: Mapping[str, Any] | None) -> bool:
     """Say whether something looks into a request that has to see its prompt whole, and each step once."""
-    return isinstance(extra, Mapping) and (TRACE in extra or (STANDING in extra and SALT not in extra))
+    return (
+        extra is not None
+        and isinstance(extra, _MAPPING)
+        and (TRACE in extra or (STANDING in extra and SALT not in extra))
+    )

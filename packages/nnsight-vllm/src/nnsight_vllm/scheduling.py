@@ -141,7 +141,8 @@ class TracedScheduler(Scheduler):
             if not is_traced(request):
                 spent += _due(request)
                 continue
-            if held or (reserved and reserved + self._blocks(request) > self._all_blocks):
+            blocks = self._blocks(request)
+            if held or (reserved and reserved + blocks > self._all_blocks):
                 held.append(request)  # in order, so that a long one is not passed by other traced ones for ever
                 continue
             spent += request.num_prompt_tokens
@@ -152,7 +153,7 @@ class TracedScheduler(Scheduler):
             if not fits or not self._has_adapter_room(request):
                 held += line[place:]
                 break
-            reserved += self._blocks(request)
+            reserved += blocks
             begin.append(request)
             if paused:
                 held += line[place + 1 :]

@@ -63,7 +63,7 @@ class Sender:
             return None if path is None else ["module of", path]
         if isinstance(thing, torch.Tensor):
             self.encoder.kept["model_device"] = self.encoder.kept["model_device"] or self.root.device
-            path = self._tensor_paths().get(id(thing))
+            path = self._tensor_paths().get(id(thing)) if self._may_be_held(thing) else None
             return None if path is None else ["weight", path]
         if kinds.WRITERS.get(type(thing)) is not None or isinstance(thing, type):
             return None
@@ -102,6 +102,9 @@ class Sender:
             self._walk()
         return self._tensors or {}
 
+    def _may_be_held(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_meta or not self.root._is_hollow
+
     def _walk(self) -> None:
         # By hand, as this is most of the time that a short request takes.
         modules, tensors, storages = {}, {}, {}
@@ -123,6 +126,8 @@ class Sender:
 
     def weight_of(self, tensor: torch.Tensor) -> str | None:
         """Return the path of the parameter or buffer whose numbers a tensor shows, if it shows any."""
+        if not self._may_be_held(tensor):
+            return None
         self._tensor_paths()
         assert self._storages is not None
         return self._storages.get(tensor.untyped_storage()._cdata)

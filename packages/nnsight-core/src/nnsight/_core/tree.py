@@ -35,6 +35,8 @@ class Node:
     _parent: Node | None
     _root: Node
     _children: dict[str, Node]
+    #: Of a root: whether its weights are elsewhere for good, and none that it holds has numbers (they are on "meta").
+    _is_hollow = False
 
     def __init__(self, module: torch.nn.Module, path: str = "model", parent: Node | None = None) -> None:
         own = self.__dict__

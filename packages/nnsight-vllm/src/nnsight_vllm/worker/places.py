@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NoReturn
 
 import torch
@@ -68,6 +69,8 @@ class ServedModel(NNsight):
         super().__init__(module, **options)
         self.__dict__["_default_class"] = Part
         self.__dict__["_has_weights"] = not all(parameter.is_meta for parameter in module.parameters())
+        held = itertools.chain(module.parameters(), module.buffers())
+        self.__dict__["_is_hollow"] = all(tensor.is_meta for tensor in held)
         for name in NAMES:
             self._attach(name, Passing(name))
 

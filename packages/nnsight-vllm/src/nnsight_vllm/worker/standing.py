@@ -9,7 +9,7 @@ from typing import Any
 from nnsight.plugin import NNsight, decode_edits
 
 from ..errors import StandingError
-from ..fields import SALT, names_in
+from ..fields import SALT, STANDING, names_in
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class KeptEdits:
 
     def of(self, extra: Mapping[str, Any]) -> tuple[list[Any], Exception | None]:
         """Return the edits that a request has; or none and why, if one is not there or is another than it was."""
+        if STANDING not in extra and SALT not in extra:
+            return [], None
         try:
             names = names_in(extra)
         except TypeError as error:  # of a sender that no front end of ours has looked at

@@ -141,7 +141,8 @@ class SentBodies:
         invoke, body = self.invokes[number], self.invokes[number].body
         assert body is not None and invoke.names is not None
         run = self.runs[number] = ServedRun(forwards, (self.collector,))
-        Edits([*standing, *self.tracer._node._root.__dict__["_edits"]]).begin_in(run)
+        if edits := [*standing, *self.tracer._node._root.__dict__["_edits"]]:
+            Edits(edits).begin_in(run)
         run.printed = self._printed
         body.assign(invoke.names, self.tracer if self.alone else invoke)
         invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
