@@ -45,6 +45,26 @@ def test_a_block_is_compiled_once_for_all_bodies_made_of_it(module):
     assert [body.outer["number"] for body in bodies] == [0, 1, 2, 3]
 
 
+def test_bodies_that_are_alike_travel_as_one_and_are_each_their_own(module):
+    sizes = {}
+    for count in (1, 32):
+        engine = Looking(module)
+        engine.serve = lambda bodies, inputs, engine=engine: (
+            sizes.update({len(inputs): len(bodies)}) or Looking.serve(engine, bodies, inputs)
+        )
+        model, scale = Served(engine), torch.tensor(2.0)
+        with model.trace() as tracer:
+            for _ in range(count):
+                with tracer.invoke(torch.randn(2, 4)):
+                    kept = nnsight.save([])
+                    kept.append(model.first.output * scale)
+        bodies = [invoke.body for invoke in engine.sent.invokes]
+        assert len({id(body) for body in bodies}) == len(bodies) == count
+        assert {body.outer["scale"].item() for body in bodies} == {2.0}
+        assert len(kept) == 1
+    assert sizes[32] < sizes[1] + 32 * 8  # a number or two for each
+
+
 def test_nothing_is_tapped_while_nobody_wants_anything(module):
     engine = Looking(module, steps=4)
     model = Served(engine)

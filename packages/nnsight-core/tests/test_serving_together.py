@@ -17,7 +17,7 @@ from toy_engine import Network, Served, ToyEngine
 import nnsight
 from nnsight import NNsight
 from nnsight._core.cache import Cache
-from nnsight._core.serving import group
+from nnsight._core.serving import group, plan
 from nnsight._core.serving.joint import Joint
 from nnsight.plugin import Forwards, PlainLayout, decode_bodies
 
@@ -49,8 +49,11 @@ class Deep(Network):
 class Batching(ToyEngine):
     """An engine whose requests begin and end when they are told to; plain ones run along."""
 
-    def __init__(self, module, begins, steps, together=True, plain=0, pauses=(), looks=(), waiting=True):
+    def __init__(
+        self, module, begins, steps, together=True, plain=0, pauses=(), looks=(), waiting=True, ends_at_once=False
+    ):
         super().__init__(module)
+        self.ends_at_once = ends_at_once
         self.forwards = Forwards(NNsight(module))
         self.forwards.serves_together = together
         if not waiting:
@@ -90,6 +93,8 @@ class Batching(ToyEngine):
                 out.fill_(float("nan"))
                 for n in [n for at, n in self.looks if at == self.at]:
                     self.seen.append({name: _copy(value) for name, value in sent.saved(n).items()})
+        if self.ends_at_once:
+            sent.end_at_once()
         for n, run in runs.items():
             run.finish(done[n])
         assert not self.forwards.tapped and not self.forwards.at_output and not self.forwards.at_input
@@ -383,6 +388,13 @@ def test_what_a_body_gets_is_what_it_gets_alone(name, module, groups, tmp_path):
     assert any(saved) and not any("failed" in one for one in saved)
 
 
+@pytest.mark.parametrize("name", TOGETHER)
+def test_requests_that_end_at_once_part_in_one_go(name, module, groups, tmp_path):
+    saved = both(module, tmp_path, TOGETHER[name], steps=[3] * 4, ends_at_once=True)
+    assert groups == [4]
+    assert any(saved) and not any("failed" in one for one in saved)
+
+
 @pytest.mark.parametrize("name", ["keep every step", "steer by assignment", "replace a tuple", "the rest by itself"])
 def test_requests_join_later_and_plain_ones_run_along(name, module, groups, tmp_path):
     prompts = [torch.randn(n, 4) for n in (3, 1, 2, 5, 1, 2)]
@@ -539,6 +551,28 @@ def test_what_is_not_known_to_be_the_same_is_left_alone(name, module, groups, tm
     assert groups == []
 
 
+def test_the_parts_of_a_block_are_compiled_once_for_all_traces(module, groups, monkeypatch):
+    compiled, found = [], []
+
+    def counting(text, *args, **kwargs):
+        compiled.append(text)
+        return compile(text, *args, **kwargs)
+
+    monkeypatch.setattr(plan, "compile", counting, raising=False)
+    for vector in torch.eye(4)[:3]:
+        model = Served(Batching(module, [0] * 2, [2] * 2))
+        with model.trace() as tracer:
+            for _ in range(2):
+                with tracer.invoke(torch.ones(2, 4)):
+                    kept = nnsight.save([])
+                    for _ in tracer.iter[:]:
+                        kept.append(model.first.output * 0 + vector)
+        found.append(len(compiled))
+        assert [part.shape for part in kept] == [(2, 4), (1, 4)] and all(torch.equal(row, vector) for row in kept[0])
+    assert found == [3] * 3  # what stands before the loop, what it goes through, and the loop
+    assert groups == [2] * 3
+
+
 def test_bodies_are_alike_if_what_is_done_together_is(module, groups):
     model = Served(Batching(module, [0] * 4, [2] * 4))
     vectors = [torch.ones(4), torch.zeros(4)]
@@ -629,4 +663,7 @@ def _bodies(seed):
 @pytest.mark.filterwarnings("ignore::nnsight.NNsightWarning")
 @pytest.mark.parametrize("seed", range(60))
 def test_bodies_that_are_drawn_get_together_what_they_get_alone(seed, module, groups, tmp_path, capsys):
-    both(module, tmp_path, _bodies(seed), begins=[0, 0, 0, seed % 2], plain=seed % 3)
+    body = _bodies(seed)
+    both(module, tmp_path, body, begins=[0, 0, 0, seed % 2], plain=seed % 3)
+    # What is asked of the result is left to each; without that, all are at work together to their end.
+    both(module, tmp_path, body.rpartition("\n")[0], steps=[3] * 4, ends_at_once=True)

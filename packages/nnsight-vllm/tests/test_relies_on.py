@@ -157,7 +157,13 @@ def test_the_engine_in_this_process():
     sets(engine, "step", "get_tokenizer", "output_processor", "vllm_config")
     sets("vllm.v1.engine.output_processor:OutputProcessor", "request_states")
     sets("vllm.v1.engine.output_processor:RequestState", "prompt_len")
-    assert found("vllm:SamplingParams").__struct_fields__.index("extra_args") >= 0
+    fields = found("vllm:SamplingParams").__struct_fields__
+    assert {"extra_args", "skip_clone", "_all_stop_token_ids"} <= set(fields)
+    # What of a request's own options is changed, and not replaced.
+    changed = re.findall(
+        r"self\.(\w+)\.(?:add|update|append|extend)\(", source("vllm:SamplingParams.update_from_generation_config")
+    )
+    assert set(changed) == {"_all_stop_token_ids"}
 
 
 def test_the_engine_in_processes_of_its_own():

@@ -8,6 +8,7 @@ import torch
 
 import nnsight
 from nnsight import VLLM, NoInputError
+from nnsight_vllm import sampling
 
 TEXT = "w1 w2 w3"
 IDS = [5, 6, 7]
@@ -164,6 +165,28 @@ def test_options_are_those_of_vllm_and_each_invoke_may_have_its_own(model):
     assert len(fifth.outputs[0].token_ids) == 7
     assert list(fourth.outputs[0].token_ids)[:3] == tokens[0] and len(fourth.outputs[0].token_ids) == 4
     assert given.max_tokens == 7
+
+
+def test_options_that_were_said_before_mean_the_same_and_belong_to_one_request(model):
+    from vllm import SamplingParams
+
+    options = {"temperature": 0, "max_tokens": 3, "seed": 5}
+    first, second = sampling.sampling(options), sampling.sampling(dict(options))
+    assert first == second == SamplingParams(**options, skip_clone=True)
+    first._all_stop_token_ids.add(7)
+    first.max_tokens, first.extra_args = 9, {"mine": 1}
+    assert sampling.sampling(options) == second
+    assert [one.seed for one in sampling.samples(sampling.sampling({**options, "temperature": 1.0, "n": 2}))] == [5, 6]
+    # Numbers that are equal need not be the same to vLLM.
+    assert sampling.sampling({"logprobs": 1}).logprobs == 1 and sampling.sampling({"temperature": 1}) is not None
+    with pytest.raises(TypeError, match="no option 'max_token'"):
+        sampling.sampling({"max_token": 3})
+
+
+def test_what_an_engine_adds_to_a_request_is_not_in_the_next_one(llama, model):
+    options = {"temperature": 0, "max_tokens": 3, "ignore_eos": False}
+    assert drawn(model, IDS, **options) == drawn(model, IDS, **options)
+    assert not sampling.sampling(options)._all_stop_token_ids
 
 
 def test_a_trace_without_an_input_says_so(model):
