@@ -18,6 +18,8 @@ def prompt_of(given: Any, tokenizer: Callable[[], Any], attention_mask: Any = No
         tokenizer: gives the model's tokenizer, for a conversation.
         attention_mask: beside ids: what it leaves out is no part of the prompt.
     """
+    if attention_mask is None and _are_plain_ids(given):
+        return {"prompt_token_ids": list(given)}
     if isinstance(given, Mapping) and "input_ids" in given:
         mask = given.get("attention_mask") if attention_mask is None else attention_mask
         return {"prompt_token_ids": _ids(given["input_ids"], mask)}
@@ -81,10 +83,15 @@ def _ids(given: Any, mask: Any) -> list[int]:
     return ids
 
 
+def _are_plain_ids(given: Any) -> bool:
+    """Say whether this is what most prompts are, and long ones: a list of whole numbers."""
+    return type(given) is list and set(map(type, given)) == {int}
+
+
 def _integers(given: Any, what: str) -> list[int]:
     values = _listed(given)
-    if type(values) is list and set(map(type, values)) == {int}:
-        return list(values)  # what most prompts are, and long ones
+    if _are_plain_ids(values):
+        return list(values)
     if not isinstance(values, (list, tuple, range)):
         raise TypeError(
             "a prompt is text, token ids, a conversation, what a tokenizer returned, or a dictionary as vLLM takes it; not "

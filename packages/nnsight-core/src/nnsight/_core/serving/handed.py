@@ -7,12 +7,11 @@ Anything that is more than data (an object of a class, a function) is left to th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-
-from .joint import plainly
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
@@ -31,12 +30,19 @@ def hand_over(
         as_they_are: objects of these types were made for the caller, and are handed over themselves.
         own: what else was, by its id.
     """
-    if not values:
-        return {}
+    plain = _plain(as_they_are)
+    if all(id(value) in own or type(value) in plain for value in values.values()):
+        return dict(values)
     try:
-        return plainly(_Copies(_ATOMS.union(as_they_are), own).of, values)
+        with torch.inference_mode(False), torch.no_grad():
+            return _Copies(plain, own).of(values)
     except (_NotDataError, RecursionError):
         return None
+
+
+@functools.cache
+def _plain(as_they_are: tuple[type, ...]) -> frozenset[type]:
+    return _ATOMS.union(as_they_are)
 
 
 class _Copies:
@@ -69,7 +75,9 @@ class _Copies:
             return
         self._seen.add(id(value))
         if kind is torch.Tensor:
-            if value.layout is not torch.strided or _is_special(value):
+            if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+                raise _NotDataError
+            if value.is_conj() or value.is_neg():
                 raise _NotDataError
             self._stored.setdefault(value.untyped_storage()._cdata, []).append(value)
         elif kind is dict:
@@ -113,7 +121,3 @@ class _Copies:
         for tensor in tensors:
             made = torch.empty(0, dtype=tensor.dtype)
             self._copies[id(tensor)] = made.set_(whole, tensor.storage_offset(), tensor.shape, tensor.stride())
-
-
-def _is_special(tensor: torch.Tensor) -> bool:
-    return tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg()

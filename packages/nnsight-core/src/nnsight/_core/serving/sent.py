@@ -62,7 +62,8 @@ def encode_bodies(tracer: Tracer, bodies: Sequence[Body], saved: Iterable[Any] =
             kind = kinds[same] = len(written)
             written.append(encoder.value(body))
         requests += (kind, numbers.setdefault(id(body), len(numbers)))
-    made = encoder.emit("bodies", encoder.value(node), encoder.value(list(saved)), alone, written, requests)
+    kept = [encoder.value(value) for value in saved]
+    made = encoder.emit("bodies", encoder.value(node), kept, alone, written, requests)
     return encoder.pack("bodies", [made], {"path": node._path, "python": platform.python_version()})
 
 
@@ -96,7 +97,7 @@ def _make_bodies(decoder: Decoder, step: list[Any]) -> SentBodies:
     traced = decoder.value(node)
     Tracer.__init__(tracer, traced, traced._family(), (), {})
     sent = SentBodies(tracer, _bodies_of(decoder.values(written), requests), alone is True)
-    for value in decoder.value(saved):
+    for value in decoder.values(saved):
         sent.collector.add(value)
     return sent
 

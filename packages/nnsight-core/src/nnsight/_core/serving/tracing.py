@@ -228,6 +228,5 @@ def _deliver(
             place.update(saved)
     for frame, names in bound.values():
         write_back(frame, names)
-    for place, body, _ in stands:
-        if isinstance(place, FrameType):  # what came from elsewhere is the business of whoever sent it
-            warn_of_unsaved(body, named)
+    # What came from elsewhere is the business of whoever sent it.
+    warn_of_unsaved([body for place, body, _ in stands if isinstance(place, FrameType)], named)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import warnings
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ..blocks import Block, Body
 from ..errors import NNsightWarning
@@ -20,18 +20,30 @@ _HOLDS = (list, dict, set)
 _known: weakref.WeakKeyDictionary[Block, tuple[dict[str, int], dict[str, int]]] = weakref.WeakKeyDictionary()
 
 
-def warn_of_unsaved(body: Body, saved: Collection[str]) -> None:
-    """Warn, once for each line, of what the block will have meant to bring back.
+def warn_of_unsaved(bodies: Iterable[Body], saved: Collection[str]) -> None:
+    """Warn, once for each line, of what blocks will have meant to bring back.
 
     Args:
-        body: the block, which has run.
+        bodies: the blocks, which have run.
         saved: the names that came back.
     """
-    block = body.block
+    looked: dict[Block, tuple[dict[str, int], dict[str, int]]] = {}
+    for body in bodies:
+        found = looked.get(body.block)
+        if found is None:
+            found = looked[body.block] = _look(body.block)
+        if found != ({}, {}):
+            _warn_of(body, saved, *found)
+
+
+def _look(block: Block) -> tuple[dict[str, int], dict[str, int]]:
     found = _known.get(block)
     if found is None:
         found = _known[block] = (dict(_taken_apart(block)), dict(_filled(block)))
-    apart, filled = found
+    return found
+
+
+def _warn_of(body: Body, saved: Collection[str], apart: dict[str, int], filled: dict[str, int]) -> None:
     for name, line in apart.items():
         if name not in saved:
             _warn(

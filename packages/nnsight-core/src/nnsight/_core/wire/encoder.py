@@ -8,8 +8,8 @@ of one type is written is left to the files that register with `kinds.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ..errors import WireError
@@ -32,6 +32,22 @@ class _Open:
 
     def __init__(self, shell: list[Any] | None) -> None:
         self.shell = shell
+
+
+class _At:
+    """See `Encoder.at`. A class, since each name of each block goes through it."""
+
+    __slots__ = ("_encoder", "_step")
+
+    def __init__(self, encoder: Encoder, step: str) -> None:
+        self._encoder = encoder
+        self._step = step
+
+    def __enter__(self) -> None:
+        self._encoder._trail.append(self._step)
+
+    def __exit__(self, *error: object) -> None:
+        self._encoder._trail.pop()
 
 
 class Encoder:
@@ -134,14 +150,9 @@ class Encoder:
         self.buffers.append(data)
         return len(self.buffers) - 1
 
-    @contextmanager
-    def at(self, step: str) -> Iterator[None]:
+    def at(self, step: str) -> AbstractContextManager[None]:
         """Say where we are, for messages."""
-        self._trail.append(step)
-        try:
-            yield
-        finally:
-            self._trail.pop()
+        return _At(self, step)
 
     def refusal(self, why: str, instead: str) -> WireError:
         """Return the error for the thing that is being written."""

@@ -29,7 +29,7 @@ def pack(document: dict[str, Any], buffers: Sequence[Buffer]) -> list[Buffer]:
         places.append([at, size])
         at += _padded(size)
     document["buffers"] = places
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", _LONE)
+    text = _WRITER.encode(document).encode("utf-8", _LONE)
     parts: list[Buffer] = [text]
     filled = _HEADER.size + len(text)
     for buffer, (_, size) in zip(buffers, places):
@@ -50,7 +50,7 @@ def unpack(data: Buffer, kinds: Iterable[str]) -> tuple[dict[str, Any], list[mem
     view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
     text = _text(view)
     try:
-        document = json.loads(bytes(text).decode("utf-8", _LONE), parse_constant=_refuse_constant)
+        document = _READER.decode(bytes(text).decode("utf-8", _LONE))
     except (ValueError, RecursionError) as error:
         raise WireError(f"the document in these bytes cannot be read: {_brief(error)}") from None
     if not isinstance(document, dict) or not isinstance(document.get("buffers"), list):
@@ -122,6 +122,11 @@ def _padded(size: int) -> int:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+#: Made once: `json.dumps` and `json.loads` would make them for each message.
+_WRITER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_READER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _brief(error: Exception) -> str:

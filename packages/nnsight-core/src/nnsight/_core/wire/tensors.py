@@ -156,11 +156,17 @@ def _is_dense(tensor: torch.Tensor) -> bool:
     return end - start <= 2 * tensor.numel() * tensor.itemsize
 
 
+#: Up to as many bytes are copied: that takes less than making a view of them.
+_SMALL = 1 << 16
+
+
 def _bytes(tensor: torch.Tensor, first: int, size: int) -> Buffer:
     if not size:
         return b""
     whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
     part = whole[first : first + size].cpu()
+    if size <= _SMALL:
+        return ctypes.string_at(part.data_ptr(), size)
     # Without numpy, which need not be there, and without a copy.
     found = (ctypes.c_char * size).from_address(part.data_ptr())
     found._tensor = part  # type: ignore[attr-defined]  # the memory stays as long as the view of it
