@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from toy_engine import Network, Served, ToyEngine
 
 import nnsight
 from nnsight import NNsight
+from nnsight._core.bypath import Sender
 from nnsight._core.serving.handed import hand_over
 from nnsight.plugin import Forwards, PlainLayout, decode_bodies
 
@@ -63,6 +66,21 @@ def test_bodies_that_are_alike_travel_as_one_and_are_each_their_own(module):
         assert {body.outer["scale"].item() for body in bodies} == {2.0}
         assert len(kept) == 1
     assert sizes[32] < sizes[1] + 32 * 8  # a number or two for each
+
+
+def test_a_model_whose_weights_are_elsewhere_is_not_looked_through_for_each_tensor(module, monkeypatch):
+    walked = []
+    walk = Sender._walk
+    monkeypatch.setattr(Sender, "_walk", lambda self: walked.append(self) or walk(self))
+    for hollow in (False, True):
+        root = NNsight(copy.deepcopy(module).to("meta"))
+        root.__dict__["_is_hollow"] = hollow
+        sender = Sender(root)
+        assert sender.refer(torch.ones(2)) is None and sender.weight_of(torch.ones(2)) is None
+        assert bool(walked) is not hollow
+        weight = root._module.first.weight
+        assert sender.refer(weight) == ["weight", "first.weight"] and sender.weight_of(weight.T) is not None
+        walked.clear()
 
 
 def test_nothing_is_tapped_while_nobody_wants_anything(module):
