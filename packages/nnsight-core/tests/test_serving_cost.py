@@ -226,9 +226,21 @@ def test_a_body_that_asks_for_the_same_first_in_each_step_has_one_turn_in_each(m
         kept = nnsight.save([])
         for step in tracer.iter[:]:
             kept.append(model.second.output * step)
+            if step > 9:
+                kept.append(model.first.output)
     assert len(kept) == 4
     # It begins, and learns at the end that there is no further step.
     assert turns == [None, *["model.second"] * 4, None]
+
+
+def test_a_body_that_asks_for_one_value_in_each_step_has_a_turn_in_the_first(module, turns):
+    model = Served(ToyEngine(module, steps=4))
+    with model.trace(torch.ones(2, 4)) as tracer:
+        kept = nnsight.save([])
+        for step in tracer.iter[:]:
+            kept.append(model.second.output * step)
+    assert len(kept) == 4
+    assert turns == [None, "model.second", None]
 
 
 def test_a_body_that_may_be_seen_before_it_asks_has_its_turn_where_the_step_begins(module, turns, capsys):
@@ -288,8 +300,9 @@ WRITES = {
 
 @pytest.mark.parametrize("requests", [1, 3])
 @pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("forwards", [1, 4])
 @pytest.mark.parametrize("name", WRITES)
-def test_a_run_says_whether_its_body_has_changed_anything(name, together, requests, module, tmp_path):
+def test_a_run_says_whether_its_body_has_changed_anything(name, forwards, together, requests, module, tmp_path):
     writes, line = WRITES[name]
     path = tmp_path / "changes.py"
     path.write_text(
@@ -310,8 +323,9 @@ def test_a_run_says_whether_its_body_has_changed_anything(name, together, reques
             rows = torch.cat([args[0] for args, _, _ in inputs])
             with torch.inference_mode():
                 runs = [sent.begin(number, self.forwards) for number in range(len(inputs))]
-                for _ in range(2):
-                    with self.forwards.forward({run: (at, 1) for at, run in enumerate(runs)}, PlainLayout(len(rows))):
+                where = {run: (at, 1) for at, run in enumerate(runs)}
+                for _ in range(forwards):
+                    with self.forwards.forward(where, PlainLayout(len(rows)), even=True):
                         self.module(rows)
                 self.said = [run.has_written for run in runs]
                 for run in runs:

@@ -89,8 +89,8 @@ class TracedScheduler(Scheduler):
         """Say who takes part in the next step."""
         held: list[Request] = []
         paused: list[Request] = []
-        # Most steps have the requests of the one before, in an order that is right already.
-        if self.waiting or self._paused_before or self.running != self._in_order:
+        # Most steps have the requests of the one before, in an order that is right already, and nobody waits.
+        if len(self.requests) != len(self.running) or self._paused_before or self.running != self._in_order:
             self._traced.intersection_update(self.requests)
             self._stops.keep(self._traced)
             if self._traced:

@@ -34,11 +34,16 @@ class EarlyStop(BaseException):
 
 
 class Loop:
-    """A loop over steps that a body is in, as far as asking for sites concerns it."""
+    """A loop over steps that a body is in, as far as asking for sites concerns it.
 
-    __slots__ = ("first",)
+    Args:
+        until: it goes through all steps before this one, from that on where it began.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("first", "until")
+
+    def __init__(self, until: float = 0) -> None:
+        self.until = until
         #: The place that the body asked for first: in a run without steps, its visits are the rounds.
         self.first: Place | None = None
 
@@ -51,6 +56,8 @@ class Mediator:
     step: int | None = None
     loop: Loop | None = None
     loops_used = False
+    #: Before which step the rounds of its loop were done for it while it waited; see `serving/rounds.py`.
+    rounds_done = 0
     place: Place | None = None
     stage = ""
     here: Here | None = None

@@ -13,7 +13,7 @@ another only while both are on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class Rigging:
         #: Those that are on, and among them those that lie over a forward which somebody put on the instance.
         self._tapped: dict[Tap, None] = {}
         self._covering: list[Tap] = []
+        #: Those that are off for a while, because the only run knows that nobody will ask for them; see `narrow`.
+        self._resting: list[Tap] = []
         #: What a run starts with, and the one that is on as it was put, with nothing opened or covered since.
         self._start = Start([])
         self._untouched: Start | None = None
@@ -51,6 +53,7 @@ class Rigging:
         extra = [found for name, module in self.extras.items() for found in reachable(module, f"{self.path}.{name}")]
         taps = {path: tap_of(module, path) for path, module in [*held, *extra] if _runs(module)}
         with _lock:
+            self._widen()
             tapped = list(self._tapped)
             self._take_off()
             self.taps = list(taps.values())
@@ -122,6 +125,7 @@ class Rigging:
         """Tap for one more run, of a method of the root, and return the places whose visits are counted from its start."""
         with _lock:
             self._follow_classes()
+            self._widen()
             known = method in self.learned
             start = self._start if known else self._all
             if _on or not start.put():
@@ -138,8 +142,37 @@ class Rigging:
         """Tap what a module holds, and return it."""
         held = self.below.get(holder, [])
         with _lock:
+            self._widen()
             self._put(held)
         return held
+
+    def narrow(self, places: Container[Place]) -> None:
+        """Let all taps but those of these places rest, until `widen`, as far as that concerns nobody else.
+
+        Visits of the others are not counted meanwhile, so this is for who knows that no body can ask for them.
+        """
+        with _lock:
+            if self.users != 1 or self._covering or self._resting:
+                return
+            needed = {tap for other in _on if other is not self for tap in other._tapped}
+            for tap in self._tapped:
+                if tap not in places and tap not in needed and tap.own.get("forward") is tap.wrapper:
+                    del tap.own["forward"]
+                    self._resting.append(tap)
+
+    def widen(self) -> None:
+        """Put the taps on again that rest."""
+        with _lock:
+            self._widen()
+
+    def _widen(self) -> None:
+        resting, self._resting = self._resting, []
+        for tap in resting:
+            if tap.own.setdefault("forward", tap.wrapper) is not tap.wrapper:
+                # Somebody has put a forward of their own there since.
+                self._untouched = None
+                tap.cover()
+                self._covering.append(tap)
 
     def learn(self, method: str | None) -> None:
         """Take it from the run that is ending, which was tapped completely, who is called from elsewhere."""
@@ -165,6 +198,7 @@ class Rigging:
     def take_off(self) -> None:
         """Take the taps off if this was the last run that needs them."""
         with _lock:
+            self._widen()
             self.users -= 1
             if self.users == 0:
                 _on.remove(self)

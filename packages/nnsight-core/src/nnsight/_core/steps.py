@@ -7,6 +7,7 @@ in `mediator.py` and `interleaver.py`.
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +49,9 @@ class StepLoop:
         self._selection = selection
         self._bounded = not (isinstance(selection, slice) and selection.stop is None)
         _check(selection)
+        self._until: float = 0
+        if isinstance(selection, slice) and selection.step in (None, 1):
+            self._until = math.inf if selection.stop is None else selection.stop
 
     @property
     def bounded(self) -> bool:
@@ -68,25 +72,30 @@ class StepLoop:
         mediator = self._mediator()
         mediator.loops_used = True
         outer_loop, outer_step = mediator.loop, mediator.step
-        mediator.loop = Loop()
+        mediator.loop = Loop(self._until)
         try:
             entering = True
             for step in _numbers(self._selection):
+                if step < mediator.rounds_done:
+                    continue
                 run = mediator.run
                 if run.stepping and not run.over and step < run.step:
                     raise OutOfOrderError(
                         f"Step {step} has been passed already: the run is in step {run.step}. Walk steps in rising "
                         "order, and put this loop before what waits for later ones."
                     )
-                if not mediator.reach_step(step, entering):
+                reached = mediator.reach_step(step, entering)
+                if reached and step < mediator.rounds_done:
+                    continue
+                if not reached:
                     if self._bounded:
-                        self._warn(mediator, step, stacklevel)
+                        self._warn(mediator, max(step, mediator.rounds_done), stacklevel)
                     return
                 mediator.step = step
                 entering = False
                 yield step
         finally:
-            mediator.loop, mediator.step = outer_loop, outer_step
+            mediator.loop, mediator.step, mediator.rounds_done = outer_loop, outer_step, 0
             mediator.here = None  # what was served in the loop is another visit outside of it
 
     def _warn(self, mediator: Mediator, step: int, stacklevel: int) -> None:

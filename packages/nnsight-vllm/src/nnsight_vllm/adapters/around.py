@@ -61,7 +61,8 @@ class Around(ABC):
 
     def execute_model(self, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         runner = self.runner
-        if requests := self.stage.gone(scheduler_output.finished_req_ids):
+        gone = scheduler_output.finished_req_ids
+        if gone and (requests := self.stage.gone(gone)):
             memory.wipe(runner.kv_caches, set(self.blocks(requests)), runner.kv_cache_config.num_blocks)
         self.hear(scheduler_output)
         output = None
@@ -77,6 +78,8 @@ class Around(ABC):
         if self.aside:
             with self.stage.aside():
                 return call(hidden, *args, **kwargs)
+        if self.stage.unasked:
+            return call(hidden, *args, **kwargs)
         self.stage.after_layers(hidden.shape[0])
         return self.stage.show("logits", call(hidden, *args, **kwargs))
 

@@ -27,6 +27,7 @@ class AroundV1(Around):
         for again in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             self.stage.come_again(again)
         self.scheduled = scheduler_output.num_scheduled_tokens
+        self.total = scheduler_output.total_num_scheduled_tokens
 
     def blocks(self, requests: Collection[str]) -> Iterable[int]:
         known = self.runner.requests
@@ -35,7 +36,9 @@ class AroundV1(Around):
 
     def model_forward(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         requests = self.runner.input_batch.req_ids
-        counts = [self.scheduled[request] for request in requests]
+        # Where all are one, as in most steps, nobody has to be asked.
+        one_each = self.total == len(requests)
+        counts = [1] * self.total if one_each else [self.scheduled[request] for request in requests]
         given = kwargs.get("input_ids")
         given = kwargs.get("positions") if given is None else given
         self.stage.begin(requests, counts, sum(counts) if given is None else given.shape[-1])
@@ -43,7 +46,8 @@ class AroundV1(Around):
 
     def sample(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         output = call(*args, **kwargs)
-        output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
+        if not self.stage.unasked:
+            output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
         return output
 
     def sample_tokens(self, call: Any, *args: Any, **kwargs: Any) -> Any:

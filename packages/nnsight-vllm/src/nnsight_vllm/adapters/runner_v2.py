@@ -47,7 +47,8 @@ class AroundV2(Around):
             output, *others = call(*args, **kwargs)
         finally:
             self.aside = True
-        output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
+        if not self.stage.unasked:
+            output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
         return (output, *others)
 
     def sample_tokens(self, call: Any, *args: Any, **kwargs: Any) -> Any:

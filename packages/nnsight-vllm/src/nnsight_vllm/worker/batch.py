@@ -20,6 +20,7 @@ class Batch:
     Attributes:
         names: the runs by what the engine calls their requests.
         rows: where those of each lie.
+        even: whether each request has one row in all values of the forward.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Batch:
         self.layout = layout
         self.names: dict[str, ServedRun] = {}
         self.rows: dict[ServedRun, Rows] = {}
+        self.even = len(requests) == layout.total
         self._positions: dict[ServedRun, Rows] = {}
         self._later: PlainLayout | None = None
         at = 0

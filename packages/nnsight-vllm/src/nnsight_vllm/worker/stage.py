@@ -33,7 +33,7 @@ from .batch import Batch
 from .bounds import Bounds
 from .layout import layout_of
 from .pipeline import Pipeline
-from .places import ServedModel
+from .places import NAMES, ServedModel
 from .standing import KeptEdits
 
 #: Characters of an error that are told in a request's `stop_reason`.
@@ -90,6 +90,9 @@ class Stage:
         #: The requests that somebody looks into, and whose memory is nobody else's.
         self._alone: dict[str, ServedRun] = {}
         self._layout = layout_of(module)
+        self._last = frozenset(getattr(self.model, name)._place() for name in NAMES)
+        #: Whether it is known of the forward that is on that nobody asks for anything but what modules give.
+        self.unasked = True
         self._forward: AbstractContextManager[None] = nullcontext()
         #: Who took part in the last forward, and who does in the one that is on.
         self._batch: Batch | None = None
@@ -296,6 +299,7 @@ class Stage:
             counts: how many tokens each has.
             total: how many rows the values have, padding included.
         """
+        self.unasked = True
         if not self.runs:
             return
         batch, changes = self._batch, self.forwards.changes
@@ -306,10 +310,12 @@ class Stage:
             return
         if self.pipeline is not None:
             self.pipeline.before(batch.names)
-        forward = self.forwards.forward(batch.rows, batch.layout)
+        forward = self.forwards.forward(batch.rows, batch.layout, batch.even)
         forward.__enter__()
         # Not before: a step that could not begin is not ended, or what the last one had would be given back twice.
         self._forward, self._taking_part = forward, batch
+        steady = self.forwards.steady
+        self.unasked = steady is not None and steady.leaves_alone(self._last)
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.
@@ -317,8 +323,9 @@ class Stage:
         Args:
             count: how many requests.
         """
-        if self._taking_part is not None:
-            self.forwards.lay_out(*self._taking_part.after_layers(count))
+        batch = self._taking_part
+        if batch is not None and not batch.even:
+            self.forwards.lay_out(*batch.after_layers(count))
 
     def aside(self) -> AbstractContextManager[None]:
         """Surround what the engine computes with the model for itself, as the logprobs of a prompt."""

@@ -15,7 +15,8 @@ from ..blocks import Block, Body
 from ..invoke import Invoke
 from ..wire.bodies import bound_first
 from .group import Membership
-from .plan import First, Plan, has_loop, plan_of
+from .plan import Plan, has_loop, plan_of
+from .rounds import Rounds
 
 if TYPE_CHECKING:
     from ..active import Answers
@@ -45,18 +46,18 @@ class Alike:
         plan, like = self._plan_of(body)
         return None if plan is None else Membership(like, plan, self._invokes[number], stack)
 
-    def first(self, number: int, tracer: str | None) -> First | None:
-        """Return what each round of a body's loop over steps asks for first, if that is known; see `Plan`.
+    def rounds(self, number: int, tracer: str | None) -> Rounds | None:
+        """Return what each round of a body's loop over steps asks for and does, as far as that is known; see `Plan`.
 
         Args:
             number: of the body.
             tracer: the name by which it binds the trace.
         """
-        body = self._invokes[number].body
-        if body is None or not has_loop(body.block):
+        body, names = self._invokes[number].body, self._invokes[number].names
+        if body is None or names is None or not has_loop(body.block):
             return None
         plan, _ = self._plan_of(body, tracer)
-        return None if plan is None else plan.first
+        return None if plan is None else Rounds(plan, body, names)
 
     def _plan_of(self, body: Body, tracer: str | None = None) -> tuple[Plan | None, Body]:
         """Return the plan of a body, and the one that it was made for, with which this one has in common what it needs."""

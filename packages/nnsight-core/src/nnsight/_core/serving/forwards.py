@@ -27,6 +27,7 @@ from .group import form_groups
 from .joint import Check
 from .lent import Lent
 from .parts import Parts
+from .steady import Steady, steady
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class Forwards(Interleaver):
         #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
         self.count = 0
         self.last: dict[Place, int] = {}
+        #: What is done in each forward while nothing changes, and that again while one of those is on.
+        self._steady: Steady | None = None
+        self.steady: Steady | None = None
 
     @staticmethod
     def current() -> Forwards | None:
@@ -90,14 +94,32 @@ class Forwards(Interleaver):
         self.rigging.follow()
         self.tap()
 
-    def forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> AbstractContextManager[None]:
+    def forward(
+        self, taking_part: Mapping[ServedRun, Rows], layout: Layout, even: bool = False
+    ) -> AbstractContextManager[None]:
         """Surround one forward of the engine, from the model's call to the tokens that are drawn.
 
         Args:
-            taking_part: the runs whose rows are in it, and where they lie.
+            taking_part: the runs whose rows are in it, and where they lie; the same object where nothing has changed.
             layout: how rows lie in its values; `lay_out` says another while it is on.
+            even: whether they lie so in all of its values, and `lay_out` says nothing else.
         """
+        found = self._steady
+        if found is not None:
+            if found.taking_part is taking_part and found.changes == self.changes and found.left > 0:
+                return found
+            self._end_steady()
+        if even:
+            found = self._steady = steady(self, taking_part, layout, self._sorted(taking_part).runs)
+            if found is not None:
+                return found
         return _OneForward(self, taking_part, layout)
+
+    def _end_steady(self) -> None:
+        """Forget what was known of forwards that are alike, and what was lent there."""
+        if self._steady is not None:
+            self.rigging.widen()
+            self._steady = None
 
     def _begin_forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         if not self.tapped:
@@ -119,6 +141,10 @@ class Forwards(Interleaver):
             self.last[place] = self.count
         self.count += 1
         self.here = self.layout = None
+        self.rest_if_idle()
+
+    def rest_if_idle(self) -> None:
+        """Take the taps off if nobody wants anything of later forwards."""
         if all(run.idle for run in self.runs):
             self.untap()
 
@@ -144,9 +170,10 @@ class Forwards(Interleaver):
 
         A turn less, which nobody can tell: what a body does before it asks is seen by itself alone.
         """
-        if mediator.first is None or self.parts is not None or not self.serves_together:
+        rounds = mediator.rounds
+        if rounds is None or rounds.first is None or self.parts is not None or not self.serves_together:
             return False
-        place, stage = mediator.first
+        place, stage = rounds.first
         if place not in self.exact or place.owner is not place:
             return False
         mediator.place, mediator.stage, mediator.ahead = place, stage, True
@@ -211,7 +238,11 @@ class Forwards(Interleaver):
         counts[place] = visit + 1
         return value if here is None else here.value
 
-    leave = Interleaver.leave_in_full
+    def leave(self, place: Place, value: Any, visit: int) -> Any:
+        """Come out of a place where somebody waits."""
+        if self.steady is not None:
+            return self.steady.leave(place, value)
+        return self.leave_in_full(place, value, visit)
 
     def _arrive(
         self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int
@@ -328,6 +359,7 @@ class Forwards(Interleaver):
         if run not in self.runs:
             return
         self.runs.remove(run)
+        self._end_steady()
         if not self.runs:
             close_grads()
             self.untap()

@@ -22,7 +22,8 @@ from ..steps import StepLoop
 from ..turns import ThreadState, getcurrent
 from .owned import Own, Shares
 from .plan import STEPS, Plan
-from .request import ServedRun
+from .request import ServedMediator, ServedRun
+from .rounds import Rounds
 from .together import Several, Together
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ class Membership:
         self.stack = stack
         #: What was made for this request alone, by its id.
         self.fresh: dict[int, Any] = {}
+
+    def rounds(self) -> Rounds:
+        """Return the rounds of its loop over steps, as far as its text tells what they do."""
+        body, names = self.invoke.body, self.invoke.names
+        assert body is not None and names is not None
+        return Rounds(self.plan, body, names)
 
 
 #: How many ways for rows to lie there are in one forward, of those that are kept: of tokens, and of requests.
@@ -66,10 +73,12 @@ class GroupRun(ServedRun):
         #: Those that are in it still.
         self.runs: tuple[ServedRun, ...] = tuple(members)
         self.loop: StepLoop | None = None
+        #: Whether an operation was ever done for each of them by itself.
+        self.parted = False
         self._spans: Mapping[ServedRun, Rows] = {}
         #: Where rows lie, as it was said in the last forward: for one that is like it.
         self._laid: dict[int, tuple[Mapping[ServedRun, Rows], Several]] = {}
-        self._alone: frozenset[int] | None = None
+        self._alone: tuple[int, frozenset[int]] | None = None
         #: What is made for all who leave, once all of them do.
         self._shares: Shares | None = None
         body = first.invoke.body
@@ -78,7 +87,7 @@ class GroupRun(ServedRun):
         self.names = Names(body.outer, body.real)
         name = f"{first.invoke.name} and {len(members) - 1} like it"
         self.mediator = self.add_body(self._run, None, name, first.invoke.number)
-        self.mediator.to_come = self.plan.first
+        self.mediator.to_come = Rounds(self.plan, body, self.names)
         for run in members:
             run.group = self
             run.bodies.clear()
@@ -98,12 +107,15 @@ class GroupRun(ServedRun):
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
+    def in_rounds(self, taking_part: Mapping[ServedRun, Rows]) -> ServedMediator | None:
+        """Return its body, if all take part and what that does is the round of a loop, which can be done for it."""
+        return super().in_rounds(taking_part) if taking_part.keys() >= set(self.runs) else None
+
     def begin_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
         """Take part in a forward, with the rows of each; those that do not take part leave."""
         if id(taking_part) not in self._laid:
             self.part_with([run for run in self.runs if run not in taking_part])
         if self.runs:
-            self._alone = None
             self.begin_step(self._several(taking_part))
 
     def lie_in(self, taking_part: Mapping[ServedRun, Rows]) -> None:
@@ -117,9 +129,18 @@ class GroupRun(ServedRun):
         if laid is None:
             if len(self._laid) > _LAID:
                 self._laid.clear()
-            laid = taking_part, Several(self, self.runs, [taking_part[run] for run in self.runs])
-            self._laid[id(taking_part)] = laid
+            laid = self._laid[id(taking_part)] = taking_part, self._lay(taking_part)
         return laid[1]
+
+    def _lay(self, taking_part: Mapping[ServedRun, Rows]) -> Several:
+        found = Several(self, self.runs, [taking_part[run] for run in self.runs])
+        if found.all is None:
+            # An engine may have moved some since: in the order of their rows they may lie one behind the other again.
+            runs = tuple(sorted(self.runs, key=lambda run: taking_part[run]))
+            other = Several(self, runs, [taking_part[run] for run in runs])
+            if other.all is not None:
+                self.runs, found = runs, other
+        return found
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +238,7 @@ class GroupRun(ServedRun):
 
     def _unshared(self) -> frozenset[int]:
         """Return the values, by their ids, whose memory no other has, so that a request may have a copy of its rows."""
-        if self._alone is None:
+        if self._alone is None or self._alone[0] != self.step:
             found: dict[int, list[int]] = {}
             seen: set[int] = set()
             waiting = list(self.names.values())
@@ -231,8 +252,8 @@ class GroupRun(ServedRun):
                     for part in parts:
                         if isinstance(part, torch.Tensor):
                             found.setdefault(part.untyped_storage()._cdata, []).append(id(value))
-            self._alone = frozenset(ids[0] for ids in found.values() if len(ids) == 1)
-        return self._alone
+            self._alone = self.step, frozenset(ids[0] for ids in found.values() if len(ids) == 1)
+        return self._alone[1]
 
     def _set_out(self, run: ServedRun, over: bool) -> None:
         """Let a request go on with what is left of its body."""
@@ -266,7 +287,7 @@ class GroupRun(ServedRun):
 
         invoke.mediator = made = run.add_body(go_on, None, invoke.name, invoke.number)
         if plan.loop in left:
-            made.to_come = plan.first
+            made.to_come = self.members[run].rounds()
         run.lie_at(self._spans.get(run, run.rows))
         run.model = getcurrent()
         run.body_thread = ThreadState()
@@ -290,6 +311,11 @@ def form_groups(forwards: Forwards, taking_part: Iterable[ServedRun]) -> None:
     for members in alike.values():
         if len(members) > 1:
             GroupRun(forwards, members)
+            continue
+        for run, member in members.items():  # by itself, it may have its rounds done for it all the same
+            (mediator,) = run.bodies
+            if isinstance(mediator, ServedMediator):
+                mediator.to_come = member.rounds()
 
 
 def _at(error: Any, frame: types.FrameType | None) -> BaseException:

@@ -59,6 +59,11 @@ class Known:
         #: The site that each round of the loop over steps asks for first, and whether that is still to be found.
         self.first: tuple[tuple[Node, ...], str] | None = None
         self.looking = False
+        #: All that the loop over steps asks for, and whether a round may end before its text does.
+        self.asking: list[tuple[ast.Attribute, tuple[Node, ...]]] = []
+        self.leaves = False
+        #: Whether anything is marked as saved in it.
+        self.saves = False
 
     def state(self) -> State:
         """Return what is known so far."""
@@ -143,6 +148,7 @@ class Known:
         if not all(_is_as_it_comes(site_of(type(envoy), node.attr)) for envoy in envoys):
             raise Unknown
         self.sites += 1
+        self.asking.append((node, envoys))
         if self.looking:
             self.first, self.looking = (envoys, node.attr), False
 
@@ -194,6 +200,7 @@ class Known:
         if any(isinstance(arg, ast.Starred) for arg in args) or any(word.arg is None for word in node.keywords):
             raise Unknown
         if self.is_save(function) and len(args) == 1 and not node.keywords:
+            self.saves = True
             return self.need_any(self.value(args[0]), PLAIN, ROWS, PAIR, TENSOR, LIST, DICT)
         if isinstance(function, ast.Name) and not args and not node.keywords:
             for name, kind in (("list", LIST), ("dict", DICT)):
@@ -203,6 +210,7 @@ class Known:
             raise Unknown
         value = self.value(function.value)
         if function.attr == "save" and not args and not node.keywords:
+            self.saves = True
             return self.need_any(value, PLAIN, ROWS, PAIR, TENSOR, LIST, DICT)
         if function.attr not in METHODS:
             raise Unknown

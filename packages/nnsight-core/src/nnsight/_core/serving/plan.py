@@ -13,11 +13,13 @@ import functools
 import weakref
 from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..blocks import Block
-from ..sites import Place
+from ..parsing import copy_tree, parse_source
+from ..sites import OUTPUT, Place
 from .known import ARITHMETIC, DICT, LIST, OTHER, PAIR, PLAIN, ROWS, TENSOR, TRACER, Kind, Known, Unknown, site_of
+from .rounds import VALUE
 
 #: Under which name the code of a loop finds its steps: one that no body has.
 STEPS = ".steps"
@@ -37,6 +39,7 @@ class Plan:
         first: what each round of the loop asks for first, whatever the round, and at which stage: before that it does
             nothing that could be seen outside of it. None if that is not known.
         parts: where all that is done together asks for is one part or another of an output, `layer.output[0]`: which.
+        round: what a round of the loop does with the one value that it asks for; None if it may ask for more, or leave.
     """
 
     def __init__(
@@ -48,11 +51,14 @@ class Plan:
         used: frozenset[str],
         first: First | None,
         parts: frozenset[int] | None,
+        asking: list[ast.Attribute] | None = None,
+        saves: bool = True,
     ) -> None:
         self.used = used
         self.first = first
         self.parts = parts
         self._block, self._before, self._loop, self._after = block, before, loop, after
+        self._asking, self._saves = asking, saves
 
     @functools.cached_property
     def before(self) -> CodeType | None:
@@ -79,22 +85,130 @@ class Plan:
         return self._code("after", self._after)
 
     def _code(self, part: str, text: list[ast.stmt] | ast.expr) -> CodeType | None:
-        """Return the code of one part, which is compiled once for all traces in which the block falls apart like this."""
+        """Return the code of one part."""
         if not text:
             return None
-        block, key = self._block, (part, len(self._before), len(self._after))
-        codes = _codes.setdefault(block, {})
-        if key not in codes:
+        block = self._block
+
+        def compiled() -> CodeType:
             if isinstance(text, ast.expr):
-                codes[key] = compile(ast.Expression(text), block.filename, "eval", dont_inherit=True)
-            else:
-                module = ast.Module(text, [])
-                code: CodeType = compile(module, block.filename, "exec", flags=block.future, dont_inherit=True)
-                codes[key] = code.replace(**block.called)
-        return codes[key]
+                return compile(ast.Expression(text), block.filename, "eval", dont_inherit=True)
+            module = ast.Module(text, [])
+            code: CodeType = compile(module, block.filename, "exec", flags=block.future, dont_inherit=True)
+            return code.replace(**block.called)
+
+        code: CodeType = self._once(part, compiled)
+        return code
+
+    def _once(self, part: str, make: Callable[[], Any], *more: object) -> Any:
+        """Return what is made of one part: once for all traces in which the block falls apart like this."""
+        key = part, len(self._before), len(self._after), *more
+        made = _made.setdefault(self._block, {})
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    @functools.cached_property
+    def round(self) -> Round | None:
+        """What a round of the loop does."""
+        if self._loop is None or self._asking is None:
+            return None
+        # By the nodes themselves: the text is that of the block, which is there as long as this is.
+        found: Round = self._once("round", self._make_round, self._saves, *map(id, self._asking))
+        return found
+
+    def _make_round(self) -> Round:
+        loop, asking = self._loop, self._asking
+        assert loop is not None and asking is not None and isinstance(loop.target, ast.Name)
+        asked = set(map(id, asking))
+        body = copy_tree(ast.Module(loop.body, []))
+        # Copies go side by side with what they are copies of.
+        sides = zip(ast.walk(ast.Module(loop.body, [])), ast.walk(body))
+        body = _Given({id(mine) for theirs, mine in sides if id(theirs) in asked}).visit(body)
+        stored = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        binds = sorted({loop.target.id, *stored})
+        edits_only = not self._saves and all(_is_edit(statement, asked) for statement in loop.body)
+        is_plain = edits_only and all(_is_plain(statement, asked) for statement in loop.body)
+        return Round(self._function(body, binds), loop.target.id, tuple(binds), edits_only, is_plain, self._saves)
+
+    def _function(self, body: ast.Module, binds: list[str]) -> CodeType:
+        """Return the code of a function of the value, whose globals are the names of the body."""
+        module = copy_tree(parse_source(f"def round(value): global {', '.join(binds)}"))
+        (made,) = module.body
+        made.args.args[0].arg = VALUE
+        made.body += body.body
+        code = compile(module, self._block.filename, "exec", flags=self._block.future, dont_inherit=True)
+        (inner,) = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        return inner.replace(**self._block.called)
 
 
-_codes: weakref.WeakKeyDictionary[Block, dict[tuple[str, int, int], CodeType]] = weakref.WeakKeyDictionary()
+#: What was made of the parts of each block.
+_made: weakref.WeakKeyDictionary[Block, dict[tuple[object, ...], Any]] = weakref.WeakKeyDictionary()
+
+
+class Round(NamedTuple):
+    """What a round of a loop over steps does with the one value that it asks for.
+
+    Attributes:
+        code: of a function of that value.
+        counter: the name that stands for the number of the step.
+        binds: the names that it may bind.
+        edits_only: whether all that it does is to edit the value in place, always, so that nothing of it is kept.
+        is_plain: whether it does so with what does not come from the value, at places that are the same in each round.
+        saves: whether it may mark something as saved.
+    """
+
+    code: CodeType
+    counter: str
+    binds: tuple[str, ...]
+    edits_only: bool
+    is_plain: bool
+    saves: bool
+
+
+def _is_edit(statement: ast.stmt, asked: set[int]) -> bool:
+    """Say whether a statement edits in place a part of what is asked for, and does nothing else."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) > 1:
+        return False
+    edited = _edited(statement)
+    return len(edited) > 1 and id(edited[-1]) in asked
+
+
+def _is_plain(statement: ast.stmt, asked: set[int]) -> bool:
+    """Say whether such a statement has the same indices in each round, and takes nothing of the value."""
+    indices = _edited(statement)[:-1]
+    value = statement.value if isinstance(statement, (ast.Assign, ast.AugAssign)) else None
+    inside = [node for index in indices for node in ast.walk(index)]
+    given = [] if value is None else list(ast.walk(value))
+    return not any(isinstance(node, (ast.Name, ast.Attribute, ast.Call)) for node in inside) and not any(
+        id(node) in asked for node in given
+    )
+
+
+def _edited(statement: ast.stmt) -> list[ast.expr]:
+    """Return the indices of what a statement edits in place, from the outermost on, and what they are indices of."""
+    inner: ast.expr | None = None
+    if isinstance(statement, ast.AugAssign):
+        inner = statement.target
+    elif isinstance(statement, ast.Assign):
+        inner = statement.targets[0]
+    found: list[ast.expr] = []
+    while isinstance(inner, ast.Subscript):
+        found.append(inner.slice)
+        inner = inner.value
+    return found if inner is None else [*found, inner]
+
+
+class _Given(ast.NodeTransformer):
+    """Puts the name of what is given in the place of expressions that ask for it."""
+
+    def __init__(self, asking: set[int]) -> None:
+        self._asking = asking
+
+    def visit(self, node: ast.AST) -> Any:
+        if id(node) in self._asking:
+            return ast.copy_location(ast.Name(VALUE, ast.Load()), node)
+        return self.generic_visit(node)
 
 
 def has_loop(block: Block) -> bool:
@@ -143,7 +257,8 @@ def plan_of(
         return None
     each_first = None if loop is None else reader.first_site()
     parts = frozenset(reader.parts) if reader.taken == reader.sites else None
-    return Plan(block, before, loop, statements, frozenset(reader.used), each_first, parts)
+    asking = None if each_first is None else reader.all_ask_for(each_first)
+    return Plan(block, before, loop, statements, frozenset(reader.used), each_first, parts, asking, reader.saves)
 
 
 class _Reader(Known):
@@ -179,6 +294,7 @@ class _Reader(Known):
         elif isinstance(node, (ast.Break, ast.Continue)):
             if not self.in_loop:
                 raise Unknown
+            self.leaves = True
         elif not isinstance(node, ast.Pass):
             raise Unknown
 
@@ -191,7 +307,8 @@ class _Reader(Known):
         """Read the loop over steps."""
         if node.orelse or not isinstance(node.target, ast.Name):
             raise Unknown
-        self.looking = True
+        self.looking, self.leaves, self.saves = True, False, False
+        self.asking.clear()
         self.around(node, PLAIN)
 
     def first_site(self) -> First | None:
@@ -200,6 +317,19 @@ class _Reader(Known):
             return None
         (envoy,), name = self.first
         return envoy._place(), site_of(type(envoy), name).stage
+
+    def all_ask_for(self, first: First) -> list[ast.Attribute] | None:
+        """Return all that the rounds of the loop over steps ask for, if it is to read one output; None if it is not."""
+        place, stage = first
+        if self.leaves or stage is not OUTPUT:
+            return None
+        for node, envoys in self.asking:
+            if len(envoys) != 1 or envoys[0]._place() is not place or not isinstance(node.ctx, ast.Load):
+                return None
+            site = site_of(type(envoys[0]), node.attr)
+            if site.stage is not stage or site.read is not None:
+                return None
+        return [node for node, _ in self.asking]
 
     def inner_loop(self, node: ast.For) -> None:
         """Read a loop over numbers, or over modules."""
@@ -239,6 +369,7 @@ class _Reader(Known):
                 self.need(self.value(node.func.value), LIST)
                 return self.need(self.value(node.args[0]), PLAIN, ROWS, PAIR, TENSOR)
             if name == "stop" and not node.args and self.value(node.func.value) == TRACER:
+                self.leaves = True
                 return None
         self.value(node)
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import ending
+from ..active import active
 from ..batching import Layout, Rows
 from ..blocks import fold
 from ..config import CONFIG
@@ -24,14 +25,15 @@ from ..sites import OUTPUT, Place
 from ..trace import is_library
 from ..turns import ThreadState, adopt, getcurrent, gettrace, hop
 from .joint import copied
+from .lent import Lent
 from .watch import TooLongError
 
 if TYPE_CHECKING:
     from ..active import Answers
     from .forwards import Forwards
     from .group import GroupRun, Membership
-    from .plan import First
     from .printed import Printed
+    from .rounds import Rounds
     from .spread import Asked
 
 #: What begins the steps of a run here: nothing that is called; the engine says it.
@@ -141,6 +143,15 @@ class ServedRun(Interleaver):
                 mediator.served = True
                 if not (isinstance(mediator, ServedMediator) and self.forwards.let_wait(mediator)):
                     mediator.resume()
+
+    def in_rounds(self, taking_part: Mapping[ServedRun, Rows]) -> ServedMediator | None:
+        """Return its one body, if that waits for a forward of these to do the round of a loop, which can be done for it."""
+        if len(self.step_waiters) != 1 or len(self.bodies) != 1 or self.over or self._watching:
+            return None
+        mediator = self.step_waiters[0]
+        if mediator is not self.bodies[0] or not isinstance(mediator, ServedMediator) or mediator.again is not None:
+            return None
+        return mediator if mediator.step == self.step + 1 and mediator.can_do_round() else None
 
     def settle(self) -> None:
         """Resume bodies that waited for one another, until none can go on."""
@@ -292,11 +303,13 @@ class ServedMediator(BodyMediator):
     drawn: list[torch.Tensor] | None = None
     #: The step of its run in which it began.
     born = 0
-    #: What each round of its next loop over steps asks for first, and what each of the one that it is in does.
-    to_come: First | None = None
-    first: First | None = None
-    #: Whether it waits for that, in a round that has not begun.
+    #: The rounds of its next loop over steps, and of the one that it is in, as far as its text tells what they do.
+    to_come: Rounds | None = None
+    rounds: Rounds | None = None
+    #: Whether it waits for what those ask for first, in a round that has not begun.
     ahead = False
+    #: What a round raised that was done for it: it is raised again in its loop.
+    raised: BaseException | None = None
 
     def begin(self) -> None:
         """Run the body until it first needs the model."""
@@ -321,13 +334,64 @@ class ServedMediator(BodyMediator):
     def reach_step(self, step: int, entering: bool) -> bool:
         """Wait until a step begins, or until the model is where the step is known to begin for this body."""
         if entering:
-            self.first, self.to_come = self.to_come, None
-        return super().reach_step(step, entering)
+            self.rounds, self.to_come = self.to_come, None
+        served = super().reach_step(step, entering)
+        if self.raised is not None:
+            error, self.raised = self.raised, None
+            raise error
+        return served
 
     def serve(self, here: Here) -> None:
         """Hand the site over to the body and run it until it needs the model again."""
-        self.ahead = False
+        if self.ahead:
+            self.ahead = False
+            if self.can_do_round():
+                self.do_round_at(here)
+                self.run.step_waiters.append(self)
+                if self.raised is not None:
+                    self.begin_round()
+                return
         super().serve(here)
+
+    # -- rounds that are done for it; see `rounds.py` ------------------------------------------------------------------
+
+    def can_do_round(self) -> bool:
+        """Say whether the round of its step can be done for it, and it waits for another one then."""
+        rounds, loop, step = self.rounds, self.loop, self.step
+        if rounds is None or loop is None or step is None or not rounds.are_one_value:
+            return False
+        return step + 1 < loop.until and self.run.before_turn is None
+
+    def do_round_at(self, here: Here) -> None:
+        """Do the round of its step where the model stands, which is what it asks for."""
+        assert isinstance(here, Lent) and self.rounds is not None
+        try:
+            value = here.read(self.rows, self.rounds.parts)
+        except Exception as error:  # what lies there cannot be shown
+            value, self.raised = None, error
+        self.do_round(value)
+
+    def do_round(self, value: Any) -> None:
+        """Do the round of its step with what it asks for, unless that has raised something."""
+        step, rounds = self.step, self.rounds
+        assert step is not None and rounds is not None
+        if self.raised is None:
+            token = active.set((*self.run.stack, self)) if rounds.saves else None
+            try:
+                if not self.run.forwards.watch_turns.turn(rounds.do, step, value):
+                    self.raised = self._too_long()
+            except BaseException as error:
+                self.raised = error
+            finally:
+                if token is not None:
+                    active.reset(token)
+        self.step = self.rounds_done = step + 1
+
+    def begin_round(self) -> None:
+        """Give the body its turn in its loop, where it does the round of its step, or raises what one did."""
+        self.run.step_waiters.remove(self)
+        self.served = True
+        self.resume()
 
     def due(self, visit: int) -> bool:
         """Say whether this visit of the place that the mediator waits at is the one it asked for."""
@@ -342,12 +406,10 @@ class ServedMediator(BodyMediator):
         """Give the body its turn."""
         assert self.greenlet is not None
         switch, forwards = self.greenlet.switch, self.run.forwards
+        if self.rounds is not None:
+            self.rounds.forget()
         if not forwards.give_turn(self, switch if gettrace() is None else functools.partial(hop, switch)):
-            seconds = forwards.watch_turns.seconds
-            self.failure = TooLongError(
-                f"{self.name} had its turn for more than {seconds:g} s, while the engine and all of its requests "
-                "waited. Let it do what takes long after the trace, with what it saved"
-            )
+            self.failure = self._too_long()
             self.look_left()
         if self.failure is not None:
             parts = self.run.forwards.parts
@@ -357,6 +419,12 @@ class ServedMediator(BodyMediator):
             self.run.dismiss()
         if self.done:
             self.run.look_idle()
+
+    def _too_long(self) -> TooLongError:
+        return TooLongError(
+            f"{self.name} had its turn for more than {self.run.forwards.watch_turns.seconds:g} s, while the engine and all "
+            "of its requests waited. Let it do what takes long after the trace, with what it saved"
+        )
 
 
 class _Earlier:

@@ -149,7 +149,7 @@ class SentBodies:
         invoke.mediator = run.add_body(invoke.run, None, invoke.name, number)
         run.membership = self._alike.membership(number, run.stack)
         if run.membership is None and isinstance(invoke.mediator, ServedMediator):
-            invoke.mediator.to_come = self._alike.first(number, body.block.target if self.alone else None)
+            invoke.mediator.to_come = self._alike.rounds(number, body.block.target if self.alone else None)
         forwards.admit(run)
         return run
 

@@ -90,11 +90,13 @@ class Together:
     # -- operations --------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Any:
-        if self.whole is not None and _keeps_rows(index, self.whole.dim()):
-            part = _apply(self, lambda value: value[index], (self,), once=True)
+        if self.whole is not None and (
+            (type(index) is slice and index == _ALL) or _keeps_rows(index, self.whole.dim())
+        ):
+            part = _apply(self, operator.getitem, (self, index), once=True)
             self.shown = (index, part)
             return part
-        return _apply(self, lambda value: value[index], (self,))
+        return _apply(self, operator.getitem, (self, index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.shown is not None and self.shown[0] is index and self.shown[1] is value:
@@ -150,6 +152,8 @@ METHODS = frozenset(
 _ONCE = frozenset(
     ("abs", "bfloat16", "clone", "cpu", "detach", "double", "float", "half", "int", "long", "neg", "relu")
 )
+#: The index of everything, as it is written most often.
+_ALL = slice(None)
 #: How torch calls an operator whose left side is a tensor.
 _REFLECTED = frozenset(
     ("add", "sub", "mul", "div", "true_divide", "__add__", "__sub__", "__mul__", "__truediv__", "__radd__", "__rmul__")
@@ -203,7 +207,8 @@ def _fits(value: Any, rows: torch.Tensor, counts: tuple[int, ...]) -> bool:
     if isinstance(value, Together):
         return value.whole is not None and value.counts == counts and value.whole.dim() == rows.dim()
     if isinstance(value, torch.Tensor):
-        return value.dim() < max(rows.dim(), 1) or (value.dim() == rows.dim() and value.size(0) == 1)
+        mine, theirs = value.dim(), rows.dim()
+        return mine < theirs or not mine or (mine == theirs and value.size(0) == 1)
     return isinstance(value, (bool, int, float))
 
 
@@ -221,12 +226,24 @@ def _keeps_rows(index: Any, dim: int) -> bool:
 def _apply(first: Together, function: Callable[..., Any], args: tuple[Any, ...], once: bool = False) -> Any:
     """Carry out an operation: once if that is known to do, and else, or if it fails, for each request by itself."""
     group, runs = first.group, first.group.runs
-    mine = [arg for arg in args if isinstance(arg, Together)]
-    if once and all(arg.runs is runs and arg.whole is not None for arg in mine):
-        try:
-            return _given(first, function(*[arg.whole if isinstance(arg, Together) else arg for arg in args]))
-        except Exception:  # noqa: S110 - each request gets the error that it would get alone, below
-            pass
+    if once:
+        wholes = []  # by a plain loop: most of what bodies do in each step of an engine comes here
+        for arg in args:
+            if type(arg) is Together:
+                if arg.whole is None or arg.runs is not runs:
+                    break
+                arg = arg.whole
+            wholes.append(arg)
+        else:
+            try:
+                result = function(*wholes)
+            except Exception:  # noqa: S110 - each request gets the error that it would get alone, below
+                pass
+            else:
+                if result is first.whole:
+                    return first
+                return None if result is None else Together(group, runs, result, first.counts)
+    group.parted = True
     columns = [_column(arg, runs) for arg in args]
     found, failed = [], []
     for at, run in enumerate(runs):
@@ -246,9 +263,3 @@ def _column(value: Any, runs: tuple[ServedRun, ...]) -> Sequence[Any]:
     if not isinstance(value, Together):
         return [value] * len(runs)
     return value.parts() if value.runs is runs else [value.of(run) for run in runs]
-
-
-def _given(first: Together, result: Any) -> Any:
-    if result is first.whole:
-        return first
-    return None if result is None else Together(first.group, first.runs, result, first.counts)
