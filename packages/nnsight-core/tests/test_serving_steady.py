@@ -48,6 +48,12 @@ def alike(monkeypatch):
 ROUNDS = {
     "keep": (True, "kept.append(model.first.output)"),
     "keep a part": (True, "kept.append(model.pair.output[1])"),
+    "keep a part by both its numbers": (True, "kept.append(model.pair.output[1] + model.pair.output[-2])"),
+    "keep what is no part": (
+        False,
+        "if step > 30:\n    kept.append(model.pair.output[5])\nkept.append(model.pair.output[0])",
+    ),
+    "keep what was expanded": (True, "kept.append(model.wide.output)"),
     "steer": (True, "model.first.output[:] += vector"),
     "steer a part": (True, "model.pair.output[0][:] *= 1.5\nmodel.pair.output[0][..., 1] = 2"),
     "steer by step": (True, "model.second.output[:] += vector * step"),
@@ -75,15 +81,20 @@ class Shared(torch.nn.Module):
         return torch.arange(9.0)
 
 
+class Wide(torch.nn.Module):
+    def forward(self, x):
+        return x[:1].expand(len(x), -1)
+
+
 class Counting(Deep):
-    """Has a module that gives whole numbers, too, and one that gives the same for all requests."""
+    """Has modules that give whole numbers, the same for all requests, and one row as if it were many."""
 
     def __init__(self):
         super().__init__()
-        self.numbers, self.shared = Numbers(), Shared()
+        self.numbers, self.shared, self.wide = Numbers(), Shared(), Wide()
 
     def forward(self, x):
-        return super().forward(x) + self.numbers(x)[:, None] + self.shared()[:4]
+        return super().forward(x) + self.numbers(x)[:, None] + self.shared()[:4] + self.wide(x)
 
 
 @pytest.mark.parametrize("name", ROUNDS)
@@ -250,8 +261,8 @@ def test_a_round_without_end_is_ended(alike):
 
 def test_who_only_edits_is_lent_no_copies_and_who_keeps_gets_memory_of_its_own(monkeypatch, alike):
     copied = []
-    copy = Loan._copy
-    monkeypatch.setattr(Loan, "_copy", lambda self, view: copied.append(view.shape) or copy(self, view))
+    take_back = Loan.take_back
+    monkeypatch.setattr(Loan, "take_back", lambda self: copied.extend(self._copies) or take_back(self))
     torch.manual_seed(0)
     module, x = Network(), torch.randn(1, 4)
     engine = ToyEngine(module, steps=9)
@@ -265,7 +276,7 @@ def test_who_only_edits_is_lent_no_copies_and_who_keeps_gets_memory_of_its_own(m
         kept = nnsight.save([])
         for _ in tracer.iter[:]:
             kept.append(model.first.output)
-    assert copied == [(1, 4)] * 8
+    assert [tuple(mine.shape) for _, mine, _ in copied] == [(1, 4)] * 8
     assert len({one.untyped_storage().data_ptr() for one in kept}) == 9
     assert all(one.untyped_storage().nbytes() == 16 and not one.is_inference() for one in kept)
     wanted, plain = x, []

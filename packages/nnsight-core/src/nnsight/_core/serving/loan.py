@@ -2,13 +2,14 @@
 
 One idea: where a body does the same in each (`steady.py`) it is known before what it may have in hand, and whether it keeps
 any of that. Who only edits gets the engine's own rows: there is nobody left to see them later. Who keeps something gets
-copies, as always (`lent.py`), in memory that was set aside for several forwards in one go. Where something else lies there
-than plain tensors with rows, nothing is lent here, and the usual way is gone.
+copies, as always (`lent.py`), in memory that was set aside for several forwards in one go. Where its rows lie is found out
+once for what has the same shape. Where something else lies there than plain tensors with rows, nothing is lent here, and the
+usual way is gone.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,79 +31,68 @@ class Loan:
         layout, path: how rows lie there, and where it is.
     """
 
-    __slots__ = (
-        "_copies",
-        "_entire",
-        "_known",
-        "_layout",
-        "_parts",
-        "_path",
-        "_plain",
-        "_rounds",
-        "_rows",
-        "_several",
-        "_spare",
-    )
+    __slots__ = ("_copies", "_layout", "_parts", "_path", "_plain", "_rounds", "_rows", "_several")
 
     def __init__(self, rows: Any, rounds: Rounds, layout: Layout, path: str) -> None:
         self._several: Several | None = rows if isinstance(rows, Several) else None
         self._rows: Rows | None = self._several.all if self._several is not None else rows
         if not isinstance(layout, PlainLayout):
             self._rows = None  # it may have to look at values before it can tell
-        self._entire = self._rows == (0, layout.total)
-        self._rounds, self._parts = rounds, rounds.parts
-        self._layout, self._path = layout, path
+        self._rounds, self._layout, self._path = rounds, layout, path
         #: Whether what all requests do together is known to be one operation on plain rows each time.
         self._plain = self._several is None
-        #: Where what lies there was lent as it is, because all rows are the body's own: the shape of each part.
-        self._known: list[tuple[int, torch.Size]] | None = None
+        #: What is lent of what lies there, as it was found the last time.
+        self._parts: list[Part] | None = None
         #: What the engine has of what was copied in this forward, the copy, and how often that had been edited then.
         self._copies: list[tuple[torch.Tensor, torch.Tensor, int]] = []
-        self._spare: dict[Any, list[torch.Tensor]] = {}
 
     def lend(self, value: Any) -> Any:
         """Return what the body is to have of what lies there; None if that is for the usual way to find out."""
+        parts = self._parts
+        if parts is None or not _is_like(value, parts):
+            parts = self._parts = self._look(value)
+            if parts is None:
+                return None
+        given: list[Any] = list(value) if type(value) is tuple else [value]
+        for part in parts:
+            view: Any = given[part.at]
+            if part.cut is not None:
+                view = view.narrow(*part.cut)
+            if not self._rounds.edits_only:
+                spare = part.spare or part.set_aside(view)
+                mine = spare.pop().copy_(view)
+                self._copies.append((view, mine, mine._version))
+                view = mine
+            if not self._plain:
+                several = self._several
+                assert several is not None
+                view = Together(several.group, several.runs, view, several.counts)
+            given[part.at] = view
+        # What is no part stays the engine's: the body never has it in hand.
+        return tuple(given) if type(value) is tuple else given[0]
+
+    def _look(self, value: Any) -> list[Part] | None:
+        """Find out what is to be lent of what lies there."""
         if self._rows is None:
             return None
         if type(value) is torch.Tensor:
-            return self._lend(value)
-        parts = self._parts
-        if type(value) is not tuple or parts is None:
+            value, wanted = (value,), frozenset((0,))
+        elif type(value) is tuple and self._rounds.parts is not None:
+            wanted = self._rounds.parts
+        else:
             return None
-        if self._known is not None and self._known == [(at, value[at].shape) for at in parts]:
-            return value
-        given = list(value)
-        for at in parts:
-            if at >= len(given) or type(given[at]) is not torch.Tensor:
+        if any(not -len(value) <= at < len(value) for at in wanted):
+            return None
+        found = []
+        for at in sorted({at % len(value) for at in wanted}):
+            tensor = value[at]
+            if type(tensor) is not torch.Tensor or counts(tensor):
                 return None
-            lent = given[at] = self._lend(given[at])
-            if lent is None:
+            view = self._layout.take(tensor, self._rows, self._path)
+            if view is None or (self._several is not None and view.size(0) != self._several.total):
                 return None
-        if self._entire and self._plain and self._rounds.edits_only:
-            self._known = [(at, value[at].shape) for at in parts]
-        return tuple(given)  # the rest of it stays the engine's: the body never has it in hand
-
-    def _lend(self, tensor: torch.Tensor) -> Any:
-        assert self._rows is not None
-        view = self._layout.take(tensor, self._rows, self._path)
-        if view is None or counts(tensor):
-            return None
-        several = self._several
-        if several is not None and view.size(0) != several.total:
-            return None
-        if not self._rounds.edits_only:
-            copy = self._copy(view)
-            self._copies.append((view, copy, copy._version))
-            view = copy
-        return view if self._plain else Together(several.group, several.runs, view, several.counts)  # type: ignore[union-attr]
-
-    def _copy(self, view: torch.Tensor) -> torch.Tensor:
-        kind = view.shape, view.dtype
-        spare = self._spare.get(kind)
-        if not spare:
-            many = max(1, min(_AHEAD, _MOST // (view.numel() * view.element_size() or 1)))
-            spare = self._spare[kind] = plainly(lambda: [torch.empty_like(view) for _ in range(many)])
-        return spare.pop().copy_(view)
+            found.append(Part(at, tensor.shape, tensor.dtype, _cut(tensor, view), []))
+        return found
 
     def take_back(self) -> bool:
         """Give the engine what the body has made of its own; say whether there was anything."""
@@ -117,3 +107,44 @@ class Loan:
                 wrote = True
         self._copies.clear()
         return wrote
+
+
+class Part(NamedTuple):
+    """A tensor of which a body is lent its rows.
+
+    Attributes:
+        at: its number in the tuple.
+        shape, dtype: its own.
+        cut: what `narrow` takes to give the rows; None if they are all of it.
+        spare: memory for copies.
+    """
+
+    at: int
+    shape: torch.Size
+    dtype: torch.dtype
+    cut: tuple[int, int, int] | None
+    spare: list[torch.Tensor]
+
+    def set_aside(self, view: torch.Tensor) -> list[torch.Tensor]:
+        """Make memory for copies of what is like this, and return it."""
+        many = max(1, min(_AHEAD, _MOST // (view.numel() * view.element_size() or 1)))
+        self.spare.extend(plainly(lambda: [torch.empty_like(view) for _ in range(many)]))
+        return self.spare
+
+
+def _is_like(value: Any, parts: list[Part]) -> bool:
+    """Say whether what lies there is as it was found."""
+    for at, shape, dtype, _, _ in parts:
+        tensor = value[at] if type(value) is tuple else value
+        if type(tensor) is not torch.Tensor or tensor.shape != shape or tensor.dtype is not dtype:
+            return False
+    return True
+
+
+def _cut(tensor: torch.Tensor, view: torch.Tensor) -> tuple[int, int, int] | None:
+    """Return what `narrow` takes to give this view of a tensor, which is shorter along one dimension at most."""
+    for dim, (all_, some) in enumerate(zip(tensor.shape, view.shape)):
+        if all_ != some:
+            # Where all entries are one, any of them does.
+            return dim, (view.storage_offset() - tensor.storage_offset()) // max(tensor.stride(dim), 1), some
+    return None

@@ -129,7 +129,9 @@ class Plan:
         binds = sorted({loop.target.id, *stored})
         edits_only = not self._saves and all(_is_edit(statement, asked) for statement in loop.body)
         is_plain = edits_only and all(_is_plain(statement, asked) for statement in loop.body)
-        return Round(self._function(body, binds), loop.target.id, tuple(binds), edits_only, is_plain, self._saves)
+        is_brief = not any(isinstance(node, ast.For) for node in ast.walk(body))
+        code = self._function(body, binds)
+        return Round(code, loop.target.id, tuple(binds), edits_only, is_plain, self._saves, is_brief)
 
     def _function(self, body: ast.Module, binds: list[str]) -> CodeType:
         """Return the code of a function of the value, whose globals are the names of the body."""
@@ -156,6 +158,7 @@ class Round(NamedTuple):
         edits_only: whether all that it does is to edit the value in place, always, so that nothing of it is kept.
         is_plain: whether it does so with what does not come from the value, at places that are the same in each round.
         saves: whether it may mark something as saved.
+        is_brief: whether nothing of it is gone through more than once.
     """
 
     code: CodeType
@@ -164,6 +167,7 @@ class Round(NamedTuple):
     edits_only: bool
     is_plain: bool
     saves: bool
+    is_brief: bool
 
 
 def _is_edit(statement: ast.stmt, asked: set[int]) -> bool:

@@ -378,7 +378,9 @@ class ServedMediator(BodyMediator):
         if self.raised is None:
             token = active.set((*self.run.stack, self)) if rounds.saves else None
             try:
-                if not self.run.forwards.watch_turns.turn(rounds.do, step, value):
+                if rounds.is_brief:  # a few operations, which nobody has to watch
+                    rounds.do(step, value)
+                elif not self.run.forwards.watch_turns.turn(rounds.do, step, value):
                     self.raised = self._too_long()
             except BaseException as error:
                 self.raised = error

@@ -38,6 +38,7 @@ class Rounds:
         "are_one_value",
         "edits_only",
         "first",
+        "is_brief",
         "is_plain",
         "parts",
         "saves",
@@ -54,6 +55,7 @@ class Rounds:
         self.edits_only = found is not None and found.edits_only
         self.is_plain = found is not None and found.is_plain
         self.saves = found is not None and found.saves
+        self.is_brief = found is not None and found.is_brief
         self._round, self._used, self._body, self._names = found, plan.used, body, names
         self._known: dict[str, Any] | None = None
         self._function: Any = None
@@ -74,10 +76,10 @@ class Rounds:
         try:
             self._function(value)
         finally:
-            names = self._names
             for name in round_.binds:
                 if name in known:
-                    names[name] = known[name]
+                    # Past what `Names` of some bodies note for their siblings: none of those waits for such a name.
+                    dict.__setitem__(self._names, name, known[name])
 
     def forget(self) -> None:
         """Hear that the body has its turn: what its names stand for may be something else afterwards."""
