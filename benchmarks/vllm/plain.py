@@ -80,6 +80,15 @@ class Setting:
         """vLLM's engine behind the model of ours."""
         return self.model.__dict__["_engine"].engine
 
+    def hooked(self, hook: Callable[[torch.nn.Module, Any, Any], None]) -> list[list[int]]:
+        """Run all requests in the engine of ours without a trace, with a hook on a layer, and return their tokens."""
+        (model,) = self.served.collective_rpc(lambda worker: worker.get_model())
+        handle = model.model.layers[1].register_forward_hook(hook)
+        try:
+            return self.vllm(self.served)
+        finally:
+            handle.remove()
+
     def beside_vllm(self, work: Callable[[], object]) -> tuple[float, float]:
         """Run all requests without nnsight and `work` on the engine of ours, a step of one after a step of the other.
 

@@ -21,6 +21,7 @@ class Row(NamedTuple):
         target: what must be reached: at least this of plain vLLM's speed, or if `at_most`, at most this times as long.
         peer: what nnsight 0.8.1 reaches, as far as it can do it: measured once, on another machine.
         against: the method of the setting that times it beside something else.
+        hook: does as much by a hook of PyTorch's, written for this one model and for nothing else.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     peer: float | None = None
     against: str = "beside_vllm"
     at_most: bool = False
+    hook: Callable[[Setting], Any] | None = None
 
     def check(self, setting: Setting) -> None:
         """Run it once, and raise if what it gives is wrong."""
@@ -99,6 +101,38 @@ def all_layers(setting: Setting) -> Any:
     return kept
 
 
+def steered_by_hook(setting: Setting) -> Any:
+    """The same by a hook: what the layer gives to all is edited in place."""
+    vector = setting.vector
+
+    def add(module: torch.nn.Module, args: Any, output: Any) -> None:
+        output[0].add_(vector)
+
+    return setting.hooked(add)
+
+
+def saving_by_hook(setting: Setting) -> Any:
+    """The same by a hook, which keeps the rows of all requests as one tensor for each step."""
+    kept = []
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        kept.append(output[0].clone())
+
+    setting.hooked(keep)
+    return kept
+
+
+def one_of_all_by_hook(setting: Setting) -> Any:
+    """The same by a hook that knows which row it wants: the first."""
+    kept = []
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        kept.append(output[0][:1].clone())
+
+    setting.hooked(keep)
+    return kept
+
+
 def _tokens_are_vllms(setting: Setting, tokens: Any) -> bool:
     return bool(tokens == setting.vllm())
 
@@ -122,10 +156,17 @@ def _layers_are_right(setting: Setting, kept: Any) -> bool:
 
 ROWS = [
     Row("nothing traced", untraced, _tokens_are_vllms, 0.99, 0.95),
-    Row("every request steered at every step", steered, lambda setting, found: found == [], 0.95, 0.60),
-    Row("every request saves one layer at every step", saving, _steps_are_kept, 0.92, 0.40),
+    Row(
+        "every request steered at every step",
+        steered,
+        lambda setting, found: found == [],
+        0.95,
+        0.60,
+        hook=steered_by_hook,
+    ),
+    Row("every request saves one layer at every step", saving, _steps_are_kept, 0.92, 0.40, hook=saving_by_hook),
     Row("every request reads logits once", reading, _logits_are_right, 0.97, 0.76),
-    Row("one traced request among 31 plain ones", one_of_all, _steps_are_kept, 0.98),
+    Row("one traced request among 31 plain ones", one_of_all, _steps_are_kept, 0.98, hook=one_of_all_by_hook),
     Row(
         "all layers of 512 tokens / transformers", all_layers, _layers_are_right, 1.5, None, "beside_transformers", True
     ),

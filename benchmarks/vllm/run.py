@@ -5,7 +5,8 @@
 Two engines with the same small Llama run in this process, on its CPU: vLLM's own (`plain.py`), which knows nothing of ours,
 and one behind `VLLM`. A round runs every row once, in changing order, and beside it the same requests in plain vLLM, a step
 of one after a step of the other, so a machine that slows down does so for both. A row's figure is plain vLLM's time divided
-by the row's own (tokens per second, relative); shown is the median over the rounds. Time is that of the processor, all
+by the row's own (tokens per second, relative); shown is the median over the rounds, and beside it that of a hook which does
+as much, written by hand for this model. Time is that of the processor, all
 threads together: being interrupted costs nothing. Where the standard error leaves open whether the target is reached, it
 says so. Before anything is timed, values and tokens are compared with transformers'.
 """
@@ -21,6 +22,7 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Read when vLLM and torch are imported.
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
@@ -45,16 +47,18 @@ def main() -> int:
         setting = Setting(Path(folder))
         for row in rows:
             row.check(setting)
-        times: dict[str, list[tuple[float, float]]] = {row.name: [] for row in rows}
+        works = [(row, row.work) for row in rows] + [(row, row.hook) for row in rows if row.hook is not None]
+        times: dict[Any, list[tuple[float, float]]] = {work: [] for _, work in works}
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", end="\r", file=sys.stderr, flush=True)
-            for row in random.sample(rows, len(rows)):
+            for row, work in random.sample(works, len(works)):
                 gc.collect()
-                times[row.name].append(getattr(setting, row.against)(functools.partial(row.work, setting)))
-    figures = [Figure(row, [_ratio(row, *pair) for pair in times[row.name]]) for row in rows]
+                times[work].append(getattr(setting, row.against)(functools.partial(work, setting)))
+    ratios = {work: [_ratio(row, *pair) for pair in times[work]] for row, work in works}
+    figures = [Figure(row, ratios[row.work], ratios.get(row.hook, ())) for row in rows]
     show(figures)
     if options.json:
-        said = [{**figure.said(), "seconds": times[figure.row.name]} for figure in figures]
+        said = [{**figure.said(), "seconds": times[figure.row.work]} for figure in figures]
         Path(options.json).write_text(json.dumps({"rows": said, "load": os.getloadavg()}, indent=2) + "\n")
     return 1 if any(figure.reached is False for figure in figures) else 0
 

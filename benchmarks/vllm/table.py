@@ -17,10 +17,12 @@ class Figure:
     Args:
         row: the row.
         ratios: its figure in each round.
+        hooks: the same of a hook that does as much, where there is one.
     """
 
-    def __init__(self, row: Row, ratios: Sequence[float]) -> None:
+    def __init__(self, row: Row, ratios: Sequence[float], hooks: Sequence[float] = ()) -> None:
         self.row = row
+        self.hook = statistics.median(hooks) if hooks else None
         self.median = statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (math.nan,) * 3
         #: The standard error of the median, from the quartiles, as for normally distributed values.
@@ -39,6 +41,7 @@ class Figure:
             "row": row.name,
             "ratio": self.median,
             "error": self.error,
+            "hook": self.hook,
             "target": row.target,
             "reached": self.reached,
         }
@@ -48,10 +51,13 @@ def show(figures: Sequence[Figure]) -> None:
     """Print the table."""
     print(f"\nload of the machine: {', '.join(f'{load:.1f}' for load in os.getloadavg())}\n")
     width = max(len(figure.row.name) for figure in figures)
-    print(f"{'relative to plain vLLM':{width}}   ratio  +-      must reach  peer")
+    print(f"{'relative to plain vLLM':{width}}   ratio  +-      must reach  hook   peer")
     for figure in figures:
         row = figure.row
         verdict = {True: "yes", False: "NO", None: "too noisy to tell"}[figure.reached]
         target = f"{'<=' if row.at_most else '>='} {row.target:.2f}"
+        hook = "" if figure.hook is None else f"{figure.hook:.3f}"
         peer = "" if row.peer is None else f"{row.peer:.2f}"
-        print(f"{row.name:{width}}   {figure.median:5.3f}  {figure.error:5.3f}  {target:10}  {peer:4}  {verdict}")
+        print(
+            f"{row.name:{width}}   {figure.median:5.3f}  {figure.error:5.3f}  {target:10}  {hook:5}  {peer:4}  {verdict}"
+        )
