@@ -86,15 +86,14 @@ class Rounds:
         self._known = self._function = None
 
     def _look_up(self, round_: Round) -> dict[str, Any]:
-        # A plain dict, as the globals of a function: the interpreter reads it without asking anybody.
-        names = self._names
-        known = self._known = dict(names)
+        # Plain dicts, as the globals of a function and its builtins: the interpreter reads those without asking anybody.
+        names, around = self._names, self._body._globals(self._names)
+        known = self._known = {**around, "__builtins__": {**around["__builtins__"]}, **names}
         for name in self._used:
             if name not in known:
                 try:
                     known[name] = names[name]
                 except KeyError:  # raised where it is used, then, and only then
                     continue
-        known["__builtins__"] = self._body._globals(names)["__builtins__"]
         self._function = FunctionType(round_.code, known)
         return known
