@@ -210,6 +210,18 @@ def test_an_error_in_a_round_is_its_requests_own_with_its_line(module, tmp_path,
     assert alike
 
 
+def test_what_fits_one_row_of_each_request_in_one_round_may_not_in_the_next(module, tmp_path, alike):
+    body = """
+        table = vector[:, None] * vector
+        for step in tracer.iter[:]:
+            model.first.output[:] += table[: 1 + step // 5]
+    """
+    # As many rows as there are requests are to be added in the last step: that is the error of each.
+    saved = both(module, tmp_path, body, prompts=[torch.randn(1, 4)] * 2, steps=[6, 6])
+    assert [type(one["failed"]).__name__ for one in saved] == ["RuntimeError"] * 2
+    assert alike
+
+
 def test_of_requests_that_are_served_together_one_may_fail_in_a_round(module, tmp_path, alike):
     body = """
         kept = nnsight.save([])

@@ -156,7 +156,7 @@ class Round(NamedTuple):
         counter: the name that stands for the number of the step.
         binds: the names that it may bind.
         edits_only: whether all that it does is to edit the value in place, always, so that nothing of it is kept.
-        is_plain: whether it does so with what does not come from the value, at places that are the same in each round.
+        is_plain: whether it does so at the same places in each round, with what has the same shape and is not of the value.
         saves: whether it may mark something as saved.
         is_brief: whether nothing of it is gone through more than once.
     """
@@ -179,14 +179,15 @@ def _is_edit(statement: ast.stmt, asked: set[int]) -> bool:
 
 
 def _is_plain(statement: ast.stmt, asked: set[int]) -> bool:
-    """Say whether such a statement has the same indices in each round, and takes nothing of the value."""
-    indices = _edited(statement)[:-1]
+    """Say whether such a statement edits the same places in each round, with what has the same shape in each."""
     value = statement.value if isinstance(statement, (ast.Assign, ast.AugAssign)) else None
-    inside = [node for index in indices for node in ast.walk(index)]
-    given = [] if value is None else list(ast.walk(value))
-    return not any(isinstance(node, (ast.Name, ast.Attribute, ast.Call)) for node in inside) and not any(
-        id(node) in asked for node in given
-    )
+    if value is None:
+        return False
+    given = list(ast.walk(value))
+    if any(isinstance(node, ast.Call) or id(node) in asked for node in given):
+        return False
+    indices = [*_edited(statement)[:-1], *(node.slice for node in given if isinstance(node, ast.Subscript))]
+    return not any(isinstance(node, (ast.Name, ast.Attribute, ast.Call)) for one in indices for node in ast.walk(one))
 
 
 def _edited(statement: ast.stmt) -> list[ast.expr]:
