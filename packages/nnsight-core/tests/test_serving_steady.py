@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import random
+import textwrap
 import weakref
 
 import pytest
@@ -146,6 +148,50 @@ def test_requests_come_go_and_pause_while_others_go_on(name, module, tmp_path, a
         looks=[(4, 0), (4, 1), (8, 2), (12, 0)],
     )
     assert alike
+
+
+def _loop(seed):
+    """Make a body of a loop that asks for one value in each step: statements are drawn, of which some fail in some steps."""
+    draw = random.Random(seed)
+    site = draw.choice(["model.first.output", "model.second.output", "model.pair.output[0]", "model.layers[1].output"])
+    values = [site, f"{site}[:, 1:3]", f"{site}[:1]", "x"]
+    operands = [
+        "vector",
+        "scale",
+        "step",
+        "table[step % 5]",
+        "table[:1 + step // 6]",
+        f"{site} * 0.5",
+        "vector[None]",
+        "-1",
+    ]
+    indices = [":", "...", ":, 1", "..., 1:3", "0", "-1:", "step // 4", ":, step % 4", "None, :, 0"]
+    lines = [] if draw.random() < 0.6 else [f"x = {site}"]
+    for _ in range(draw.randrange(1, 4)):
+        value, operand = draw.choice(values[: 3 + len(lines[:1])]), draw.choice(operands)
+        value = site if value == "x" and not lines else value
+        edit = f"{value}[{draw.choice(indices)}] {draw.choice(['+=', '*=', '-=', '/=', '=', '**='])} {operand}"
+        lines.append(
+            draw.choice(
+                [edit, edit, edit, f"kept.append({value})", f"kept.append({value} {draw.choice('+-*/')} {operand})"]
+                + [f"if step % 3 == {draw.randrange(3)}:\n    {edit}", f"kept.append({value}.mean(-1))"]
+            )
+        )
+    inside = textwrap.indent("\n".join(lines), "    ")
+    loop = draw.choice(["tracer.iter[:]", "tracer.iter[:]", "tracer.iter[1:7]"])
+    return f"kept = nnsight.save([])\ntable = vector[:, None] * vector\nfor step in {loop}:\n{inside}\n" + draw.choice(
+        ["", "end = nnsight.save(tracer.result)"]
+    )
+
+
+@pytest.mark.filterwarnings("ignore::nnsight.NNsightWarning")
+@pytest.mark.parametrize("seed", range(120))
+def test_loops_that_are_drawn_give_what_turns_give(seed, module, tmp_path):
+    draw = random.Random(seed)
+    prompts = [torch.randn(draw.choice([1, 1, 3]), 4) for _ in range(draw.randrange(1, 5))]
+    steps = [draw.choice([9, 9, 6, 7, 1]) for _ in prompts]
+    begins = [draw.choice([0, 0, 0, 2]) for _ in prompts]
+    both(module, tmp_path, _loop(seed), prompts=prompts, begins=begins, steps=steps, plain=draw.randrange(2))
 
 
 class Leaving(Batching):
