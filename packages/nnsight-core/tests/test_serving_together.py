@@ -11,7 +11,7 @@ from batching_engine import Batching, Deep, both
 from toy_engine import Served
 
 import nnsight
-from nnsight._core.serving import group, plan
+from nnsight._core.serving import group, plan, rounds
 from nnsight._core.serving.joint import Joint
 
 
@@ -378,7 +378,8 @@ def test_the_parts_of_a_block_are_compiled_once_for_all_traces(module, groups, m
         compiled.append(text)
         return compile(text, *args, **kwargs)
 
-    monkeypatch.setattr(plan, "compile", counting, raising=False)
+    for part in (plan, rounds):
+        monkeypatch.setattr(part, "compile", counting, raising=False)
     for vector in torch.eye(4)[:3]:
         model = Served(Batching(module, [0] * 2, [2] * 2))
         with model.trace() as tracer:

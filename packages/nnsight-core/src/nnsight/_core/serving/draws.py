@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .request import ServedMediator
+    from .mediator import ServedMediator
 
 
 def draw_apart(mediator: ServedMediator, seed: int, turn: Callable[[], Any]) -> Any:

@@ -26,13 +26,15 @@ from .graphs import Graphs
 from .group import form_groups
 from .joint import Check
 from .lent import Lent
+from .oneforward import OneForward, Who
 from .parts import Parts
 from .steady import Steady, steady
 from .watch import Watch
 
 if TYPE_CHECKING:
     from ..tree import Node
-    from .request import ServedMediator, ServedRun
+    from .mediator import ServedMediator
+    from .request import ServedRun
 
 
 #: As bodies ask for them: by identity.
@@ -63,7 +65,7 @@ class Forwards(Interleaver):
         self.newcomers = False
         #: Counts what may change who takes part: runs that come, go, rest, are dismissed, or leave a group.
         self.changes = 0
-        self._who: _Who | None = None
+        self._who: Who | None = None
         #: Where the model is in parts: this one, among all.
         self.parts: Parts | None = None
         self.watch_turns = Watch(turn_seconds)
@@ -113,7 +115,7 @@ class Forwards(Interleaver):
             found = self._steady = steady(self, taking_part, layout, self._sorted(taking_part).runs)
             if found is not None:
                 return found
-        return _OneForward(self, taking_part, layout)
+        return OneForward(self, taking_part, layout)
 
     def _end_steady(self) -> None:
         """Forget what was known of forwards that are alike, and what was lent there."""
@@ -197,11 +199,11 @@ class Forwards(Interleaver):
         if waiting:
             self.settle()
 
-    def _sorted(self, taking_part: Mapping[ServedRun, Rows]) -> _Who:
+    def _sorted(self, taking_part: Mapping[ServedRun, Rows]) -> Who:
         """Return whom to tell of a forward: these, but for those that are in groups their groups."""
         who = self._who
         if who is None or who.changes != self.changes or not who.is_of(taking_part):
-            self._who = who = _Who(taking_part, self.changes)
+            self._who = who = Who(taking_part, self.changes)
         return who
 
     # -- compiled graphs ---------------------------------------------------------------------------------------------
@@ -364,62 +366,6 @@ class Forwards(Interleaver):
             close_grads()
             self.untap()
             self.last.clear()
-
-
-class _OneForward:
-    """See `Forwards.forward`. A class, since every step of an engine goes through it."""
-
-    __slots__ = ("_current", "_forwards", "_layout", "_outer", "_taking_part", "_who")
-
-    def __init__(self, forwards: Forwards, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
-        self._forwards = forwards
-        self._taking_part = taking_part
-        self._layout = layout
-
-    def __enter__(self) -> None:
-        forwards, taking_part = self._forwards, self._taking_part
-        current = self._current = forwards.model = getcurrent()
-        self._outer = running.get(current)
-        self._who: _Who | None = None
-        running[current] = forwards
-        try:
-            forwards._begin_forward(taking_part, self._layout)
-            self._who = who = forwards._sorted(taking_part)
-            for run in who.runs:
-                run.begin_in(taking_part)
-            forwards.settle()
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        forwards, who = self._forwards, self._who
-        if forwards.ahead:
-            forwards._catch_up()
-        if self._outer is None:
-            del running[self._current]
-        else:
-            running[self._current] = self._outer
-        if who is not None:
-            for run in who.runs:
-                run.scheduled = False
-        if who is None or who.changes != forwards.changes:  # some may have left their groups meanwhile
-            for run in self._taking_part:
-                run.scheduled = False
-        forwards._end_forward()
-
-
-class _Who:
-    """Whom to tell of a forward."""
-
-    def __init__(self, taking_part: Mapping[ServedRun, Rows], changes: int) -> None:
-        self._taking_part = taking_part
-        self.changes = changes
-        self.runs = list(dict.fromkeys(run if run.group is None else run.group for run in taking_part))
-
-    def is_of(self, taking_part: Mapping[ServedRun, Rows]) -> bool:
-        """Say whether it is those who take part now."""
-        return taking_part is self._taking_part or list(taking_part) == list(self._taking_part)
 
 
 def _never() -> Any:

@@ -20,9 +20,10 @@ from ..blocks import Names
 from ..invoke import Invoke
 from ..steps import StepLoop
 from ..turns import ThreadState, getcurrent
+from .mediator import ServedMediator
 from .owned import Own, Shares
 from .plan import STEPS, Plan
-from .request import ServedMediator, ServedRun
+from .request import ServedRun
 from .rounds import Rounds
 from .together import Several, Together
 

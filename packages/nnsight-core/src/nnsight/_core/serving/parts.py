@@ -25,7 +25,8 @@ from .joint import copied
 
 if TYPE_CHECKING:
     from ..batching import Rows
-    from .request import ServedMediator, ServedRun
+    from .mediator import ServedMediator
+    from .request import ServedRun
 
 #: Which body of a request: its order there, and the step in which it began (edits begin in each).
 Body = tuple[int, int]

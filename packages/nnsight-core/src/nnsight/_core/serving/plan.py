@@ -13,13 +13,12 @@ import functools
 import weakref
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..blocks import Block
-from ..parsing import copy_tree, parse_source
 from ..sites import OUTPUT, Place
 from .known import ARITHMETIC, DICT, LIST, OTHER, PAIR, PLAIN, ROWS, TENSOR, TRACER, Kind, Known, Unknown, site_of
-from .rounds import VALUE
+from .rounds import Round, round_of
 
 #: Under which name the code of a loop finds its steps: one that no body has.
 STEPS = ".steps"
@@ -114,106 +113,13 @@ class Plan:
         if self._loop is None or self._asking is None:
             return None
         # By the nodes themselves: the text is that of the block, which is there as long as this is.
-        found: Round = self._once("round", self._make_round, self._saves, *map(id, self._asking))
+        make = functools.partial(round_of, self._block, self._loop, self._asking, self._saves)
+        found: Round = self._once("round", make, self._saves, *map(id, self._asking))
         return found
-
-    def _make_round(self) -> Round:
-        loop, asking = self._loop, self._asking
-        assert loop is not None and asking is not None and isinstance(loop.target, ast.Name)
-        asked = set(map(id, asking))
-        body = copy_tree(ast.Module(loop.body, []))
-        # Copies go side by side with what they are copies of.
-        sides = zip(ast.walk(ast.Module(loop.body, [])), ast.walk(body))
-        body = _Given({id(mine) for theirs, mine in sides if id(theirs) in asked}).visit(body)
-        stored = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        binds = sorted({loop.target.id, *stored})
-        edits_only = not self._saves and all(_is_edit(statement, asked) for statement in loop.body)
-        is_plain = edits_only and all(_is_plain(statement, asked) for statement in loop.body)
-        is_brief = not any(isinstance(node, ast.For) for node in ast.walk(body))
-        code = self._function(body, binds)
-        return Round(code, loop.target.id, tuple(binds), edits_only, is_plain, self._saves, is_brief)
-
-    def _function(self, body: ast.Module, binds: list[str]) -> CodeType:
-        """Return the code of a function of the value, whose globals are the names of the body."""
-        module = copy_tree(parse_source(f"def round(value): global {', '.join(binds)}"))
-        (made,) = module.body
-        made.args.args[0].arg = VALUE
-        made.body += body.body
-        code = compile(module, self._block.filename, "exec", flags=self._block.future, dont_inherit=True)
-        (inner,) = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        return inner.replace(**self._block.called)
 
 
 #: What was made of the parts of each block.
 _made: weakref.WeakKeyDictionary[Block, dict[tuple[object, ...], Any]] = weakref.WeakKeyDictionary()
-
-
-class Round(NamedTuple):
-    """What a round of a loop over steps does with the one value that it asks for.
-
-    Attributes:
-        code: of a function of that value.
-        counter: the name that stands for the number of the step.
-        binds: the names that it may bind.
-        edits_only: whether all that it does is to edit the value in place, always, so that nothing of it is kept.
-        is_plain: whether it does so at the same places in each round, with what has the same shape and is not of the value.
-        saves: whether it may mark something as saved.
-        is_brief: whether nothing of it is gone through more than once.
-    """
-
-    code: CodeType
-    counter: str
-    binds: tuple[str, ...]
-    edits_only: bool
-    is_plain: bool
-    saves: bool
-    is_brief: bool
-
-
-def _is_edit(statement: ast.stmt, asked: set[int]) -> bool:
-    """Say whether a statement edits in place a part of what is asked for, and does nothing else."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) > 1:
-        return False
-    edited = _edited(statement)
-    return len(edited) > 1 and id(edited[-1]) in asked
-
-
-def _is_plain(statement: ast.stmt, asked: set[int]) -> bool:
-    """Say whether such a statement edits the same places in each round, with what has the same shape in each."""
-    value = statement.value if isinstance(statement, (ast.Assign, ast.AugAssign)) else None
-    if value is None:
-        return False
-    given = list(ast.walk(value))
-    if any(isinstance(node, ast.Call) or id(node) in asked for node in given):
-        return False
-    indices = [*_edited(statement)[:-1], *(node.slice for node in given if isinstance(node, ast.Subscript))]
-    return not any(isinstance(node, (ast.Name, ast.Attribute, ast.Call)) for one in indices for node in ast.walk(one))
-
-
-def _edited(statement: ast.stmt) -> list[ast.expr]:
-    """Return the indices of what a statement edits in place, from the outermost on, and what they are indices of."""
-    inner: ast.expr | None = None
-    if isinstance(statement, ast.AugAssign):
-        inner = statement.target
-    elif isinstance(statement, ast.Assign):
-        inner = statement.targets[0]
-    found: list[ast.expr] = []
-    while isinstance(inner, ast.Subscript):
-        found.append(inner.slice)
-        inner = inner.value
-    return found if inner is None else [*found, inner]
-
-
-class _Given(ast.NodeTransformer):
-    """Puts the name of what is given in the place of expressions that ask for it."""
-
-    def __init__(self, asking: set[int]) -> None:
-        self._asking = asking
-
-    def visit(self, node: ast.AST) -> Any:
-        if id(node) in self._asking:
-            return ast.copy_location(ast.Name(VALUE, ast.Load()), node)
-        return self.generic_visit(node)
 
 
 def has_loop(block: Block) -> bool:

@@ -20,7 +20,8 @@ from ..lockstep import outline, same
 from ..sites import site_name
 
 if TYPE_CHECKING:
-    from .request import ServedMediator, ServedRun
+    from .mediator import ServedMediator
+    from .request import ServedRun
 
 _FAILED = "raised "
 

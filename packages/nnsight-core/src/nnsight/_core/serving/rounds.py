@@ -8,15 +8,19 @@ before a round that is not like the others.
 
 from __future__ import annotations
 
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+import ast
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..blocks import Block
+from ..parsing import copy_tree, parse_source
 
 if TYPE_CHECKING:
     from ..blocks import Body, Names
-    from .plan import First, Plan, Round
+    from .plan import First, Plan
 
 #: The name of what is given to the code of a round: one that no body has.
-VALUE = ".value"
+_VALUE = ".value"
 
 
 class Rounds:
@@ -97,3 +101,106 @@ class Rounds:
                     continue
         self._function = FunctionType(round_.code, known)
         return known
+
+
+class Round(NamedTuple):
+    """What a round of a loop over steps does with the one value that it asks for.
+
+    Attributes:
+        code: of a function of that value.
+        counter: the name that stands for the number of the step.
+        binds: the names that it may bind.
+        edits_only: whether all that it does is to edit the value in place, always, so that nothing of it is kept.
+        is_plain: whether it does so at the same places in each round, with what has the same shape and is not of the value.
+        saves: whether it may mark something as saved.
+        is_brief: whether nothing of it is gone through more than once.
+    """
+
+    code: CodeType
+    counter: str
+    binds: tuple[str, ...]
+    edits_only: bool
+    is_plain: bool
+    saves: bool
+    is_brief: bool
+
+
+def round_of(block: Block, loop: ast.For, asking: list[ast.Attribute], saves: bool) -> Round:
+    """Make the round of a loop.
+
+    Args:
+        block: the block that has it.
+        loop: the loop over steps.
+        asking: all expressions in it that ask for something: for one value.
+        saves: whether it may mark something as saved.
+    """
+    assert isinstance(loop.target, ast.Name)
+    asked = set(map(id, asking))
+    body = copy_tree(ast.Module(loop.body, []))
+    # Copies go side by side with what they are copies of.
+    sides = zip(ast.walk(ast.Module(loop.body, [])), ast.walk(body))
+    body = _Given({id(mine) for theirs, mine in sides if id(theirs) in asked}).visit(body)
+    stored = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    binds = sorted({loop.target.id, *stored})
+    edits_only = not saves and all(_is_edit(statement, asked) for statement in loop.body)
+    is_plain = edits_only and all(_is_plain(statement, asked) for statement in loop.body)
+    is_brief = not any(isinstance(node, ast.For) for node in ast.walk(body))
+    code = _function(block, body, binds)
+    return Round(code, loop.target.id, tuple(binds), edits_only, is_plain, saves, is_brief)
+
+
+def _function(block: Block, body: ast.Module, binds: list[str]) -> CodeType:
+    """Return the code of a function of the value, whose globals are the names of the body."""
+    module = copy_tree(parse_source(f"def round(value): global {', '.join(binds)}"))
+    (made,) = module.body
+    made.args.args[0].arg = _VALUE
+    made.body += body.body
+    code = compile(module, block.filename, "exec", flags=block.future, dont_inherit=True)
+    (inner,) = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return inner.replace(**block.called)
+
+
+def _is_edit(statement: ast.stmt, asked: set[int]) -> bool:
+    """Say whether a statement edits in place a part of what is asked for, and does nothing else."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) > 1:
+        return False
+    edited = _edited(statement)
+    return len(edited) > 1 and id(edited[-1]) in asked
+
+
+def _is_plain(statement: ast.stmt, asked: set[int]) -> bool:
+    """Say whether such a statement edits the same places in each round, with what has the same shape in each."""
+    value = statement.value if isinstance(statement, (ast.Assign, ast.AugAssign)) else None
+    if value is None:
+        return False
+    given = list(ast.walk(value))
+    if any(isinstance(node, ast.Call) or id(node) in asked for node in given):
+        return False
+    indices = [*_edited(statement)[:-1], *(node.slice for node in given if isinstance(node, ast.Subscript))]
+    return not any(isinstance(node, (ast.Name, ast.Attribute, ast.Call)) for one in indices for node in ast.walk(one))
+
+
+def _edited(statement: ast.stmt) -> list[ast.expr]:
+    """Return the indices of what a statement edits in place, from the outermost on, and what they are indices of."""
+    inner: ast.expr | None = None
+    if isinstance(statement, ast.AugAssign):
+        inner = statement.target
+    elif isinstance(statement, ast.Assign):
+        inner = statement.targets[0]
+    found: list[ast.expr] = []
+    while isinstance(inner, ast.Subscript):
+        found.append(inner.slice)
+        inner = inner.value
+    return found if inner is None else [*found, inner]
+
+
+class _Given(ast.NodeTransformer):
+    """Puts the name of what is given in the place of expressions that ask for it."""
+
+    def __init__(self, asking: set[int]) -> None:
+        self._asking = asking
+
+    def visit(self, node: ast.AST) -> Any:
+        if id(node) in self._asking:
+            return ast.copy_location(ast.Name(_VALUE, ast.Load()), node)
+        return self.generic_visit(node)

@@ -29,8 +29,9 @@ from ..wire.format import Buffer
 from ..wire.kinds import makes
 from .alike import Alike
 from .handed import hand_over
+from .mediator import ServedMediator
 from .printed import Printed, listen
-from .request import ServedMediator, ServedRun
+from .request import ServedRun
 
 if TYPE_CHECKING:
     from .forwards import Forwards

@@ -27,8 +27,8 @@ from ..structures import leaves
 from .draws import draw_apart
 from .forwards import Forwards
 from .lent import Lent
+from .mediator import ServedMediator
 from .ranks import Agreement, Peers
-from .request import ServedMediator
 
 if TYPE_CHECKING:
     from ..tree import Node

@@ -20,7 +20,8 @@ from .loan import Loan
 
 if TYPE_CHECKING:
     from .forwards import Forwards
-    from .request import ServedMediator, ServedRun
+    from .mediator import ServedMediator
+    from .request import ServedRun
 
 #: After how many forwards it is worth while to take off the taps that nobody waits for.
 _SOME = 4

@@ -15,7 +15,7 @@ from ..blocks.data import meaning
 from ..errors import NNsightError
 from ..structures import leaves
 from .lent import Lent
-from .request import ServedMediator
+from .mediator import ServedMediator
 
 
 def _here() -> Lent | None:
