@@ -124,6 +124,7 @@ def _drive(answer: Any, environment: dict[str, str], program: Callable[..., Any]
     CpuPlatform.ray_noset_device_env_vars = ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
     os.environ.clear()
     os.environ.update(environment)
+    sys.path.insert(0, environment["PYTHONPATH"].partition(os.pathsep)[0])  # for processes that this one begins
     try:
         answer.send((False, program(*arguments)))
     except BaseException:
@@ -182,25 +183,30 @@ def _trace_spread(folder: str) -> dict[str, Any]:
             raise KeyError(model.model.layers[0].mlp.output.shape[0])
     except KeyError as error:
         raised = error.args
+    if not ray.is_initialized():  # it is the engine's process that joined
+        ray.init(logging_level="error")
     try:
         cluster._wait_for_devices(ray, "GPU", 8, 0.1)
     except ClusterError as error:
         refused = str(error)
     groups = ray.util.placement_group_table().values()
     workers = [node for group in groups for node in group["bundles_to_node_id"].values()]
+    driver = ray.get_runtime_context().get_node_id()
+    model.shutdown()  # a program that ends does this itself, and this one is a fork that does not
     return {
         "whole": [[value.numpy() for value in both] for both in whole],
         "plain": list(plain.outputs[0].token_ids),
         "steered": list(steered.outputs[0].token_ids),
         "raised": raised,
         "refused": refused,
-        "driver": ray.get_runtime_context().get_node_id(),
+        "driver": driver,
         "workers": workers,
     }
 
 
-def test_an_engine_on_two_nodes_gives_what_transformers_computes(nodes, folder, plain):
-    found = nodes.driver(_trace_spread, str(folder))
+@pytest.mark.parametrize("own_process", ["0", "1"], ids=["the driver is the engine", "the engine has a process"])
+def test_an_engine_on_two_nodes_gives_what_transformers_computes(own_process, nodes, folder, plain):
+    found = nodes.driver(_trace_spread, str(folder), VLLM_ENABLE_V1_MULTIPROCESSING=own_process)
     rows, hooks = {}, []
     mlp = plain.model.layers[1].mlp
     for name in ("gate_proj", "up_proj", "down_proj"):
