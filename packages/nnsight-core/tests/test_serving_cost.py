@@ -175,6 +175,32 @@ def test_what_is_handed_over_is_the_callers_own_and_shares_what_was_shared():
     assert not made["x"].is_inference()
 
 
+def test_what_was_made_for_one_body_is_handed_over_itself(module):
+    engine = ToyEngine(module, steps=6)
+    serve, handed = engine.serve, []
+
+    def keep(bodies, inputs):
+        handed.append(serve(bodies, inputs)[0])
+        return [hand_over(handed[0])]
+
+    engine.serve = keep
+    model = Served(engine)
+    with model.trace(torch.ones(1, 4)) as tracer:
+        kept, again = nnsight.save([]), nnsight.save([])
+        for _ in tracer.iter[:]:
+            value = model.first.output
+            kept.append(value)
+            again.append(value[:, :2])
+    inside = handed[0]["kept"]
+    # In the first step it had a turn, and was lent a copy of another kind.
+    assert [mine is theirs for mine, theirs in zip(kept, inside)] == [False, True, True, True, True, True]
+    assert all(not vars(value) for value in kept)
+    for value, part in zip(kept, again):
+        value[0, 0] = 7
+        assert part[0, 0] == 7 and part[0, 1] == value[0, 1]
+    assert len({value.data_ptr() for value in kept}) == 6
+
+
 @pytest.mark.parametrize(
     "more", [object(), lambda: 0, torch.nn.Linear(1, 1), torch.ones(2).to_sparse(), [{"x": PlainLayout(1)}]]
 )

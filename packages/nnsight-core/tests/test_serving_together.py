@@ -189,6 +189,15 @@ TOGETHER = {
             kept.append(model.first.input * number)
             kept.append(model.layers[0].output)
     """,
+    "several names": """
+        kept, other = nnsight.save([]), nnsight.save(list())
+        for step in tracer.iter[:]:
+            value, number = model.first.output, step * 2
+            kept.append(value)
+            other.append(value[:, 1:] * number)
+            value, more = value + 1, value
+            other.append(more - value)
+    """,
     "aliases": """
         first = model.first.output.save()
         again = nnsight.save([])

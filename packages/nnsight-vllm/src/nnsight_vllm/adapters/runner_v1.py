@@ -36,12 +36,11 @@ class AroundV1(Around):
 
     def model_forward(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         requests = self.runner.input_batch.req_ids
-        # Where all are one, as in most steps, nobody has to be asked.
-        one_each = self.total == len(requests)
-        counts = [1] * self.total if one_each else [self.scheduled[request] for request in requests]
+        # Where each has one, as in most steps, nobody has to be asked.
+        counts = None if self.total == len(requests) else [self.scheduled[request] for request in requests]
         given = kwargs.get("input_ids")
         given = kwargs.get("positions") if given is None else given
-        self.stage.begin(requests, counts, sum(counts) if given is None else given.shape[-1])
+        self.stage.begin(requests, counts, self.total if given is None else given.size(-1))
         return call(*args, **kwargs)
 
     def sample(self, call: Any, *args: Any, **kwargs: Any) -> Any:

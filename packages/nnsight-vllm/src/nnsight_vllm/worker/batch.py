@@ -14,7 +14,7 @@ class Batch:
         runs: those of all requests that have one, by what the engine calls the requests.
         changes: what `Forwards.changes` is.
         requests: the requests in the forward, in the order of their rows.
-        counts: how many tokens each has.
+        counts: how many tokens each has; None if each has one.
         layout: how rows lie in the values of its layers.
 
     Attributes:
@@ -28,10 +28,10 @@ class Batch:
         runs: Mapping[str, ServedRun],
         changes: int,
         requests: Sequence[str],
-        counts: Sequence[int],
+        counts: Sequence[int] | None,
         layout: PlainLayout,
     ) -> None:
-        self._like = (changes, list(requests), list(counts), layout.total)
+        self._like = (changes, list(requests), counts if counts is None else list(counts), layout.total)
         self.layout = layout
         self.names: dict[str, ServedRun] = {}
         self.rows: dict[ServedRun, Rows] = {}
@@ -39,7 +39,7 @@ class Batch:
         self._positions: dict[ServedRun, Rows] = {}
         self._later: PlainLayout | None = None
         at = 0
-        for position, (request, count) in enumerate(zip(requests, counts)):
+        for position, (request, count) in enumerate(zip(requests, counts or [1] * len(requests))):
             run = runs.get(request)
             if run is not None and not run.idle:
                 self.names[request] = run
@@ -47,7 +47,7 @@ class Batch:
                 self._positions[run] = (position, 1)
             at += count
 
-    def is_of(self, changes: int, requests: Sequence[str], counts: Sequence[int], total: int) -> bool:
+    def is_of(self, changes: int, requests: Sequence[str], counts: Sequence[int] | None, total: int) -> bool:
         """Say whether another forward has the same requests with as many rows, and nothing has changed among them."""
         return self._like == (changes, requests, counts, total)
 

@@ -293,12 +293,12 @@ class Stage:
         if request in self._alone and request in self.runs:
             self.runs[request].fail(NNsightError(_AGAIN))
 
-    def begin(self, requests: Sequence[str], counts: Sequence[int], total: int) -> None:
+    def begin(self, requests: Sequence[str], counts: Sequence[int] | None, total: int) -> None:
         """Begin a forward.
 
         Args:
             requests: the requests in it, in the order of their rows.
-            counts: how many tokens each has.
+            counts: how many tokens each has; None if each has one.
             total: how many rows the values have, padding included.
         """
         self.unasked = True

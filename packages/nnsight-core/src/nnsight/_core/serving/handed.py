@@ -1,7 +1,8 @@
 """What bodies saved, on its way to a caller in the same process.
 
 One idea: where nothing has to be crossed, values need no bytes. They become the caller's own all the same: containers and
-tensors are copied, and what shared memory shares it afterwards; tensors come to lie on the CPU, as those that travelled do.
+tensors are copied, but for those that were the body's own, and what shared memory shares it afterwards; tensors come to lie
+on the CPU, as those that travelled do.
 Anything that is more than data (an object of a class, a function) is left to the bytes, which know how it travels.
 """
 
@@ -12,6 +13,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+
+#: Set on a tensor whose memory was made for one body, and is nobody else's: it is handed over itself.
+OWN = "_nnsight_own"
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 
@@ -109,6 +113,11 @@ class _Copies:
         return self._copies[id(value)]
 
     def _copy_storage(self, tensors: list[torch.Tensor]) -> None:
+        if tensors[0].is_cpu and any(hasattr(tensor, OWN) for tensor in tensors):
+            for tensor in tensors:
+                self._copies[id(tensor)] = tensor
+                tensor.__dict__.pop(OWN, None)
+            return
         if len(tensors) == 1:
             (tensor,) = tensors
             self._copies[id(tensor)] = tensor.clone() if tensor.is_cpu else tensor.cpu()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..batching import Layout, PlainLayout, Rows
+from .handed import OWN
 from .joint import counts, plainly
 from .rounds import Rounds
 from .together import Several, Together
@@ -129,6 +130,8 @@ class Part(NamedTuple):
         """Make memory for copies of what is like this, and return it."""
         many = max(1, min(_AHEAD, _MOST // (view.numel() * view.element_size() or 1)))
         self.spare.extend(plainly(lambda: [torch.empty_like(view) for _ in range(many)]))
+        for made in self.spare:
+            setattr(made, OWN, True)
         return self.spare
 
 

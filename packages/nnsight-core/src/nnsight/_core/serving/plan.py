@@ -186,6 +186,10 @@ class _Reader(Known):
         if isinstance(node, (ast.For, ast.If, ast.Break, ast.Continue)):
             self.looking = False  # what is asked for from here on may not be in each round
         if isinstance(node, ast.Assign):
+            target = node.targets[0]
+            if len(node.targets) == 1 and isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                self.assign_each(target.elts, node.value.elts)
+                return
             value = self.value(node.value)
             for target in node.targets:
                 self.assign(target, value)
@@ -309,6 +313,13 @@ class _Reader(Known):
                 self.need(value, PLAIN, ROWS, TENSOR)
         else:
             raise Unknown
+
+    def assign_each(self, targets: list[ast.expr], values: list[ast.expr]) -> None:
+        """Read `a, b = x, y`."""
+        if len(targets) != len(values):
+            raise Unknown
+        for target, kind in zip(targets, [self.value(value) for value in values]):
+            self.assign(target, kind)
 
     def change(self, node: ast.AugAssign) -> None:
         """Read `x += y`, which may change in place what `x` is."""

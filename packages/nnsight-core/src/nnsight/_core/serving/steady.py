@@ -67,8 +67,8 @@ class Steady:
         #: How many of them there may be yet, and how many have been.
         self.left = until
         self._gone_by = 0
-        #: The places that the model came to in this one.
-        self._met: set[Place] = set()
+        #: To how many of the places the model came in this one.
+        self._met = 0
         #: Who waits at which place, and what is lent there. Each body waits at one.
         self._at: dict[Place, list[tuple[ServedRun, ServedMediator, Loan]]] = {}
         #: Where something lies that is lent the usual way.
@@ -87,7 +87,7 @@ class Steady:
         self._outer = running.get(current)
         running[current] = forwards
         self.left -= 1
-        self._met.clear()
+        self._met = 0
         self._gone_by += 1
         if self._gone_by == _SOME:
             forwards.rigging.narrow(self._at)
@@ -105,11 +105,10 @@ class Steady:
         return places.isdisjoint(self._at)
 
     def leave(self, place: Place, value: Any) -> Any:
-        """Come out of a place: if it is where bodies wait, their rounds are done."""
-        bodies = self._at.get(place)
-        if bodies is None or place in self._met:  # a loop asks for the first visit in each step
-            return value
-        self._met.add(place)
+        """Come out of a place where bodies wait: their rounds are done."""
+        del self._forwards.at_output[place]  # a loop asks for the first visit in each step
+        bodies = self._at[place]
+        self._met += 1
         if place in self._usual:
             return self._leave_the_usual_way(place, value)
         lent = []
@@ -148,9 +147,9 @@ class Steady:
     def __exit__(self, *error: object) -> None:
         forwards = self._forwards
         forwards.steady = None
-        for place in self._at:
-            forwards.at_output.pop(place, None)
-        if len(self._met) < len(self._at):
+        if self._met < len(self._at):
+            for place in self._at:
+                forwards.at_output.pop(place, None)
             self._let_begin()
         current = forwards.model
         assert current is not None
