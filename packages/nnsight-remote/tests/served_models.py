@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import torch
@@ -27,6 +28,7 @@ def unloadable() -> NNsight:
 
 def dying() -> NNsight:
     os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()  # where a process has several threads, this one may live on for a moment
     raise AssertionError("it is dead")
 
 
