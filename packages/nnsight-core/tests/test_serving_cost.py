@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from toy_engine import Network, Served, ToyEngine
+from toy_engine import Network, Seldom, Served, ToyEngine
 
 import nnsight
 from nnsight import NNsight
@@ -201,6 +201,25 @@ def test_what_was_made_for_one_body_is_handed_over_itself(module):
     assert len({value.data_ptr() for value in kept}) == 6
 
 
+def test_what_is_handed_over_can_be_edited_with_gradients_and_asks_for_none(module):
+    engine = ToyEngine(module, steps=4)
+    serve = engine.serve
+    engine.serve = lambda bodies, inputs: [hand_over(found) for found in serve(bodies, inputs)]
+    model = Served(engine)
+    with model.trace(torch.ones(1, 4)) as tracer:
+        kept, again = nnsight.save([]), nnsight.save([])
+        for _ in tracer.iter[:]:
+            value = model.first.output
+            kept.append(value)
+            again.append(value[:, :2])
+        with torch.inference_mode(False):
+            kept[2].requires_grad_()
+    assert not any(value.requires_grad for value in (*kept, *again))
+    for part in again:
+        part.add_(torch.ones(2, requires_grad=True))  # torch refuses that of what was made a view in inference mode
+        assert part.requires_grad
+
+
 @pytest.mark.parametrize(
     "more", [object(), lambda: 0, torch.nn.Linear(1, 1), torch.ones(2).to_sparse(), [{"x": PlainLayout(1)}]]
 )
@@ -217,19 +236,6 @@ def test_parts_of_a_large_memory_do_not_take_all_of_it_along():
     weight = torch.randn(1000, 10)
     assert hand_over({"one": weight[0]})["one"].untyped_storage().nbytes() == 40
     assert hand_over({"two": [weight[0], weight[1]]}) is None
-
-
-class Seldom(Network):
-    """Has a layer that it calls in every other forward, the first one among them."""
-
-    def __init__(self):
-        super().__init__()
-        self.seldom, self.count = torch.nn.Linear(4, 4), 0
-
-    def forward(self, x):
-        x = super().forward(x)
-        self.count += 1
-        return self.seldom(x) if self.count % 2 else x
 
 
 @pytest.fixture
@@ -283,7 +289,7 @@ def test_a_body_that_may_be_seen_before_it_asks_has_its_turn_where_the_step_begi
 def test_a_site_that_does_not_come_in_a_later_step_is_missed_there(waits, monkeypatch):
     if not waits:
         monkeypatch.setattr(Forwards, "let_wait", lambda self, mediator: False)
-    engine = ToyEngine(Seldom(), steps=3)
+    engine = ToyEngine(Seldom(lambda count: count % 2), steps=3)
     model = Served(engine)
     with pytest.raises(nnsight.MissedProviderError, match="step 1"):
         with model.trace(torch.ones(2, 4)) as tracer:

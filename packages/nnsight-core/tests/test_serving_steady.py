@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 from batching_engine import Batching, Collecting, Deep, both, trace_of
-from toy_engine import Network, Served, ToyEngine
+from toy_engine import Network, Seldom, Served, ToyEngine
 
 import nnsight
 from nnsight._core.serving import steady
@@ -281,20 +281,8 @@ def test_of_requests_that_are_served_together_one_may_fail_in_a_round(module, tm
     assert alike
 
 
-class Seldom(Network):
-    """Has a layer that it calls in its first forwards only."""
-
-    def __init__(self):
-        super().__init__()
-        self.seldom, self.count = torch.nn.Linear(4, 4), 0
-
-    def forward(self, x):
-        self.count += 1
-        return super().forward(self.seldom(x) if self.count < 7 else x)
-
-
 def test_a_site_that_comes_no_more_is_missed_in_that_step(alike):
-    engine = ToyEngine(Seldom(), steps=12)
+    engine = ToyEngine(Seldom(lambda count: count < 7), steps=12)
     model = Served(engine)
     with pytest.raises(nnsight.MissedProviderError, match="step 6"):
         with model.trace(torch.ones(1, 4)) as tracer:
@@ -375,14 +363,14 @@ def test_where_a_layout_looks_before_it_tells_rows_are_lent_the_usual_way(alike)
                 return self.module(x)
 
     torch.manual_seed(0)
-    module, x = Network(), torch.randn(1, 4)
+    module, x = Deep(), torch.randn(1, 4)
     found = []
     for engine in (Other(module, steps=6), ToyEngine(module, steps=6)):
         model = Served(engine)
         with model.trace(x) as tracer:
             kept = nnsight.save([])
             for _ in tracer.iter[:]:
-                value = model.first.output
+                value = model.pair.output[0]
                 value[:] *= 2
                 kept.append(value)
         found.append(kept)

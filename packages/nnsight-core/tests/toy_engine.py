@@ -6,6 +6,7 @@ gave for the last. Requests join and leave; memory is used again after every for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,22 @@ class Network(torch.nn.Module):
         residual = self.first(x)
         residual += self.second(torch.tanh(residual))
         return residual
+
+
+class Seldom(Network):
+    """Has a layer more, which it does not call in each forward.
+
+    Args:
+        calls: says whether it does in the one of this number; the first is 1.
+    """
+
+    def __init__(self, calls: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.seldom, self.calls, self.count = torch.nn.Linear(4, 4), calls, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return super().forward(self.seldom(x) if self.calls(self.count) else x)
 
 
 class ToyEngine:

@@ -113,20 +113,31 @@ class _Copies:
         return self._copies[id(value)]
 
     def _copy_storage(self, tensors: list[torch.Tensor]) -> None:
-        if tensors[0].is_cpu and any(hasattr(tensor, OWN) for tensor in tensors):
-            for tensor in tensors:
-                self._copies[id(tensor)] = tensor
-                tensor.__dict__.pop(OWN, None)
-            return
+        own = [tensor for tensor in tensors if _is_own(tensor)]
+        for tensor in own:
+            del tensor.__dict__[OWN]
+            self._copies[id(tensor)] = tensor
         if len(tensors) == 1:
             (tensor,) = tensors
-            self._copies[id(tensor)] = tensor.clone() if tensor.is_cpu else tensor.cpu()
+            if not own:
+                self._copies[id(tensor)] = tensor.clone() if tensor.is_cpu else tensor.cpu()
             return
         storage = tensors[0].untyped_storage()
+        if own:
+            self._show(storage, [tensor for tensor in tensors if id(tensor) not in self._copies])
+            return
         if storage.nbytes() > 2 * sum(tensor.numel() * tensor.itemsize for tensor in tensors):
             raise _NotDataError  # the bytes take along just the part that is shown
         numbers = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        whole = (numbers.clone() if numbers.is_cpu else numbers.cpu()).untyped_storage()
+        self._show((numbers.clone() if numbers.is_cpu else numbers.cpu()).untyped_storage(), tensors)
+
+    def _show(self, storage: torch.UntypedStorage, tensors: list[torch.Tensor]) -> None:
+        """Let copies of tensors show a storage as these show theirs."""
         for tensor in tensors:
             made = torch.empty(0, dtype=tensor.dtype)
-            self._copies[id(tensor)] = made.set_(whole, tensor.storage_offset(), tensor.shape, tensor.stride())
+            self._copies[id(tensor)] = made.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _is_own(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor may be handed over itself: its memory is nobody else's, and it is data and nothing more."""
+    return hasattr(tensor, OWN) and tensor.is_cpu and not tensor.requires_grad
