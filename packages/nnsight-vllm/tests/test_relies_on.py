@@ -68,7 +68,13 @@ def test_worker_extension_cls_and_collective_rpc():
 
 
 def test_what_a_step_is_told():
-    sets(f"{OUTPUT}:SchedulerOutput", "scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens")
+    sets(
+        f"{OUTPUT}:SchedulerOutput",
+        "scheduled_new_reqs",
+        "scheduled_cached_reqs",
+        "num_scheduled_tokens",
+        "total_num_scheduled_tokens",
+    )
     sets(f"{OUTPUT}:SchedulerOutput", "finished_req_ids")
     sets(f"{OUTPUT}:CachedRequestData", "resumed_req_ids")
     sets(f"{OUTPUT}:NewRequestData", "req_id", "sampling_params", "num_computed_tokens", "prompt_token_ids")

@@ -1,9 +1,10 @@
 """vLLM's first model runner (`vllm.v1.worker.gpu_model_runner.GPUModelRunner` and those made of it).
 
-relies on: requests that come again are in `scheduled_cached_reqs.resumed_req_ids`; `execute_model` calls
-`_model_forward` once the rows of the batch are settled (`input_batch.req_ids`), and then the model's `compute_logits`;
-`sample_tokens` calls `_sample`, and after it `compute_logits` for the logprobs of prompts, and returns, where steps are
-scheduled ahead, what has the output as its `_model_runner_output`; `requests` have `block_ids`; vLLM 0.30 to 0.33.
+relies on: `total_num_scheduled_tokens` counts the tokens of a step; requests that come again are in
+`scheduled_cached_reqs.resumed_req_ids`; `execute_model` calls `_model_forward` once the rows of the batch are settled
+(`input_batch.req_ids`), and then the model's `compute_logits`; `sample_tokens` calls `_sample`, and after it
+`compute_logits` for the logprobs of prompts, and returns, where steps are scheduled ahead, what has the output as its
+`_model_runner_output`; `requests` have `block_ids`; vLLM 0.30 to 0.33.
 """
 
 from __future__ import annotations

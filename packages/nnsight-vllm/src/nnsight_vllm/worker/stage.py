@@ -91,10 +91,8 @@ class Stage:
         self._alone: dict[str, ServedRun] = {}
         self._layout = layout_of(module)
         self._last = frozenset(getattr(self.model, name)._place() for name in NAMES)
-        #: Whether it is known of the forward that is on that nobody asks for anything but what modules give; and whether it
-        #: is of the one that `_forward` stands for.
+        #: Whether it is known of the forward that is on that nobody asks for anything but what modules give.
         self.unasked = True
-        self._unasked = False
         self._forward: AbstractContextManager[None] = nullcontext()
         #: Who took part in the last forward, and who does in the one that is on.
         self._batch: Batch | None = None
@@ -315,11 +313,9 @@ class Stage:
         forward = self.forwards.forward(batch.rows, batch.layout, batch.even)
         forward.__enter__()
         # Not before: a step that could not begin is not ended, or what the last one had would be given back twice.
-        self._taking_part = batch
-        if forward is not self._forward:
-            steady = self.forwards.steady
-            self._forward, self._unasked = forward, steady is not None and steady.leaves_alone(self._last)
-        self.unasked = self._unasked
+        self._forward, self._taking_part = forward, batch
+        steady = self.forwards.steady
+        self.unasked = steady is not None and steady.leaves_alone(self._last)
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.

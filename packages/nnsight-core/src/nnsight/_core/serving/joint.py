@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import grad_mode
 
 from ..batching import Layout, Rows
 from ..sites import Place
@@ -19,9 +20,10 @@ from .together import Several, Together
 
 T = TypeVar("T")
 
-# relies on: torch._C._InferenceMode, torch 2.4 to 2.13: it is gone through at each stop of each step, and
-# `torch.inference_mode`, which is made of it, costs more than copying the value.
-_mode: Callable[[bool], Any] = torch._C._InferenceMode
+# relies on: torch.autograd.grad_mode's _enter_inference_mode and _exit_inference_mode, torch 2.4 to 2.13: they are gone
+# through at each stop of each step, and the class around them costs more than copying the value.
+_outside: Callable[[bool], Any] = grad_mode._enter_inference_mode
+_back: Callable[[Any], None] = grad_mode._exit_inference_mode
 
 #: Looks at whole numbers that a body has changed: the place, what the engine has there, what it is to have.
 Check = Callable[[Place, torch.Tensor, torch.Tensor], None]
@@ -42,8 +44,6 @@ class Joint:
         self.path = path
         #: What the engine has, what was lent of it, and how often that had been edited then.
         self.lent: list[tuple[torch.Tensor, Together, list[int]]] = []
-        #: Of those whose rows lie one behind the other, these rows.
-        self._views: dict[int, torch.Tensor] = {}
         layout.look(value, path)
         #: What the body gets: what was lent, or what it has put there.
         self.value = self._given = plainly(self._lend_parts, value)
@@ -57,10 +57,7 @@ class Joint:
         if parts is None or type(value) is not tuple:
             return tree_map(self._lend, value)
         # The rest of it stays the engine's: the body never has it in hand.
-        return tuple([self._lend_part(one) if at in parts else one for at, one in enumerate(value)])
-
-    def _lend_part(self, part: Any) -> Any:
-        return self._lend(part) if type(part) is torch.Tensor else tree_map(self._lend, part)
+        return tuple([tree_map(self._lend, one) if at in parts else one for at, one in enumerate(value)])
 
     def _lend(self, tensor: torch.Tensor) -> Together:
         rows, taken = self.rows, self._taken
@@ -70,7 +67,6 @@ class Joint:
             self.lent.append((tensor, made, [one._version for one in made.parts()]))
             return made
         if rows.all is not None:
-            self._views[id(tensor)] = whole
             whole = whole.clone()
         else:
             whole = torch.cat([taken(tensor, span) for span in rows.spans])
@@ -155,8 +151,6 @@ class Joint:
             place: where that lies.
             check: looks at whole numbers that were changed. Who gave such as cannot be goes on no further.
         """
-        if not self.replaced and not any(map(_is_edited, self.lent)):
-            return True
         for theirs, lent, now, versions in self._pairs():
             if lent.whole is None:
                 if [one._version for one in lent.parts()] != versions:
@@ -205,18 +199,10 @@ class Joint:
 
     def _put(self, tensor: torch.Tensor, whole: torch.Tensor, counts: tuple[int, ...]) -> None:
         if self.rows.all is not None:
-            view = self._views.get(id(tensor))
-            (self._taken(tensor, self.rows.all) if view is None else view).copy_(whole)
+            self._taken(tensor, self.rows.all).copy_(whole)
             return
         for span, part in zip(self.rows.spans, torch.split(whole, list(counts))):
             self._taken(tensor, span).copy_(part)
-
-
-def _is_edited(lent: tuple[torch.Tensor, Together, list[int]]) -> bool:
-    _, made, versions = lent
-    if made.whole is not None:
-        return bool(made.whole._version != versions[0])
-    return [one._version for one in made.parts()] != versions
 
 
 def with_shared(value: Any, known: Mapping[int, torch.Tensor], layout: Layout, path: str) -> Any:
@@ -234,12 +220,11 @@ def plainly(make: Callable[..., T], *args: Any) -> T:
     if not torch.is_inference_mode_enabled():
         with torch.no_grad():
             return make(*args)
-    mode = _mode(False)
-    mode.__enter__()
+    mode = _outside(False)
     try:
         return make(*args)
     finally:
-        mode.__exit__(None, None, None)
+        _back(mode)
 
 
 def copied(value: Any) -> Any:

@@ -7,7 +7,6 @@ is never written over. A copy is a tensor like any other, not one of inference m
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,9 +29,8 @@ class Lent(Here):
         self, place: Place, stage: str, value: Any, visit: int, layout: Layout | None, several: bool = False
     ) -> None:
         super().__init__(place, stage, value, visit, layout)
-        #: For the rows of each request: what the engine has, whether it has rows, the copy, and how often that had been
-        #: edited when it was made.
-        self.lent: dict[Rows, list[tuple[torch.Tensor, bool, torch.Tensor, int]]] = {}
+        #: For the rows of each request: what the engine has, the copy, and how often that had been edited when it was made.
+        self.lent: dict[Rows, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
         #: A copy of all rows, of which each request gets its own, once several may ask; if each gets a copy for itself, None.
         self.whole: Any = None
         #: How often that had been edited when it was made.
@@ -62,13 +60,8 @@ class Lent(Here):
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return size <= _SMALL and all(layout.take(tensor, (0, 1), path) is not None for tensor in tensors)
 
-    def read(self, rows: Any, parts: Collection[int] | None = None) -> Any:
-        """Return a copy of the rows of one request, the same at each reading; or of several, see `joint.py`.
-
-        Args:
-            rows: where those of the request lie.
-            parts: of a tuple, all that the body can have in hand.
-        """
+    def read(self, rows: Any) -> Any:
+        """Return a copy of the rows of one request, the same at each reading; or of several, see `joint.py`."""
         if self.refusal:
             raise RanksError(self.refusal)
         if isinstance(rows, Several):
@@ -85,28 +78,16 @@ class Lent(Here):
             if self.whole is not None:
                 mine = self.views[rows] = narrow(self.whole, rows, self._stated(), self.place.path)
                 return mine
-            self.views[rows] = plainly(self._lend, rows, parts)
+            lent = self.lent[rows] = []
+
+            def lend(theirs: torch.Tensor) -> torch.Tensor:
+                mine = theirs.clone()
+                lent.append((theirs, mine, mine._version))
+                return mine
+
+            theirs = narrow(self.value, rows, self._stated(), self.place.path)
+            self.views[rows] = plainly(tree_map, lend, theirs)
         return self.views[rows]
-
-    def _lend(self, rows: Rows, parts: Collection[int] | None) -> Any:
-        value, layout, path = self.value, self._stated(), self.place.path
-        lent = self.lent[rows] = []
-
-        def lend(tensor: torch.Tensor) -> torch.Tensor:
-            view = layout.take(tensor, rows, path)
-            theirs = tensor if view is None else view
-            mine = theirs.clone()
-            lent.append((theirs, view is not None, mine, mine._version))
-            return mine
-
-        layout.look(value, path)
-        own = layout.whole(value, rows, path)
-        if own is not None:
-            return tree_map(lend, own)
-        if parts is None or type(value) is not tuple:
-            return tree_map(lend, value)
-        # The rest of it stays the engine's.
-        return tuple([tree_map(lend, one) if at in parts else one for at, one in enumerate(value)])
 
     def write(self, rows: Any, value: Any) -> None:
         """Replace the rows of one request, or of several."""
@@ -118,7 +99,7 @@ class Lent(Here):
         if rows is None:
             raise self._refuse_all()
         # What has no rows was lent as a copy, and is put back as it was by who replaces what is beside it.
-        known = {id(mine): theirs for theirs, _, mine, version in self.lent.get(rows, ()) if mine._version == version}
+        known = {id(mine): theirs for theirs, mine, version in self.lent.get(rows, ()) if mine._version == version}
         super().write(rows, with_shared(value, known, self._stated(), self.place.path))
 
     def carry_back(self, rows: Any, check: Check) -> None:
@@ -155,16 +136,16 @@ class Lent(Here):
                 for (theirs, _), mine in zip(pairs, leaves(narrow(self.whole, rows, layout, path))):
                     mine.copy_(theirs)
                 raise
-        for at, (theirs, has_rows, mine, version) in enumerate(self.lent.get(rows, ())):
+        for at, (theirs, mine, version) in enumerate(self.lent.get(rows, ())):
             if mine._version == version:
                 continue
             self.changed = True
-            if not has_rows:
+            if not _has_rows(self.value, at, layout, rows, path):
                 raise self._refuse_shared("edit it in place")
             self._check_edited(theirs, mine, check)
             theirs.copy_(mine)
             self.edited.add(rows)
-            self.lent[rows][at] = theirs, has_rows, mine, mine._version
+            self.lent[rows][at] = theirs, mine, mine._version
 
     def _check_edited(self, theirs: torch.Tensor, mine: torch.Tensor, check: Check) -> None:
         if theirs.shape != mine.shape:
@@ -233,7 +214,7 @@ class Lent(Here):
 
     def _carry_together(self, rows: Several, check: Check) -> None:
         joint, written = self.joints.get(rows), False
-        for run, span in zip(rows.runs, rows.spans) if self.pieces else ():
+        for run, span in zip(rows.runs, rows.spans):
             if span in self.pieces:
                 written = True
                 try:
@@ -261,3 +242,7 @@ class Lent(Here):
 
 #: How many bytes a value may have for the rows of several requests to be copied together: there the call costs more.
 _SMALL = 1 << 17
+
+
+def _has_rows(value: Any, at: int, layout: Layout, rows: Rows, path: str) -> bool:
+    return layout.take(leaves(value)[at], rows, path) is not None

@@ -32,14 +32,16 @@ class Loan:
         layout, path: how rows lie there, and where it is.
     """
 
-    __slots__ = ("_copies", "_layout", "_parts", "_path", "_plain", "_rounds", "_rows", "_several")
+    __slots__ = ("_copies", "_layout", "_parts", "_path", "_plain", "_round", "_rows", "_several", "_wanted")
 
     def __init__(self, rows: Any, rounds: Rounds, layout: Layout, path: str) -> None:
         self._several: Several | None = rows if isinstance(rows, Several) else None
         self._rows: Rows | None = self._several.all if self._several is not None else rows
         if not isinstance(layout, PlainLayout):
             self._rows = None  # it may have to look at values before it can tell
-        self._rounds, self._layout, self._path = rounds, layout, path
+        assert rounds.round is not None, "it is lent what a round asks for"
+        self._round, self._wanted = rounds.round, rounds.parts
+        self._layout, self._path = layout, path
         #: Whether what all requests do together is known to be one operation on plain rows each time.
         self._plain = self._several is None
         #: What is lent of what lies there, as it was found the last time.
@@ -59,7 +61,7 @@ class Loan:
             view: Any = given[part.at]
             if part.cut is not None:
                 view = view.narrow(*part.cut)
-            if not self._rounds.edits_only:
+            if not self._round.edits_only:
                 spare = part.spare or part.set_aside(view)
                 mine = spare.pop().copy_(view)
                 self._copies.append((view, mine, mine._version))
@@ -78,8 +80,8 @@ class Loan:
             return None
         if type(value) is torch.Tensor:
             value, wanted = (value,), frozenset((0,))
-        elif type(value) is tuple and self._rounds.parts is not None:
-            wanted = self._rounds.parts
+        elif type(value) is tuple and self._wanted is not None:
+            wanted = self._wanted
         else:
             return None
         if any(not -len(value) <= at < len(value) for at in wanted):
@@ -97,8 +99,8 @@ class Loan:
 
     def take_back(self) -> bool:
         """Give the engine what the body has made of its own; say whether there was anything."""
-        if self._rounds.edits_only:
-            if not self._plain and self._rounds.is_plain and self._several is not None:
+        if self._round.edits_only:
+            if not self._plain and self._round.is_plain and self._several is not None:
                 self._plain = not self._several.group.parted
             return True
         wrote = False

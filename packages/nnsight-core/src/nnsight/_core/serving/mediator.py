@@ -16,7 +16,6 @@ from ..here import Here
 from ..mediator import BodyMediator
 from ..sites import Place
 from ..turns import gettrace, hop
-from .lent import Lent
 from .watch import TooLongError
 
 if TYPE_CHECKING:
@@ -90,15 +89,14 @@ class ServedMediator(BodyMediator):
     def can_do_round(self) -> bool:
         """Say whether the round of its step can be done for it, and it waits for another one then."""
         rounds, loop, step = self.rounds, self.loop, self.step
-        if rounds is None or loop is None or step is None or not rounds.are_one_value:
+        if rounds is None or loop is None or step is None or rounds.round is None:
             return False
         return step + 1 < loop.until and self.run.before_turn is None
 
     def do_round_at(self, here: Here) -> None:
         """Do the round of its step where the model stands, which is what it asks for."""
-        assert isinstance(here, Lent) and self.rounds is not None
         try:
-            value = here.read(self.rows, self.rounds.parts)
+            value = here.read(self.rows)
         except Exception as error:  # what lies there cannot be shown
             value, self.raised = None, error
         self.do_round(value)
@@ -106,11 +104,11 @@ class ServedMediator(BodyMediator):
     def do_round(self, value: Any) -> None:
         """Do the round of its step with what it asks for, unless that has raised something."""
         step, rounds = self.step, self.rounds
-        assert step is not None and rounds is not None
+        assert step is not None and rounds is not None and rounds.round is not None
         if self.raised is None:
-            token = active.set((*self.run.stack, self)) if rounds.saves else None
+            token = active.set((*self.run.stack, self)) if rounds.round.saves else None
             try:
-                if rounds.is_brief:  # a few operations, which nobody has to watch
+                if rounds.round.is_brief:  # a few operations, which nobody has to watch
                     rounds.do(step, value)
                 elif not self.run.forwards.watch_turns.turn(rounds.do, step, value):
                     self.raised = self._too_long()

@@ -14,22 +14,49 @@ if TYPE_CHECKING:
     from .request import ServedRun
 
 
-class OneForward:
-    """See `Forwards.forward`. A class, since every step of an engine goes through it."""
+class Surrounding:
+    """What surrounds a forward: while it is on, the taps that are gone through here ask the forwards.
 
-    __slots__ = ("_current", "_forwards", "_layout", "_outer", "_taking_part", "_who")
+    Classes, since every step of an engine goes through one.
+
+    Args:
+        forwards: the engine's.
+        taking_part, layout: see `Forwards.forward`.
+    """
+
+    __slots__ = ("_current", "_forwards", "_layout", "_outer", "taking_part")
 
     def __init__(self, forwards: Forwards, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         self._forwards = forwards
-        self._taking_part = taking_part
+        self.taking_part = taking_part
         self._layout = layout
 
-    def __enter__(self) -> None:
-        forwards, taking_part = self._forwards, self._taking_part
-        current = self._current = forwards.model = getcurrent()
+    def _begin(self) -> None:
+        current = self._current = self._forwards.model = getcurrent()
         self._outer = running.get(current)
+        running[current] = self._forwards
+
+    def _end(self) -> None:
+        if self._outer is None:
+            del running[self._current]
+        else:
+            running[self._current] = self._outer
+
+    def _dismiss_all(self) -> None:
+        """Say of all that they take part no more: some may have left their groups meanwhile."""
+        for run in self.taking_part:
+            run.scheduled = False
+
+
+class OneForward(Surrounding):
+    """A forward of which nothing is known before it begins."""
+
+    __slots__ = ("_who",)
+
+    def __enter__(self) -> None:
+        forwards, taking_part = self._forwards, self.taking_part
         self._who: Who | None = None
-        running[current] = forwards
+        self._begin()
         try:
             forwards._begin_forward(taking_part, self._layout)
             self._who = who = forwards._sorted(taking_part)
@@ -44,16 +71,12 @@ class OneForward:
         forwards, who = self._forwards, self._who
         if forwards.ahead:
             forwards._catch_up()
-        if self._outer is None:
-            del running[self._current]
-        else:
-            running[self._current] = self._outer
+        self._end()
         if who is not None:
             for run in who.runs:
                 run.scheduled = False
-        if who is None or who.changes != forwards.changes:  # some may have left their groups meanwhile
-            for run in self._taking_part:
-                run.scheduled = False
+        if who is None or who.changes != forwards.changes:
+            self._dismiss_all()
         forwards._end_forward()
 
 

@@ -50,8 +50,8 @@ class Plan:
         used: frozenset[str],
         first: First | None,
         parts: frozenset[int] | None,
-        asking: list[ast.Attribute] | None = None,
-        saves: bool = True,
+        asking: list[ast.Attribute] | None,
+        saves: bool,
     ) -> None:
         self.used = used
         self.first = first

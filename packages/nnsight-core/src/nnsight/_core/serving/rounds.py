@@ -32,35 +32,16 @@ class Rounds:
         names: what it has bound.
     """
 
-    __slots__ = (
-        "_body",
-        "_function",
-        "_known",
-        "_names",
-        "_round",
-        "_used",
-        "are_one_value",
-        "edits_only",
-        "first",
-        "is_brief",
-        "is_plain",
-        "parts",
-        "saves",
-    )
+    __slots__ = ("_body", "_function", "_known", "_names", "_used", "first", "parts", "round")
 
     def __init__(self, plan: Plan, body: Body, names: Names) -> None:
         #: What each asks for first, if that is known.
         self.first: First | None = plan.first
         #: Of a tuple, the parts that it can have in hand; None if that is not known.
         self.parts = plan.parts
-        found = plan.round
-        #: Whether each asks for one value, and for nothing else, so that it can be done here; for the rest see `Round`.
-        self.are_one_value = found is not None
-        self.edits_only = found is not None and found.edits_only
-        self.is_plain = found is not None and found.is_plain
-        self.saves = found is not None and found.saves
-        self.is_brief = found is not None and found.is_brief
-        self._round, self._used, self._body, self._names = found, plan.used, body, names
+        #: What each does, if it asks for one value, and for nothing else, so that it can be done here.
+        self.round = plan.round
+        self._used, self._body, self._names = plan.used, body, names
         self._known: dict[str, Any] | None = None
         self._function: Any = None
 
@@ -71,16 +52,15 @@ class Rounds:
             step: its number.
             value: what the body asks for.
         """
-        round_ = self._round
-        assert round_ is not None
-        known = self._known
+        done, known = self.round, self._known
+        assert done is not None
         if known is None:
-            known = self._look_up(round_)
-        known[round_.counter] = step
+            known = self._look_up(done)
+        known[done.counter] = step
         try:
             self._function(value)
         finally:
-            for name in round_.binds:
+            for name in done.binds:
                 if name in known:
                     # Past what `Names` of some bodies note for their siblings: none of those waits for such a name.
                     dict.__setitem__(self._names, name, known[name])
@@ -89,7 +69,7 @@ class Rounds:
         """Hear that the body has its turn: what its names stand for may be something else afterwards."""
         self._known = self._function = None
 
-    def _look_up(self, round_: Round) -> dict[str, Any]:
+    def _look_up(self, done: Round) -> dict[str, Any]:
         # Plain dicts, as the globals of a function and its builtins: the interpreter reads those without asking anybody.
         names, around = self._names, self._body._globals(self._names)
         known = self._known = {**around, "__builtins__": {**around["__builtins__"]}, **names}
@@ -99,7 +79,7 @@ class Rounds:
                     known[name] = names[name]
                 except KeyError:  # raised where it is used, then, and only then
                     continue
-        self._function = FunctionType(round_.code, known)
+        self._function = FunctionType(done.code, known)
         return known
 
 

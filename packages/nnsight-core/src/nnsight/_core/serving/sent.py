@@ -183,7 +183,7 @@ class SentBodies:
         assert invoke.body is not None and invoke.names is not None
         names = {**invoke.body.outer, **invoke.names}
         has = self.collector.has
-        # A cache is a result in itself; nobody has to save it.
+        # A cache is a result in itself; nobody has to save it. It is a mapping, of which `isinstance` is slow.
         return {n: value for n, value in names.items() if has(value) or Cache in type(value).__mro__}
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..batching import Layout, Rows
 from ..interleaver import RESULT
 from ..sites import OUTPUT, Place
-from ..taps import running
-from ..turns import getcurrent
 from .loan import Loan
+from .oneforward import Surrounding
 
 if TYPE_CHECKING:
     from .forwards import Forwards
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 _SOME = 4
 
 
-class Steady:
+class Steady(Surrounding):
     """What is done in each of some forwards.
 
     Args:
@@ -37,19 +36,7 @@ class Steady:
         until: how many of these forwards there may be: then a loop comes to its last round.
     """
 
-    __slots__ = (
-        "_at",
-        "_bodies",
-        "_forwards",
-        "_gone_by",
-        "_layout",
-        "_met",
-        "_outer",
-        "_usual",
-        "changes",
-        "left",
-        "taking_part",
-    )
+    __slots__ = ("_at", "_bodies", "_gone_by", "_met", "_usual", "changes", "left")
 
     def __init__(
         self,
@@ -59,8 +46,7 @@ class Steady:
         bodies: list[tuple[ServedRun, ServedMediator]],
         until: float,
     ) -> None:
-        self._forwards = forwards
-        self.taking_part, self._layout = taking_part, layout
+        super().__init__(forwards, taking_part, layout)
         #: What `Forwards.changes` has to be.
         self.changes = forwards.changes
         self._bodies = bodies
@@ -83,9 +69,7 @@ class Steady:
 
     def __enter__(self) -> None:
         forwards = self._forwards
-        current = forwards.model = getcurrent()
-        self._outer = running.get(current)
-        running[current] = forwards
+        self._begin()
         self.left -= 1
         self._met = 0
         self._gone_by += 1
@@ -94,7 +78,7 @@ class Steady:
         forwards.steady = self
         forwards.layout = self._layout
         for run, _ in self._bodies:
-            run.model = current
+            run.model = self._current
             run.step += 1
             run.scheduled = True
         for place in self._at:
@@ -151,19 +135,13 @@ class Steady:
             for place in self._at:
                 forwards.at_output.pop(place, None)
             self._let_begin()
-        current = forwards.model
-        assert current is not None
-        if self._outer is None:
-            del running[current]
-        else:
-            running[current] = self._outer
+        self._end()
         for run, _ in self._bodies:
             run.scheduled = False
         forwards.here = forwards.layout = None
         forwards.count += 1
         if self.changes != forwards.changes:
-            for one in self.taking_part:  # some may have left their groups meanwhile
-                one.scheduled = False
+            self._dismiss_all()
             forwards.rest_if_idle()
 
     def _let_begin(self) -> None:

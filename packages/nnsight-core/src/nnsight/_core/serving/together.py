@@ -90,9 +90,7 @@ class Together:
     # -- operations --------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Any:
-        if self.whole is not None and (
-            (type(index) is slice and index == _ALL) or _keeps_rows(index, self.whole.dim())
-        ):
+        if self.whole is not None and _keeps_rows(index, self.whole.dim()):
             part = _apply(self, operator.getitem, (self, index), once=True)
             self.shown = (index, part)
             return part
@@ -152,8 +150,6 @@ METHODS = frozenset(
 _ONCE = frozenset(
     ("abs", "bfloat16", "clone", "cpu", "detach", "double", "float", "half", "int", "long", "neg", "relu")
 )
-#: The index of everything, as it is written most often.
-_ALL = slice(None)
 #: How torch calls an operator whose left side is a tensor.
 _REFLECTED = frozenset(
     ("add", "sub", "mul", "div", "true_divide", "__add__", "__sub__", "__mul__", "__truediv__", "__radd__", "__rmul__")
@@ -226,23 +222,12 @@ def _keeps_rows(index: Any, dim: int) -> bool:
 def _apply(first: Together, function: Callable[..., Any], args: tuple[Any, ...], once: bool = False) -> Any:
     """Carry out an operation: once if that is known to do, and else, or if it fails, for each request by itself."""
     group, runs = first.group, first.group.runs
-    if once:
-        wholes = []  # by a plain loop: most of what bodies do in each step of an engine comes here
-        for arg in args:
-            if type(arg) is Together:
-                if arg.whole is None or arg.runs is not runs:
-                    break
-                arg = arg.whole
-            wholes.append(arg)
-        else:
-            try:
-                result = function(*wholes)
-            except Exception:  # noqa: S110 - each request gets the error that it would get alone, below
-                pass
-            else:
-                if result is first.whole:
-                    return first
-                return None if result is None else Together(group, runs, result, first.counts)
+    wholes = _wholes(args, runs) if once else None
+    if wholes is not None:
+        try:
+            return _given(first, function(*wholes))
+        except Exception:  # noqa: S110 - each request gets the error that it would get alone, below
+            pass
     group.parted = True
     columns = [_column(arg, runs) for arg in args]
     found, failed = [], []
@@ -263,3 +248,22 @@ def _column(value: Any, runs: tuple[ServedRun, ...]) -> Sequence[Any]:
     if not isinstance(value, Together):
         return [value] * len(runs)
     return value.parts() if value.runs is runs else [value.of(run) for run in runs]
+
+
+def _wholes(args: tuple[Any, ...], runs: tuple[ServedRun, ...]) -> list[Any] | None:
+    """Return the operands with the rows of all requests in one; None if one of them has no such."""
+    found = []
+    for arg in args:
+        if not isinstance(arg, Together):
+            found.append(arg)
+        elif arg.whole is None or arg.runs is not runs:
+            return None
+        else:
+            found.append(arg.whole)
+    return found
+
+
+def _given(first: Together, result: Any) -> Any:
+    if result is first.whole:
+        return first
+    return None if result is None else Together(first.group, first.runs, result, first.counts)

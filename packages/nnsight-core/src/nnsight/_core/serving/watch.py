@@ -10,9 +10,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
 from collections.abc import Callable
-from threading import get_ident
-from time import monotonic
 from typing import Any
 
 from ..errors import NNsightError
@@ -100,31 +99,30 @@ class Watch:
             return True
         before = _Over.arrived
         self._home, self._heard, _Over.watch = getcurrent(), 0, self
-        # Turns are short and many, so they take no lock.
-        self._thread = get_ident()
         try:
-            self._deadline = monotonic() + self.seconds
-            if self._waiter is None:
-                self._begin_to_wait()
+            self._begin()
             switch(*args)
         except _Over:  # it came when the body had parked
             pass
         finally:
             while True:
                 try:
-                    self._deadline = None
-                    if self._sending or self._sent > _Over.arrived:
-                        self._end()
+                    self._end()
                     break
                 except _Over:
                     continue
         return _Over.arrived == before
 
-    def _begin_to_wait(self) -> None:
-        self._waiter = threading.Thread(target=self._wait, name="nnsight watch", daemon=True)
-        self._waiter.start()
+    def _begin(self) -> None:
+        # Turns are short and many, so they take no lock.
+        self._thread = threading.get_ident()
+        self._deadline = time.monotonic() + self.seconds
+        if self._waiter is None:
+            self._waiter = threading.Thread(target=self._wait, name="nnsight watch", daemon=True)
+            self._waiter.start()
 
     def _end(self) -> None:
+        self._deadline = None
         # The waiter says that it is sending before it looks at the deadline once more: so either it is seen to, or it sees
         # that the turn is over.
         if self._sending:
@@ -136,7 +134,7 @@ class Watch:
 
     def _wait(self) -> None:
         while True:
-            deadline, now = self._deadline, monotonic()
+            deadline, now = self._deadline, time.monotonic()
             with self._changed:
                 if deadline is not None and now >= deadline and self._sent <= _Over.arrived:
                     self._sending = True
