@@ -326,7 +326,8 @@ def test_a_provided_value_has_rows(providing: Any) -> None:
             b = providing[0].stage.clone()
             providing[0].stage = torch.zeros(2, 4)
             out = providing.output
-    assert torch.allclose(a, torch.tanh(x)) and torch.allclose(b, torch.tanh(y))
+    torch.testing.assert_close(a, torch.tanh(x))
+    torch.testing.assert_close(b, torch.tanh(y))
     inner, last = providing._module[0].inner, providing._module[1]
     assert torch.allclose(out, last(inner(torch.zeros(2, 4))), atol=1e-6)
 

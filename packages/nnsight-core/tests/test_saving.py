@@ -85,7 +85,8 @@ def test_saving_in_an_invoke_and_in_the_block_around_it(model: Any) -> None:
             values.append(model.output.save())
         with tracer.invoke(rows()):
             values.append(model.output.save())
-    assert len(values) == 2 and torch.allclose(values[0], values[1])
+    assert len(values) == 2
+    torch.testing.assert_close(values[0], values[1])
 
 
 def test_names_stay_bound_without_saving(model: Any) -> None:

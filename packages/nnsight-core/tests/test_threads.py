@@ -126,8 +126,8 @@ def test_edits_and_backward_in_two_threads(module: nn.Sequential) -> None:
                 loss = edited.output.sum()
                 with loss.backward():
                     grad = hidden.grad
-            assert torch.allclose(hidden, module[1](module[0](x)) * factor)
-            assert torch.allclose(grad, module[2].weight.sum(0, keepdim=True).expand(1, 4))
+            torch.testing.assert_close(hidden, module[1](module[0](x)) * factor)
+            torch.testing.assert_close(grad, module[2].weight.sum(0, keepdim=True).expand(1, 4))
 
     together(lambda: work(2.0), lambda: work(-3.0))
 

@@ -234,8 +234,8 @@ def test_gradients_on_cuda() -> None:
         with loss.backward():
             grad = hidden.grad
             hidden.grad = grad * 2
-    assert torch.allclose(grad, module[1].weight.sum(0).expand(2, 4))
-    assert torch.allclose(module[0].bias.grad, grad.sum(0) * 2)
+    torch.testing.assert_close(grad, module[1].weight.sum(0).expand(2, 4))
+    torch.testing.assert_close(module[0].bias.grad, grad.sum(0) * 2)
 
 
 # -- what is kept out of the way ---------------------------------------------------------------------------------------

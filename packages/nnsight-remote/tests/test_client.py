@@ -218,7 +218,7 @@ class TestWithoutWaiting:
         line = [sys.executable, "-c", textwrap.dedent(code), job.id, server.url, CONFIG.API.APIKEY]
         said = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
         assert said.returncode == 0, said.stderr
-        assert torch.allclose(torch.tensor(eval(said.stdout)), model(X))
+        torch.testing.assert_close(torch.tensor(eval(said.stdout)), model(X))
 
     def test_a_handle_that_is_pickled_is_the_same_job(self, model):
         with model.trace(X, remote=True, blocking=False) as job:
