@@ -33,9 +33,9 @@ def alike(monkeypatch):
     found = []
     leave, lent = Steady.leave, Steady._leave_the_usual_way
 
-    def noted(self, place, value):
+    def noted(self, place, value, visit):
         found.append((place.path, "loan"))
-        return leave(self, place, value)
+        return leave(self, place, value, visit)
 
     def noted_too(self, place, value):
         found[-1] = (place.path, "usual")
@@ -322,19 +322,27 @@ def test_who_only_edits_is_lent_no_copies_and_who_keeps_gets_memory_of_its_own(m
         kept = nnsight.save([])
         for _ in tracer.iter[:]:
             kept.append(model.first.output)
+    assert not copied and len(alike) == 16  # nothing that could have to be given back
+    with model.trace(x) as tracer:
+        edited = nnsight.save([])
+        for _ in tracer.iter[:]:
+            model.first.output[:] += 1
+            edited.append(model.first.output)
+        again = nnsight.save(tracer.result)
     assert [tuple(mine.shape) for _, mine, _ in copied] == [(1, 4)] * 8
-    assert len({one.untyped_storage().data_ptr() for one in kept}) == 9
-    assert all(one.untyped_storage().nbytes() == 16 and not one.is_inference() for one in kept)
-    wanted, plain = x, []
+    for found in (kept, edited):
+        assert len({one.untyped_storage().data_ptr() for one in found}) == 9
+        assert all(one.untyped_storage().nbytes() == 16 and not one.is_inference() for one in found)
+    wanted, plain, first = x, [], []
     with torch.no_grad():
         for _ in range(9):
-            first = module.first(wanted) + 1
-            wanted = first + module.second(torch.tanh(first))
+            first.append(module.first(wanted) + 1)
+            wanted = first[-1] + module.second(torch.tanh(first[-1]))
         for _ in range(9):
             plain.append(module.first(x))
             x = module(x)
-    torch.testing.assert_close(end, wanted)
-    torch.testing.assert_close(kept, plain)
+    torch.testing.assert_close([end, again], [wanted] * 2)
+    torch.testing.assert_close([kept, edited], [plain, first])
 
 
 def test_where_a_layout_looks_before_it_tells_rows_are_lent_the_usual_way(alike):
@@ -390,7 +398,7 @@ def test_nothing_is_held_when_the_requests_are_over(module):
     engine.where = {}
     engine.forwards._who = None
     gc.collect()
-    assert engine.forwards._steady is None and engine.forwards.steady is None
+    assert engine.forwards._steady is None
     assert made and all(one() is None for one in made)
 
 

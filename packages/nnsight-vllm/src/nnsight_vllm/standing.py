@@ -84,7 +84,7 @@ class Standing:
 
     def _met(self, request: Any, most: int) -> Any:
         params = request.sampling_params
-        if params is not None:
+        if params is not None and (params.extra_args is not None or self.installed):
             check(params.extra_args)
             self.mark(params)
             tokens = len(request.prompt_token_ids or ())

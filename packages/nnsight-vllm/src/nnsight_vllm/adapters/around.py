@@ -52,8 +52,8 @@ class Around(ABC):
         """Return the blocks of the cache that requests have."""
 
     def arrive(self, new: Any, scheduler_output: Any) -> None:
-        """Tell the stage of a new request."""
-        if new.sampling_params is not None:
+        """Tell the stage of a new request, if it says anything that could concern it."""
+        if new.sampling_params is not None and new.sampling_params.extra_args:
             count = scheduler_output.num_scheduled_tokens[new.req_id]
             prompt = new.prompt_embeds if new.prompt_token_ids is None else new.prompt_token_ids
             whole = new.num_computed_tokens == 0 and count == len(prompt)
@@ -72,7 +72,7 @@ class Around(ABC):
         finally:
             if runner.execute_model_state is None:
                 # No tokens are drawn here: nothing was to do, an error, or another stage of a pipeline.
-                self.end(output)
+                self.tell(self.stage.end(), output)
 
     def compute_logits(self, call: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
         if self.aside:
@@ -83,8 +83,7 @@ class Around(ABC):
         self.stage.after_layers(hidden.shape[0])
         return self.stage.show("logits", call(hidden, *args, **kwargs))
 
-    def end(self, output: Any) -> None:
-        """End a step; what was handed out for it says which requests need not go on."""
-        ended = self.stage.end()
+    def tell(self, ended: dict[str, str | None], output: Any) -> None:
+        """Let what was handed out for a step say which requests need not go on."""
         if ended and output is not None:
             getattr(output, self.held, output).nnsight_ended = ended

@@ -58,4 +58,5 @@ class AroundV1(Around):
             return output
         finally:
             self.aside = False
-            self.end(output)
+            if ended := self.stage.end():
+                self.tell(ended, output)

@@ -57,4 +57,5 @@ class AroundV2(Around):
             output = call(*args, **kwargs)
             return output
         finally:
-            self.end(output)
+            if ended := self.stage.end():
+                self.tell(ended, output)

@@ -18,6 +18,7 @@ class Batch:
         layout: how rows lie in the values of its layers.
 
     Attributes:
+        changes, requests, counts, total: as they were given, and `layout.total`: another forward with the same is alike.
         names: the runs by what the engine calls their requests.
         rows: where those of each lie.
         even: whether each request has one row in all values of the forward.
@@ -31,8 +32,8 @@ class Batch:
         counts: Sequence[int] | None,
         layout: PlainLayout,
     ) -> None:
-        self._like = (changes, list(requests), counts if counts is None else list(counts), layout.total)
-        self.layout = layout
+        self.changes, self.requests, self.counts = changes, list(requests), counts if counts is None else list(counts)
+        self.layout, self.total = layout, layout.total
         self.names: dict[str, ServedRun] = {}
         self.rows: dict[ServedRun, Rows] = {}
         self.even = len(requests) == layout.total
@@ -46,10 +47,6 @@ class Batch:
                 self.rows[run] = (at, count)
                 self._positions[run] = (position, 1)
             at += count
-
-    def is_of(self, changes: int, requests: Sequence[str], counts: Sequence[int] | None, total: int) -> bool:
-        """Say whether another forward has the same requests with as many rows, and nothing has changed among them."""
-        return self._like == (changes, requests, counts, total)
 
     def after_layers(self, count: int) -> tuple[dict[ServedRun, Rows], PlainLayout]:
         """Return where rows lie in values that have one for each of `count` requests, and how."""

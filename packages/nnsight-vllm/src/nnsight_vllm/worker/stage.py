@@ -93,7 +93,7 @@ class Stage:
         self._last = frozenset(getattr(self.model, name)._place() for name in NAMES)
         #: Whether it is known of the forward that is on that nobody asks for anything but what modules give.
         self.unasked = True
-        self._forward: AbstractContextManager[None] = nullcontext()
+        self._forward: Any = nullcontext()
         #: Who took part in the last forward, and who does in the one that is on.
         self._batch: Batch | None = None
         self._taking_part: Batch | None = None
@@ -299,13 +299,20 @@ class Stage:
             counts: how many tokens each has; None if each has one.
             total: how many rows the values have, padding included.
         """
-        self.unasked = True
         if not self.runs:
+            self.unasked = True
             return
         batch, changes = self._batch, self.forwards.changes
-        if batch is None or not batch.is_of(changes, requests, counts, total):
-            # Most steps are like the one before, and of many requests each look at all of them counts.
+        # Most steps are like the one before, and of many requests each look at all of them counts.
+        if (
+            batch is None
+            or batch.requests != requests
+            or batch.changes != changes
+            or batch.counts != counts
+            or batch.total != total
+        ):
             self._batch = batch = Batch(self.runs, changes, requests, counts, self._layout(total))
+            self.unasked = True
         if not batch.rows:
             return
         if self.pipeline is not None:
@@ -313,9 +320,9 @@ class Stage:
         forward = self.forwards.forward(batch.rows, batch.layout, batch.even)
         forward.__enter__()
         # Not before: a step that could not begin is not ended, or what the last one had would be given back twice.
-        self._forward, self._taking_part = forward, batch
-        steady = self.forwards.steady
-        self.unasked = steady is not None and steady.leaves_alone(self._last)
+        self._taking_part = batch
+        if forward is not self._forward:
+            self._forward, self.unasked = forward, forward.leaves_alone(self._last)
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.

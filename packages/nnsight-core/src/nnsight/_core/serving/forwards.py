@@ -8,7 +8,7 @@ is the end of its own run: the model goes on, and so do the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from .graphs import Graphs
 from .group import form_groups
 from .joint import Check
 from .lent import Lent
-from .oneforward import OneForward, Who
+from .oneforward import OneForward, Surrounding, Who
 from .parts import Parts
 from .steady import Steady, steady
 from .watch import Watch
@@ -74,9 +74,8 @@ class Forwards(Interleaver):
         #: How many forwards there were, and in which of them each place was entered last, but for the one that is on.
         self.count = 0
         self.last: dict[Place, int] = {}
-        #: What is done in each forward while nothing changes, and that again while one of those is on.
+        #: What is done in each forward while nothing changes.
         self._steady: Steady | None = None
-        self.steady: Steady | None = None
 
     @staticmethod
     def current() -> Forwards | None:
@@ -96,9 +95,7 @@ class Forwards(Interleaver):
         self.rigging.follow()
         self.tap()
 
-    def forward(
-        self, taking_part: Mapping[ServedRun, Rows], layout: Layout, even: bool = False
-    ) -> AbstractContextManager[None]:
+    def forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout, even: bool = False) -> Surrounding:
         """Surround one forward of the engine, from the model's call to the tokens that are drawn.
 
         Args:
@@ -114,6 +111,7 @@ class Forwards(Interleaver):
         if even:
             found = self._steady = steady(self, taking_part, layout, self._sorted(taking_part).runs)
             if found is not None:
+                self.leave = found.leave  # type: ignore[method-assign]  # on the way of every step
                 return found
         return OneForward(self, taking_part, layout)
 
@@ -122,6 +120,11 @@ class Forwards(Interleaver):
         if self._steady is not None:
             self.rigging.widen()
             self._steady = None
+            self.leave_as_usual()
+
+    def leave_as_usual(self) -> None:
+        """Ask those who wait, and not what is known of forwards that are alike, where places are come out of."""
+        vars(self).pop("leave", None)
 
     def _begin_forward(self, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
         if not self.tapped:
@@ -240,11 +243,7 @@ class Forwards(Interleaver):
         counts[place] = visit + 1
         return value if here is None else here.value
 
-    def leave(self, place: Place, value: Any, visit: int) -> Any:
-        """Come out of a place where somebody waits."""
-        if self.steady is not None:
-            return self.steady.leave(place, value)
-        return self.leave_in_full(place, value, visit)
+    leave = Interleaver.leave_in_full
 
     def _arrive(
         self, queue: dict[Place, list[Mediator]], place: Place, stage: str, value: Any, visit: int

@@ -32,7 +32,19 @@ class Loan:
         layout, path: how rows lie there, and where it is.
     """
 
-    __slots__ = ("_copies", "_layout", "_parts", "_path", "_plain", "_round", "_rows", "_several", "_wanted")
+    __slots__ = (
+        "_copies",
+        "_layout",
+        "_length",
+        "_parts",
+        "_path",
+        "_plain",
+        "_round",
+        "_rows",
+        "_several",
+        "_wanted",
+        "reads_only",
+    )
 
     def __init__(self, rows: Any, rounds: Rounds, layout: Layout, path: str) -> None:
         self._several: Several | None = rows if isinstance(rows, Several) else None
@@ -42,37 +54,46 @@ class Loan:
         assert rounds.round is not None, "it is lent what a round asks for"
         self._round, self._wanted = rounds.round, rounds.parts
         self._layout, self._path = layout, path
+        #: Whether there is never anything to be taken back.
+        self.reads_only = rounds.round.reads_only
         #: Whether what all requests do together is known to be one operation on plain rows each time.
         self._plain = self._several is None
-        #: What is lent of what lies there, as it was found the last time.
+        #: What is lent of what lies there, as it was found the last time, and how many values that tuple had, if it was one.
         self._parts: list[Part] | None = None
+        self._length: int | None = None
         #: What the engine has of what was copied in this forward, the copy, and how often that had been edited then.
         self._copies: list[tuple[torch.Tensor, torch.Tensor, int]] = []
 
     def lend(self, value: Any) -> Any:
         """Return what the body is to have of what lies there; None if that is for the usual way to find out."""
-        parts = self._parts
-        if parts is None or not _is_like(value, parts):
-            parts = self._parts = self._look(value)
-            if parts is None:
-                return None
-        given: list[Any] = list(value) if type(value) is tuple else [value]
-        for part in parts:
-            view: Any = given[part.at]
-            if part.cut is not None:
-                view = view.narrow(*part.cut)
+        length = len(value) if type(value) is tuple else None
+        if length != self._length or self._parts is None:
+            return self._lend_anew(value)
+        given: list[Any] = [value] if length is None else list(value)
+        for at, shape, dtype, cut, spare in self._parts:
+            view: Any = given[at]
+            if type(view) is not torch.Tensor or view.shape != shape or view.dtype is not dtype:
+                return self._lend_anew(value)
+            if cut is not None:
+                view = view[cut]
             if not self._round.edits_only:
-                spare = part.spare or part.set_aside(view)
-                mine = spare.pop().copy_(view)
-                self._copies.append((view, mine, mine._version))
+                mine = (spare or _set_aside(spare, view)).pop().copy_(view)
+                if not self.reads_only:
+                    self._copies.append((view, mine, mine._version))
                 view = mine
             if not self._plain:
                 several = self._several
                 assert several is not None
                 view = Together(several.group, several.runs, view, several.counts)
-            given[part.at] = view
+            given[at] = view
         # What is no part stays the engine's: the body never has it in hand.
-        return tuple(given) if type(value) is tuple else given[0]
+        return given[0] if length is None else tuple(given)
+
+    def _lend_anew(self, value: Any) -> Any:
+        """Do it after a look at what lies there."""
+        self._copies.clear()
+        self._parts, self._length = self._look(value), len(value) if type(value) is tuple else None
+        return None if self._parts is None else self.lend(value)
 
     def _look(self, value: Any) -> list[Part] | None:
         """Find out what is to be lent of what lies there."""
@@ -118,38 +139,31 @@ class Part(NamedTuple):
     Attributes:
         at: its number in the tuple.
         shape, dtype: its own.
-        cut: what `narrow` takes to give the rows; None if they are all of it.
+        cut: the index that gives the rows; None if they are all of it.
         spare: memory for copies.
     """
 
     at: int
     shape: torch.Size
     dtype: torch.dtype
-    cut: tuple[int, int, int] | None
+    cut: tuple[slice, ...] | None
     spare: list[torch.Tensor]
 
-    def set_aside(self, view: torch.Tensor) -> list[torch.Tensor]:
-        """Make memory for copies of what is like this, and return it."""
-        many = max(1, min(_AHEAD, _MOST // (view.numel() * view.element_size() or 1)))
-        self.spare.extend(plainly(lambda: [torch.empty_like(view) for _ in range(many)]))
-        for made in self.spare:
-            setattr(made, OWN, True)
-        return self.spare
+
+def _set_aside(spare: list[torch.Tensor], view: torch.Tensor) -> list[torch.Tensor]:
+    """Make memory for copies of what is like this, and return it."""
+    many = max(1, min(_AHEAD, _MOST // (view.numel() * view.element_size() or 1)))
+    spare.extend(plainly(lambda: [torch.empty_like(view) for _ in range(many)]))
+    for made in spare:
+        setattr(made, OWN, True)
+    return spare
 
 
-def _is_like(value: Any, parts: list[Part]) -> bool:
-    """Say whether what lies there is as it was found."""
-    for at, shape, dtype, _, _ in parts:
-        tensor = value[at] if type(value) is tuple else value
-        if type(tensor) is not torch.Tensor or tensor.shape != shape or tensor.dtype is not dtype:
-            return False
-    return True
-
-
-def _cut(tensor: torch.Tensor, view: torch.Tensor) -> tuple[int, int, int] | None:
-    """Return what `narrow` takes to give this view of a tensor, which is shorter along one dimension at most."""
+def _cut(tensor: torch.Tensor, view: torch.Tensor) -> tuple[slice, ...] | None:
+    """Return the index that gives this view of a tensor, which is shorter along one dimension at most."""
     for dim, (all_, some) in enumerate(zip(tensor.shape, view.shape)):
         if all_ != some:
             # Where all entries are one, any of them does.
-            return dim, (view.storage_offset() - tensor.storage_offset()) // max(tensor.stride(dim), 1), some
+            start = (view.storage_offset() - tensor.storage_offset()) // max(tensor.stride(dim), 1)
+            return (*[slice(None)] * dim, slice(start, start + some))
     return None

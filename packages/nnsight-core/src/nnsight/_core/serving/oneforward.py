@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..batching import Layout, Rows
+from ..sites import Place
 from ..taps import running
 from ..turns import getcurrent
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from .request import ServedRun
 
 
-class Surrounding:
+class Surrounding(ABC):
     """What surrounds a forward: while it is on, the taps that are gone through here ask the forwards.
 
     Classes, since every step of an engine goes through one.
@@ -30,6 +32,16 @@ class Surrounding:
         self._forwards = forwards
         self.taking_part = taking_part
         self._layout = layout
+
+    @abstractmethod
+    def __enter__(self) -> None: ...
+
+    @abstractmethod
+    def __exit__(self, *error: object) -> None: ...
+
+    def leaves_alone(self, places: frozenset[Place]) -> bool:
+        """Say whether it is known that nobody is to be served at these places, whatever comes."""
+        return False
 
     def _begin(self) -> None:
         current = self._current = self._forwards.model = getcurrent()

@@ -91,6 +91,7 @@ class Round(NamedTuple):
         counter: the name that stands for the number of the step.
         binds: the names that it may bind.
         edits_only: whether all that it does is to edit the value in place, always, so that nothing of it is kept.
+        reads_only: whether it edits nothing in place, whatever that is.
         is_plain: whether it does so at the same places in each round, with what has the same shape and is not of the value.
         saves: whether it may mark something as saved.
         is_brief: whether nothing of it is gone through more than once.
@@ -100,6 +101,7 @@ class Round(NamedTuple):
     counter: str
     binds: tuple[str, ...]
     edits_only: bool
+    reads_only: bool
     is_plain: bool
     saves: bool
     is_brief: bool
@@ -123,10 +125,11 @@ def round_of(block: Block, loop: ast.For, asking: list[ast.Attribute], saves: bo
     stored = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     binds = sorted({loop.target.id, *stored})
     edits_only = not saves and all(_is_edit(statement, asked) for statement in loop.body)
+    reads_only = not any(_may_edit(node) for node in ast.walk(body))
     is_plain = edits_only and all(_is_plain(statement, asked) for statement in loop.body)
     is_brief = not any(isinstance(node, ast.For) for node in ast.walk(body))
     code = _function(block, body, binds)
-    return Round(code, loop.target.id, tuple(binds), edits_only, is_plain, saves, is_brief)
+    return Round(code, loop.target.id, tuple(binds), edits_only, reads_only, is_plain, saves, is_brief)
 
 
 def _function(block: Block, body: ast.Module, binds: list[str]) -> CodeType:
@@ -146,6 +149,11 @@ def _is_edit(statement: ast.stmt, asked: set[int]) -> bool:
         return False
     edited = _edited(statement)
     return len(edited) > 1 and id(edited[-1]) in asked
+
+
+def _may_edit(node: ast.AST) -> bool:
+    """Say whether a part of a round may edit something in place; the methods that it may call do not (`together.py`)."""
+    return isinstance(node, ast.AugAssign) or (isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load))
 
 
 def _is_plain(statement: ast.stmt, asked: set[int]) -> bool:
