@@ -57,15 +57,24 @@ class _Copies:
         self._own = own
         self._seen: set[int] = set()
         self._copies: dict[int, Any] = {}
-        #: The tensors that lie in each storage.
+        #: The tensors that lie in each storage, and those that were the body's own, most of which nobody shares.
         self._stored: dict[int, list[torch.Tensor]] = {}
+        self._owned: list[torch.Tensor] = []
 
     def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return copies of values, by name."""
         for value in values.values():
             self.look(value)
+        if self._stored:
+            for tensor in self._owned:
+                beside = self._stored.get(tensor.untyped_storage()._cdata)
+                if beside is not None:
+                    beside.append(tensor)
         for tensors in self._stored.values():
             self._copy_storage(tensors)
+        for tensor in self._owned:
+            del tensor.__dict__[OWN]
+            self._copies[id(tensor)] = tensor
         return {name: self.copy(value) for name, value in values.items()}
 
     def look(self, value: Any) -> None:
@@ -79,6 +88,9 @@ class _Copies:
             return
         self._seen.add(id(value))
         if kind is torch.Tensor:
+            if _is_own(value):
+                self._owned.append(value)
+                return
             if value.layout is not torch.strided or value.is_quantized or value.is_nested:
                 raise _NotDataError
             if value.is_conj() or value.is_neg():
@@ -113,18 +125,13 @@ class _Copies:
         return self._copies[id(value)]
 
     def _copy_storage(self, tensors: list[torch.Tensor]) -> None:
-        own = [tensor for tensor in tensors if _is_own(tensor)]
-        for tensor in own:
-            del tensor.__dict__[OWN]
-            self._copies[id(tensor)] = tensor
         if len(tensors) == 1:
             (tensor,) = tensors
-            if not own:
-                self._copies[id(tensor)] = tensor.clone() if tensor.is_cpu else tensor.cpu()
+            self._copies[id(tensor)] = tensor.clone() if tensor.is_cpu else tensor.cpu()
             return
         storage = tensors[0].untyped_storage()
-        if own:
-            self._show(storage, [tensor for tensor in tensors if id(tensor) not in self._copies])
+        if any(map(_is_own, tensors)):
+            self._show(storage, [tensor for tensor in tensors if not _is_own(tensor)])
             return
         if storage.nbytes() > 2 * sum(tensor.numel() * tensor.itemsize for tensor in tensors):
             raise _NotDataError  # the bytes take along just the part that is shown

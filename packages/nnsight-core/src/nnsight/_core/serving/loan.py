@@ -19,8 +19,8 @@ from .joint import counts, plainly
 from .rounds import Rounds
 from .together import Several, Together
 
-#: For how many forwards memory is set aside at most, and of how many bytes.
-_AHEAD, _MOST = 16, 1 << 20
+#: For how many forwards memory is set aside at first, and later, and of how many bytes at most.
+_FIRST, _AHEAD, _MOST = 8, 64, 1 << 20
 
 
 class Loan:
@@ -33,6 +33,7 @@ class Loan:
     """
 
     __slots__ = (
+        "_ahead",
         "_copies",
         "_layout",
         "_length",
@@ -61,6 +62,8 @@ class Loan:
         #: What is lent of what lies there, as it was found the last time, and how many values that tuple had, if it was one.
         self._parts: list[Part] | None = None
         self._length: int | None = None
+        #: For how many forwards memory is set aside next.
+        self._ahead = _FIRST
         #: What the engine has of what was copied in this forward, the copy, and how often that had been edited then.
         self._copies: list[tuple[torch.Tensor, torch.Tensor, int]] = []
 
@@ -77,7 +80,7 @@ class Loan:
             if cut is not None:
                 view = view[cut]
             if not self._round.edits_only:
-                mine = (spare or _set_aside(spare, view)).pop().copy_(view)
+                mine = (spare or self._set_aside(spare, view)).pop().copy_(view)
                 if not self.reads_only:
                     self._copies.append((view, mine, mine._version))
                 view = mine
@@ -88,6 +91,13 @@ class Loan:
             given[at] = view
         # What is no part stays the engine's: the body never has it in hand.
         return given[0] if length is None else tuple(given)
+
+    def _set_aside(self, spare: list[torch.Tensor], view: torch.Tensor) -> list[torch.Tensor]:
+        """Make memory for copies of what is like this, and return it."""
+        many = max(1, min(self._ahead, _MOST // (view.numel() * view.element_size() or 1)))
+        self._ahead = _AHEAD
+        spare.extend(plainly(_made_like, view, many))
+        return spare
 
     def _lend_anew(self, value: Any) -> Any:
         """Do it after a look at what lies there."""
@@ -150,13 +160,11 @@ class Part(NamedTuple):
     spare: list[torch.Tensor]
 
 
-def _set_aside(spare: list[torch.Tensor], view: torch.Tensor) -> list[torch.Tensor]:
-    """Make memory for copies of what is like this, and return it."""
-    many = max(1, min(_AHEAD, _MOST // (view.numel() * view.element_size() or 1)))
-    spare.extend(plainly(lambda: [torch.empty_like(view) for _ in range(many)]))
-    for made in spare:
-        setattr(made, OWN, True)
-    return spare
+def _made_like(view: torch.Tensor, many: int) -> list[torch.Tensor]:
+    made = [torch.empty_like(view) for _ in range(many)]
+    for one in made:
+        setattr(one, OWN, True)
+    return made
 
 
 def _cut(tensor: torch.Tensor, view: torch.Tensor) -> tuple[slice, ...] | None:
