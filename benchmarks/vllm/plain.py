@@ -25,10 +25,8 @@ class Setting:
     """
 
     def __init__(self, folder: Path) -> None:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         from nnsight import VLLM
+        from vllm import LLM
 
         self.transformers = _checkpoint(folder)
         options: dict[str, Any] = {
@@ -41,7 +39,7 @@ class Setting:
             "enforce_eager": True,
             "skip_tokenizer_init": True,
         }
-        self.engine = LLMEngine.from_engine_args(EngineArgs(model=str(folder), **options))
+        self.engine = LLM(model=str(folder), **options).llm_engine
         self.model = VLLM(str(folder), dispatch=True, **options)
         draw = random.Random(0)
         self.prompts = [[draw.randrange(4, _VOCABULARY) for _ in range(16)] for _ in range(REQUESTS)]

@@ -2,13 +2,13 @@
 
     python benchmarks/vllm/run.py [--rounds 15] [--only steer] [--json FILE]
 
-Two engines with the same small Llama run in this process, on its CPU: vLLM's own (`plain.py`), which knows nothing of ours,
-and one behind `VLLM`. A round runs every row once, in changing order, and beside it the same requests in plain vLLM, a step
-of one after a step of the other, so a machine that slows down does so for both. A row's figure is plain vLLM's time divided
-by the row's own (tokens per second, relative); shown is the median over the rounds, and beside it that of a hook which does
-as much, written by hand for this model. Time is that of the processor, all threads together: being interrupted costs nothing.
-Where the standard error leaves open whether the target is reached, it says so. Before anything is timed, values and tokens
-are compared with transformers'.
+Two engines with the same small Llama run in this process, on its CPU: that of `vllm.LLM` (`plain.py`), which knows nothing of
+ours, and one behind `VLLM`. A round runs every row once, in changing order, and beside it the same requests in plain vLLM, a
+step of one after a step of the other, so a machine that slows down does so for both. A row's figure is plain vLLM's time
+divided by the row's own (tokens per second, relative); shown is the median over the rounds, and beside it that of a hook
+which does as much, written by hand for this model. Time is that of the processor, all threads together: being interrupted
+costs nothing. Where the standard error leaves open whether the target is reached, it says so. Before anything is timed,
+values and tokens are compared with transformers'.
 """
 
 from __future__ import annotations

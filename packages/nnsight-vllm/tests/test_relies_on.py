@@ -225,6 +225,13 @@ def test_what_vllm_compiles_and_how_weights_come_before_that():
     sets("vllm.config.load:LoadConfig", "load_format")
 
 
+def test_how_vllms_own_llm_starts_an_engine():
+    made = source("vllm.entrypoints.llm:LLM.__init__")
+    assert 'kwargs["disable_log_stats"] = True' in made and "usage_context=UsageContext.LLM_CLASS" in made
+    for kind in ("llm_engine:LLMEngine", "async_llm:AsyncLLM"):
+        takes(f"vllm.v1.engine.{kind}.from_engine_args", "engine_args", "usage_context")
+
+
 def test_a_run_of_no_request():
     takes(f"{V1}._dummy_run", "num_tokens")
 

@@ -48,9 +48,9 @@ class VLLM(ServedModel):
             likes.
         taps: the sites that bodies will ask for, for an engine that runs compiled graphs and stops there only:
             `["model.layers.5.output", "model.layers.9.mlp.input"]`. By default it runs no graphs, and stops everywhere.
-        options: of vLLM's engine (`tensor_parallel_size=`, `dtype=`, `max_model_len=`, ...). With
-            `distributed_executor_backend="ray"` also `cluster_seconds=` (60): how long the cluster may take to answer, and to
-            have devices free.
+        options: of vLLM's engine (`tensor_parallel_size=`, `dtype=`, `max_model_len=`, ...), with the defaults of `vllm.LLM`
+            but for graphs. With `distributed_executor_backend="ray"` also `cluster_seconds=` (60): how long the cluster may
+            take to answer, and to have devices free.
 
     Example::
 

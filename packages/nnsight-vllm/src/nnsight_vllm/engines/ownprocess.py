@@ -127,9 +127,11 @@ class Running:
 
     async def _start(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**options_of(self.options)))
+        args = AsyncEngineArgs(**options_of(self.options))
+        llm = AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         try:
             self.standing.watch(llm)
             # relies on: `output_handler` runs as long as the engine does, and ends when that dies, vLLM 0.30 to 0.33.
