@@ -137,7 +137,7 @@ def dpt() -> Kind:
     config = transformers.DPTConfig(**sizes, **_DEPTHS, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False)
     make = functools.partial(seeded, transformers.DPTForDepthEstimation, config)
     made = of_images("depth-estimation", make, transformers.DPTImageProcessor, 32)
-    made.rounding = 1e-2  # values in the hundreds
+    made.rounding = 1e-1  # values over ten thousand
     return made
 
 
@@ -157,7 +157,9 @@ def depth_anything() -> Kind:
         backbone_config=backbone, patch_size=7, reassemble_hidden_size=32, head_hidden_size=8, **_DEPTHS
     )
     make = functools.partial(seeded, transformers.DepthAnythingForDepthEstimation, config)
-    return of_images("depth-estimation", make, transformers.DPTImageProcessor, 28)
+    made = of_images("depth-estimation", make, transformers.DPTImageProcessor, 28)
+    made.rounding = 1e-2  # values in the thousands
+    return made
 
 
 @kind
@@ -166,7 +168,9 @@ def swin2sr() -> Kind:
         image_size=16, patch_size=1, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4, upscale=2
     )
     make = functools.partial(seeded, transformers.Swin2SRForImageSuperResolution, config)
-    return of_images("image-to-image", make, transformers.Swin2SRImageProcessor)
+    made = of_images("image-to-image", make, transformers.Swin2SRImageProcessor)
+    made.rounding = 1e-2  # values in the thousands
+    return made
 
 
 @kind
