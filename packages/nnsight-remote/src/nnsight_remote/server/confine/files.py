@@ -37,11 +37,15 @@ def landlock_version() -> int:
 def code_folders() -> list[Path]:
     """Where code that can be imported lies, and the libraries that it loads."""
     known = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages(), *sys.path]
-    system = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", "/sys/devices/system/cpu"]
+    system = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"]
+    # Kernels of torch ask what the processor can do when the first of them runs, and fail if they are not told.
+    processor = ["/proc/cpuinfo", "/sys/devices/system/cpu"]
     # An empty entry of the path, or the folder that the server was started in, is no place of installed code.
     here = os.getcwd()
     return [
-        Path(name) for name in dict.fromkeys([*known, *system]) if name and os.path.realpath(name) not in (here, "/")
+        Path(name)
+        for name in dict.fromkeys([*known, *system, *processor])
+        if name and os.path.realpath(name) not in (here, "/")
     ]
 
 
