@@ -88,8 +88,8 @@ def test_invokes(model: Any, net: Toy) -> None:
             model.layers[0].output[:] = 0
             other = model.output.save()
             unsaved = model.head
-    assert torch.allclose(one, net(x), atol=1e-5)
-    assert torch.allclose(other, Hooked(net, y, edits={"layers.0": torch.zeros_like}).result, atol=1e-5)
+    assert torch.allclose(one, net(x), atol=1e-6)
+    assert torch.allclose(other, Hooked(net, y, edits={"layers.0": torch.zeros_like}).result, atol=1e-6)
     with pytest.raises(NameError):
         unsaved
 

@@ -227,9 +227,9 @@ def test_each_invoke_writes_its_own_rows(model: Any, net: Toy) -> None:
         return value
 
     one = same_after(net, "layers.1.attn", torch.ones_like)
-    assert torch.allclose(first, same_after(net, "layers.1.attn", zero), atol=1e-5)
-    assert torch.allclose(second, one, atol=1e-5) and torch.allclose(third, one, atol=1e-6)
-    assert torch.allclose(last, net(rows()), atol=1e-5)
+    assert torch.allclose(first, same_after(net, "layers.1.attn", zero), atol=1e-6)
+    assert torch.allclose(second, one, atol=1e-6) and torch.allclose(third, one, atol=1e-6)
+    assert torch.allclose(last, net(rows()), atol=1e-6)
 
 
 def test_a_read_map_may_choose_from_a_tuple() -> None:
@@ -329,7 +329,7 @@ def test_a_provided_value_has_rows(providing: Any) -> None:
     torch.testing.assert_close(a, torch.tanh(x))
     torch.testing.assert_close(b, torch.tanh(y))
     inner, last = providing._module[0].inner, providing._module[1]
-    assert torch.allclose(out, last(inner(torch.zeros(2, 4))), atol=1e-5)
+    assert torch.allclose(out, last(inner(torch.zeros(2, 4))), atol=1e-6)
 
 
 def test_without_a_run_a_provided_value_passes(providing: Any) -> None:

@@ -175,15 +175,21 @@ def test_what_is_handed_over_is_the_callers_own_and_shares_what_was_shared():
     assert not made["x"].is_inference()
 
 
-def test_what_was_made_for_one_body_is_handed_over_itself(module):
-    engine = ToyEngine(module, steps=6)
-    serve, handed = engine.serve, []
+def keep_and_hand_over(module, steps, between=lambda values: None):
+    """Keep a value and a part of it in each step; return both as handed over, and the values as the engine had them.
 
-    def keep(bodies, inputs):
-        handed.append(serve(bodies, inputs)[0])
-        return [hand_over(handed[0])]
+    `between` is called with those, before they are handed over.
+    """
+    engine = ToyEngine(module, steps=steps)
+    serve, inside = engine.serve, []
 
-    engine.serve = keep
+    def served(bodies, inputs):
+        (found,) = serve(bodies, inputs)
+        inside.extend(found["kept"])
+        between(inside)
+        return [hand_over(found)]
+
+    engine.serve = served
     model = Served(engine)
     with model.trace(torch.ones(1, 4)) as tracer:
         kept, again = nnsight.save([]), nnsight.save([])
@@ -191,7 +197,11 @@ def test_what_was_made_for_one_body_is_handed_over_itself(module):
             value = model.first.output
             kept.append(value)
             again.append(value[:, :2])
-    inside = handed[0]["kept"]
+    return kept, again, inside
+
+
+def test_what_was_made_for_one_body_is_handed_over_itself(module):
+    kept, again, inside = keep_and_hand_over(module, 6)
     # In the first step it had a turn, and was lent a copy of another kind.
     assert [mine is theirs for mine, theirs in zip(kept, inside)] == [False, True, True, True, True, True]
     assert all(not vars(value) for value in kept)
@@ -202,18 +212,7 @@ def test_what_was_made_for_one_body_is_handed_over_itself(module):
 
 
 def test_what_is_handed_over_can_be_edited_with_gradients_and_asks_for_none(module):
-    engine = ToyEngine(module, steps=4)
-    serve = engine.serve
-    engine.serve = lambda bodies, inputs: [hand_over(found) for found in serve(bodies, inputs)]
-    model = Served(engine)
-    with model.trace(torch.ones(1, 4)) as tracer:
-        kept, again = nnsight.save([]), nnsight.save([])
-        for _ in tracer.iter[:]:
-            value = model.first.output
-            kept.append(value)
-            again.append(value[:, :2])
-        with torch.inference_mode(False):
-            kept[2].requires_grad_()
+    kept, again, _ = keep_and_hand_over(module, 4, between=lambda values: values[2].requires_grad_())
     assert not any(value.requires_grad for value in (*kept, *again))
     for part in again:
         part.add_(torch.ones(2, requires_grad=True))  # torch refuses that of what was made a view in inference mode

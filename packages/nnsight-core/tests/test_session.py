@@ -73,7 +73,7 @@ def test_invokes_edits_and_scans_in_a_session(model: Any, net: Toy) -> None:
     assert size == 8
     for seed, out in ((1, one), (2, other)):
         want = Hooked(net, rows(seed=seed), edits={"layers.0": torch.zeros_like}).result
-        assert torch.allclose(out, want, atol=1e-5)
+        assert torch.allclose(out, want, atol=1e-6)
 
 
 def test_an_error_leaves_the_session_and_nothing_stays_active(model: Any, net: Toy) -> None:

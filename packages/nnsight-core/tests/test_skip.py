@@ -156,10 +156,10 @@ def test_one_invoke_skips_and_the_other_does_not(model: Any, net: Toy) -> None:
         with tracer.invoke(y):
             inside = model.layers[1].mlp.output
             other = model.output
-    assert torch.allclose(one, Hooked(net, x, edits={"layers.1": torch.ones_like}).result, atol=1e-5)
+    assert torch.allclose(one, Hooked(net, x, edits={"layers.1": torch.ones_like}).result, atol=1e-6)
     hooked = Hooked(net, y)
-    assert torch.allclose(other, hooked.result, atol=1e-5)
-    assert torch.allclose(inside, hooked["layers.1.mlp"], atol=1e-5)
+    assert torch.allclose(other, hooked.result, atol=1e-6)
+    assert torch.allclose(inside, hooked["layers.1.mlp"], atol=1e-6)
 
 
 def test_all_invokes_skip(model: Any, net: Toy) -> None:
@@ -171,8 +171,8 @@ def test_all_invokes_skip(model: Any, net: Toy) -> None:
         with tracer.invoke(y):
             model.layers[1].skip(torch.zeros(3, 8))
             other = model.output
-    assert torch.allclose(one, Hooked(net, x, edits={"layers.1": torch.ones_like}).result, atol=1e-5)
-    assert torch.allclose(other, Hooked(net, y, edits={"layers.1": torch.zeros_like}).result, atol=1e-5)
+    assert torch.allclose(one, Hooked(net, x, edits={"layers.1": torch.ones_like}).result, atol=1e-6)
+    assert torch.allclose(other, Hooked(net, y, edits={"layers.1": torch.zeros_like}).result, atol=1e-6)
 
 
 def test_an_invoke_over_the_whole_batch_skips_for_all(model: Any, net: Toy) -> None:
@@ -188,7 +188,7 @@ def test_an_invoke_over_the_whole_batch_skips_for_all(model: Any, net: Toy) -> N
     assert not calls
     for seed, out in ((1, one), (2, other)):
         want = Hooked(net, rows(seed=seed), edits={"layers.1": torch.ones_like}).result
-        assert torch.allclose(out, want, atol=1e-5)
+        assert torch.allclose(out, want, atol=1e-6)
 
 
 def test_a_value_with_other_rows_is_refused(model: Any) -> None:

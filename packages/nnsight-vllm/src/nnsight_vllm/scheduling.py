@@ -71,10 +71,7 @@ class TracedScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take in a request. What is computed of a prompt that is edited is no other's, unless it has the same edits."""
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
-        if not extra:
-            super().add_request(request)
-            return
-        traced = is_traced(request)
+        traced = bool(extra) and is_traced(request)
         if isinstance(extra, dict) and request.request_id not in self.requests and (SALT in extra or traced):
             of_edits = request.request_id if traced else extra[SALT]
             request.cache_salt = f"{request.cache_salt or ''}/nnsight/{of_edits}"
@@ -102,8 +99,6 @@ class TracedScheduler(Scheduler):
         # No prompt is cut that need not be, and those make room who are last in `running`.
         config = self.scheduler_config
         policy, threshold = self.policy, config.long_prefill_token_threshold
-        if policy is SchedulingPolicy.FCFS and not threshold and not (paused or held):
-            return super().schedule(*args, **kwargs)  # as most are
         self.policy, config.long_prefill_token_threshold = SchedulingPolicy.FCFS, 0
         try:
             return super().schedule(*args, **kwargs)

@@ -72,7 +72,7 @@ class Around(ABC):
         finally:
             if runner.execute_model_state is None:
                 # No tokens are drawn here: nothing was to do, an error, or another stage of a pipeline.
-                self.tell(self.stage.end(), output)
+                self.end(output)
 
     def compute_logits(self, call: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
         if self.aside:
@@ -83,7 +83,8 @@ class Around(ABC):
         self.stage.after_layers(hidden.shape[0])
         return self.stage.show("logits", call(hidden, *args, **kwargs))
 
-    def tell(self, ended: dict[str, str | None], output: Any) -> None:
-        """Let what was handed out for a step say which requests need not go on."""
+    def end(self, output: Any) -> None:
+        """End a step; what was handed out for it says which requests need not go on."""
+        ended = self.stage.end()
         if ended and output is not None:
             getattr(output, self.held, output).nnsight_ended = ended

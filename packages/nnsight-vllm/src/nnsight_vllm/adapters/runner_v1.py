@@ -58,5 +58,4 @@ class AroundV1(Around):
             return output
         finally:
             self.aside = False
-            if ended := self.stage.end():
-                self.tell(ended, output)
+            self.end(output)

@@ -57,5 +57,4 @@ class AroundV2(Around):
             output = call(*args, **kwargs)
             return output
         finally:
-            if ended := self.stage.end():
-                self.tell(ended, output)
+            self.end(output)

@@ -18,7 +18,7 @@ class Batch:
         layout: how rows lie in the values of its layers.
 
     Attributes:
-        changes, requests, counts, total: as they were given, and `layout.total`: another forward with the same is alike.
+        changes, requests, counts, layout: as they were given. Another forward with the same, and as many rows, is alike.
         names: the runs by what the engine calls their requests.
         rows: where those of each lie.
         even: whether each request has one row in all values of the forward.
@@ -33,7 +33,7 @@ class Batch:
         layout: PlainLayout,
     ) -> None:
         self.changes, self.requests, self.counts = changes, list(requests), counts if counts is None else list(counts)
-        self.layout, self.total = layout, layout.total
+        self.layout = layout
         self.names: dict[str, ServedRun] = {}
         self.rows: dict[ServedRun, Rows] = {}
         self.even = len(requests) == layout.total

@@ -7,7 +7,7 @@ the same words whatever its version; here those words become runs, steps and row
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -93,7 +93,8 @@ class Stage:
         self._last = frozenset(getattr(self.model, name)._place() for name in NAMES)
         #: Whether it is known of the forward that is on that nobody asks for anything but what modules give.
         self.unasked = True
-        self._forward: Any = nullcontext()
+        #: The forward that is on, or the last one if those that follow may be the same.
+        self._forward: Any = None
         #: Who took part in the last forward, and who does in the one that is on.
         self._batch: Batch | None = None
         self._taking_part: Batch | None = None
@@ -309,7 +310,7 @@ class Stage:
             or batch.requests != requests
             or batch.changes != changes
             or batch.counts != counts
-            or batch.total != total
+            or batch.layout.total != total
         ):
             self._batch = batch = Batch(self.runs, changes, requests, counts, self._layout(total))
             self.unasked = True
@@ -352,7 +353,7 @@ class Stage:
         self._forward.__exit__(None, None, None)
         if self._going_on == (batch, self.forwards.changes):
             return {}
-        self._forward = nullcontext()
+        self._forward = None
         over = {
             request: _said(run.failure)
             for request, run in batch.names.items()

@@ -44,7 +44,6 @@ class Loan:
         "_rows",
         "_several",
         "_wanted",
-        "reads_only",
     )
 
     def __init__(self, rows: Any, rounds: Rounds, layout: Layout, path: str) -> None:
@@ -55,8 +54,6 @@ class Loan:
         assert rounds.round is not None, "it is lent what a round asks for"
         self._round, self._wanted = rounds.round, rounds.parts
         self._layout, self._path = layout, path
-        #: Whether there is never anything to be taken back.
-        self.reads_only = rounds.round.reads_only
         #: Whether what all requests do together is known to be one operation on plain rows each time.
         self._plain = self._several is None
         #: What is lent of what lies there, as it was found the last time, and how many values that tuple had, if it was one.
@@ -81,7 +78,7 @@ class Loan:
                 view = view[cut]
             if not self._round.edits_only:
                 mine = (spare or self._set_aside(spare, view)).pop().copy_(view)
-                if not self.reads_only:
+                if not self._round.reads_only:
                     self._copies.append((view, mine, mine._version))
                 view = mine
             if not self._plain:

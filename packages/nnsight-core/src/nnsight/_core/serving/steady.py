@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ..batching import Layout, Rows
 from ..interleaver import RESULT
 from ..sites import OUTPUT, Place
-from ..taps import running
-from ..turns import getcurrent
 from .loan import Loan
 from .oneforward import Surrounding
 
@@ -74,9 +72,7 @@ class Steady(Surrounding):
 
     def __enter__(self) -> None:
         forwards = self._forwards
-        current = self._current = forwards.model = getcurrent()
-        self._outer = running.get(current)
-        running[current] = forwards
+        self._begin()
         self.left -= 1
         self._met = 0
         self._gone_by += 1
@@ -84,7 +80,7 @@ class Steady(Surrounding):
             forwards.rigging.narrow(self._at)
         forwards.layout = self._layout
         for run, _ in self._bodies:
-            run.model = current
+            run.model = self._current
             run.step += 1
             run.scheduled = True
         for place in self._at:
@@ -114,7 +110,7 @@ class Steady(Surrounding):
             mediator.do_round(given)
             if mediator.raised is not None:
                 self._let_raise(mediator)
-            if not loan.reads_only and loan.take_back():
+            if loan.take_back():
                 run.wrote = True
         return value
 
@@ -142,10 +138,7 @@ class Steady(Surrounding):
             for place in self._at:
                 forwards.at_output.pop(place, None)
             self._let_begin()
-        if self._outer is None:
-            del running[self._current]
-        else:
-            running[self._current] = self._outer
+        self._end()
         for run, _ in self._bodies:
             run.scheduled = False
         forwards.here = forwards.layout = None
