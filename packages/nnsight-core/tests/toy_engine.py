@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 from nnsight import NNsight
-from nnsight.plugin import EngineTracer, Forwards, PlainLayout, begin_edits, decode_bodies, decode_edits, open_trace
+from nnsight.plugin import (
+    EngineTracer,
+    Forwards,
+    PlainLayout,
+    SentBodies,
+    begin_edits,
+    decode_bodies,
+    decode_edits,
+    open_trace,
+)
 
 
 class Network(torch.nn.Module):
@@ -83,7 +92,9 @@ class ToyEngine:
         return run, given[0]
 
     def serve(self, bodies: bytes, inputs: Any) -> list[dict[str, Any]]:
-        sent = decode_bodies(bodies, self.model)
+        return self.serve_sent(decode_bodies(bodies, self.model), inputs)
+
+    def serve_sent(self, sent: SentBodies, inputs: Any) -> list[dict[str, Any]]:
         rows = [args[0] for args, _, _ in inputs]
         runs: dict[int, Any] = {}
         done: dict[int, torch.Tensor] = {}

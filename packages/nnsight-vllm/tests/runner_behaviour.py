@@ -44,6 +44,37 @@ def alone(plain, ids, tokens, at=None, change=None):
     return given[0, len(ids) :].tolist(), seen[-1][0] if seen else None, torch.stack(logits)
 
 
+# Not in a class, where what a loop does is not read off its text.
+def kept_at_each_step(model, prompt, steps):
+    with model.trace(prompt, **GREEDY, max_tokens=steps) as tracer:
+        kept = nnsight.save([])
+        for _ in tracer.iter[:]:
+            kept.append(model.model.layers[1].output)
+    return kept
+
+
+def logits_of_each_step(model, prompt, steps):
+    with model.trace(prompt, **GREEDY, max_tokens=steps) as tracer:
+        kept = nnsight.save([])
+        for _ in tracer.iter[:]:
+            kept.append(model.logits.output[-1])
+    return kept
+
+
+def one_of_each_kind(model):
+    with model.trace() as tracer:
+        with tracer.invoke(PROMPTS[0], **GREEDY, max_tokens=9):
+            kept = nnsight.save([])
+            for _ in tracer.iter[:]:
+                kept.append(model.model.layers[1].output[0])
+        with tracer.invoke(PROMPTS[1], **GREEDY, max_tokens=2):
+            logits = nnsight.save(model.logits.output)
+        with tracer.invoke(PROMPTS[3], **GREEDY, max_tokens=9):
+            table = [0] * 4
+            for step in tracer.iter[:]:
+                x = model.model.layers[1].output[0] + table[step]
+
+
 class RunnerBehaviour:
     """A subclass says which module defines its runner."""
 
@@ -142,6 +173,34 @@ class RunnerBehaviour:
         assert "1 / 0" in "".join(traceback.format_exception(caught.value))
         assert len(steps) < 8
         assert not engine.has_unfinished_requests()
+
+    def test_what_comes_after_the_layers_is_wrapped_only_in_steps_in_which_somebody_wants_it(self, llama, monkeypatch):
+        model, (prompt, *_), steps = llama.served, PROMPTS, 6
+        stage = model.dispatch()._engine.engine.model_executor.driver_worker.worker.model_runner.nnsight
+        heard, end = [], stage.end
+        monkeypatch.setattr(stage, "end", lambda: heard.append(1) or end())
+        tokens, stream_after, logits = alone(llama.plain, prompt, steps, at=1)
+
+        def check_reading():
+            heard.clear()
+            found = torch.cat([stream(one) for one in kept_at_each_step(model, prompt, steps)])
+            torch.testing.assert_close(found, stream_after, atol=1e-4, rtol=1e-4)
+            assert len(heard) == 2  # its first step, and the first that is like the one before
+
+        check_reading()
+        heard.clear()
+        found = logits_of_each_step(model, prompt, steps)
+        assert len(heard) == steps
+        torch.testing.assert_close(torch.stack(found), logits, atol=1e-4, rtol=1e-4)
+        # One goes on by itself, another comes and goes whose logits are asked for, and a third fails on its way.
+        heard.clear()
+        with pytest.raises(IndexError):
+            one_of_each_kind(model)
+        assert 2 < len(heard) < 9
+        heard.clear()
+        (output,) = model.generate([prompt], **GREEDY, max_tokens=steps)
+        assert list(output.outputs[0].token_ids) == tokens and not heard
+        check_reading()
 
     def test_log_probabilities_of_a_prompt_are_no_logits_of_a_step(self, llama):
         model = llama.served

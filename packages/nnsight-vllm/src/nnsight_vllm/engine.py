@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from nnsight.plugin import Prepared, decode_error, decode_results, encode_message, inspect_bytes
+from nnsight.plugin import LocalBodies, Prepared, decode_error, decode_results, encode_message, inspect_bytes
 
 from . import cluster, outputs, quiet
 from .errors import refused
@@ -44,6 +44,7 @@ class SyncEngine:
         self.options = dict(options)
         self.turn_seconds = turn_seconds
         self.engine: Any = None
+        self._is_here = False
         self.standing = Standing()
         self._numbers = itertools.count()
         # It is run by one thread at a time, to the end of what that wants; others wait for their turn.
@@ -73,7 +74,7 @@ class SyncEngine:
             except BaseException:
                 _end(engine)
                 raise
-            self.engine = engine
+            self.engine, self._is_here = engine, _is_here(engine)
             _HERE.add(self)
 
     @property
@@ -87,13 +88,19 @@ class SyncEngine:
         with self._turn:
             return self._serve(bodies, inputs)
 
-    def _serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
+    def serve_here(self, bodies: LocalBodies, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
+        """Serve the requests of one trace; see `nnsight.plugin.LocalEngine`."""
+        with self._turn:
+            self.start()
+            return self._serve(bodies if self._is_here else bodies.encode(), inputs)
+
+    def _serve(self, bodies: bytes | LocalBodies, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
         self.start()
         trace = uuid.uuid4().hex
         try:
             self.open(trace, bodies)
             results = self.run(traced(trace, inputs))
-            if self._is_here():
+            if self._is_here:
                 given = {number: outputs.bare(result) for number, result in enumerate(results)}
                 return saved_or_raised(self.engine.collective_rpc("nnsight_hand_over", args=(trace, given))[0])
             answers, _ = self.finish(trace, results)
@@ -101,16 +108,6 @@ class SyncEngine:
             self.drop(trace)
             raise
         return saved_or_raised(answers)
-
-    def _is_here(self) -> bool:
-        """Say whether the one worker is in this process, so that what is given to it arrives as it is.
-
-        relies on: the executor of an engine in this process is its `model_executor`, vLLM 0.28 to 0.33.
-        """
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-        executor = getattr(self.engine, "model_executor", None)
-        return isinstance(executor, UniProcExecutor) and self.engine.vllm_config.parallel_config.world_size == 1
 
     def run(self, inputs: Iterable[Prepared]) -> list[Any]:
         """Run requests to their ends, and return what the engine gave, in their order."""
@@ -161,12 +158,12 @@ class SyncEngine:
 
     # -- a trace, and its requests -----------------------------------------------------------------------------------
 
-    def open(self, trace: str, bodies: bytes, heard: bool = False) -> None:
+    def open(self, trace: str, bodies: bytes | LocalBodies, heard: bool = False) -> None:
         """Take in the bodies of a trace.
 
         Args:
             trace: its name.
-            bodies: as they travel.
+            bodies: as they travel, or as they are, for a worker in this process.
             heard: whether what they print is asked for; see `heard`.
         """
         check_opened(self.engine.collective_rpc("nnsight_open", args=(trace, bodies, heard)))
@@ -240,6 +237,17 @@ def check_opened(answers: Iterable[bytes]) -> None:
     for problem in answers:
         if problem:
             raise decode_error(problem)
+
+
+def _is_here(engine: Any) -> bool:
+    """Say whether the one worker of an engine is in this process, so that what is given to it arrives as it is.
+
+    relies on: the executor of an engine in this process is its `model_executor`, vLLM 0.28 to 0.33.
+    """
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    executor = getattr(engine, "model_executor", None)
+    return isinstance(executor, UniProcExecutor) and engine.vllm_config.parallel_config.world_size == 1
 
 
 def _end(engine: Any) -> None:

@@ -7,6 +7,7 @@ family names (`travels_by_reference`) are looked up over there as well. Of the v
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -247,7 +248,9 @@ def read_for(model: Any, data: Buffer, kind: str, accept: Callable[[Any], T]) ->
     """
     root = model._root
     decoder = Decoder(data, kind, trusted=True)
-    decoder.kept.update(model=root, model_device=root.device, weight=lambda path: tensor_at(root, path))
+    # Asked for by tensors, and a short message has none.
+    device = functools.cache(lambda: root.device)
+    decoder.kept.update(model=root, model_device=device, weight=lambda path: tensor_at(root, path))
     decoder.files.show()
     try:
         kept = accept(decoder.read())

@@ -21,8 +21,10 @@ from ..worker import memory
 class Around(ABC):
     """A model runner with a stage in its methods."""
 
-    #: The runner's methods that are wrapped, each by the one of this class that is called so without a leading underscore.
-    methods: ClassVar[tuple[str, ...]]
+    #: The runner's methods that are wrapped, each by the one of this class that is called so without a leading underscore:
+    #: those up to the model's layers, and those after them.
+    before: ClassVar[tuple[str, ...]]
+    after: ClassVar[tuple[str, ...]]
     #: Whether logits that are computed now are for the logprobs of prompts, and so the engine's own.
     aside: bool
     #: Where what the runner hands out before it is there holds what the scheduler will get.
@@ -30,10 +32,23 @@ class Around(ABC):
 
     def __init__(self, runner: Any, stage: Any) -> None:
         self.runner, self.stage = runner, stage
-        for name in self.methods:
+        #: Whose method each is that comes after the layers, its name, our wrapper, and what that lies over.
+        self._later: list[tuple[dict[str, Any], str, Any, Any]] = []
+        for name in self.before:
             setattr(runner, name, functools.partial(getattr(self, name.lstrip("_")), getattr(runner, name)))
-        model = runner.get_model()
-        model.compute_logits = functools.partial(self.compute_logits, model.compute_logits)
+        for owner, name in [(runner, name) for name in self.after] + [(runner.get_model(), "compute_logits")]:
+            own = getattr(owner, name)
+            self._later.append((vars(owner), name, functools.partial(getattr(self, name.lstrip("_")), own), own))
+        self.listen(True)
+
+    def listen(self, listens: bool) -> None:
+        """Say whether what comes after the model's layers concerns anybody in this step: if not, no wrapper is in its way.
+
+        Attributes are set either way, and never deleted: Python would have to look for all methods of the runner anew.
+        """
+        self.listens = listens
+        for attributes, name, wrapper, own in self._later:
+            attributes[name] = wrapper if listens else own
 
     @staticmethod
     def run_dummy(runner: Any, tokens: int) -> None:

@@ -18,7 +18,8 @@ from .around import Around
 class AroundV1(Around):
     """The first model runner with a stage in its methods."""
 
-    methods = ("execute_model", "_model_forward", "_sample", "sample_tokens")
+    before = ("execute_model", "_model_forward")
+    after = ("_sample", "sample_tokens")
     aside = False
     held = "_model_runner_output"
 
@@ -42,7 +43,10 @@ class AroundV1(Around):
         given = kwargs.get("input_ids")
         given = kwargs.get("positions") if given is None else given
         self.stage.begin(requests, counts, self.total if given is None else given.size(-1))
-        return call(*args, **kwargs)
+        output = call(*args, **kwargs)
+        if self.stage.is_over() is self.listens:
+            self.listen(not self.listens)
+        return output
 
     def sample(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         output = call(*args, **kwargs)

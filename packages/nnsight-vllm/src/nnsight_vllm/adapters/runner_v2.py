@@ -19,7 +19,8 @@ from .around import Around
 class AroundV2(Around):
     """The second model runner with a stage in its methods."""
 
-    methods = ("execute_model", "prepare_inputs", "sample", "sample_tokens")
+    before = ("execute_model", "prepare_inputs")
+    after = ("sample", "sample_tokens")
     aside = True
     held = "model_runner_output"
 
@@ -35,6 +36,12 @@ class AroundV2(Around):
         for place in (places[request] for request in requests if request in places):
             for table, counts in zip(tables.block_tables, tables.num_blocks.np):
                 yield from table.gpu[place, : counts[place]].tolist()
+
+    def execute_model(self, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        output = super().execute_model(call, scheduler_output, *args, **kwargs)
+        if self.stage.is_over() is self.listens:
+            self.listen(not self.listens)
+        return output
 
     def prepare_inputs(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         batch = call(*args, **kwargs)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnsight import NNsightError
-from nnsight.plugin import decode_message, encode_error
+from nnsight.plugin import LocalBodies, decode_message, encode_error
 
 from .. import outputs
 from ..adapters import adapt, run_dummy
@@ -66,10 +66,10 @@ class Extension:
         failure: bytes | None = self.model_runner.nnsight.failure(request)
         return failure
 
-    def nnsight_open(self, trace: str, data: bytes, heard: bool = False) -> bytes:
+    def nnsight_open(self, trace: str, bodies: bytes | LocalBodies, heard: bool = False) -> bytes:
         """Take in the bodies of a trace; return why that cannot be, if it cannot: across processes, errors are texts."""
         try:
-            self.model_runner.nnsight.open(trace, data, heard)
+            self.model_runner.nnsight.open(trace, bodies, heard)
         except Exception as error:
             return encode_error(error)
         return b""

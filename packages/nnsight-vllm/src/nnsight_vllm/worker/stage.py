@@ -16,6 +16,7 @@ from nnsight import NNsightError
 from nnsight.plugin import (
     Cache,
     EndedElsewhereError,
+    LocalBodies,
     Pieces,
     SentBodies,
     ServedRun,
@@ -103,9 +104,10 @@ class Stage:
 
     # -- traces ------------------------------------------------------------------------------------------------------
 
-    def open(self, trace: str, data: bytes, heard: bool = False) -> None:
+    def open(self, trace: str, bodies: bytes | LocalBodies, heard: bool = False) -> None:
         """Take in the bodies of a trace, before its requests come; `heard` if what they print is asked for."""
-        sent = self.traces[trace] = decode_bodies(data, self.model)
+        sent = bodies.on(self.model) if isinstance(bodies, LocalBodies) else decode_bodies(bodies, self.model)
+        self.traces[trace] = sent
         if heard or not self.tells:  # what a block prints is printed once, where it runs to its end
             sent.hear()
 
@@ -324,6 +326,16 @@ class Stage:
         self._taking_part = batch
         if forward is not self._forward:
             self._forward, self.unasked = forward, forward.leaves_alone(self._last)
+
+    def is_over(self) -> bool:
+        """Say, when the model's layers have run, whether nothing is left to be done or to be told in this forward."""
+        batch = self._taking_part
+        if batch is None:
+            return True
+        if not self._forward.over or self._going_on != (batch, self.forwards.changes):
+            return False
+        self._taking_part = None
+        return True
 
     def after_layers(self, count: int) -> None:
         """Hear that from here on values have one row for each request.

@@ -15,6 +15,7 @@ bodies, which takes part in some of the forwards.
     ranks.py      what keeps those in step
     draws.py      random numbers that bodies draw
     sent.py       the bodies of one trace, as they travel to the engine
+    local.py      the same for an engine in this process, where they need no bytes
     standing.py   edits that stay with the engine, for many requests
     handed.py     what was saved, for a caller in the same process
     alike.py      which bodies of a trace are alike, so that they may be served together
@@ -31,19 +32,22 @@ from __future__ import annotations
 from . import uncounted  # noqa: F401  # gives `x.data` its meaning in bodies here
 from .forwards import Forwards
 from .handed import hand_over
+from .local import LocalBodies
 from .parts import EndedElsewhereError, Page, Parts
 from .ranks import Peers
 from .request import ServedRun
 from .sent import SentBodies, decode_bodies
 from .spread import SpreadForwards
 from .standing import begin_edits, decode_edits, encode_edits
-from .tracing import Engine, EngineTracer, Underway
+from .tracing import Engine, EngineTracer, LocalEngine, Underway
 
 __all__ = [
     "EndedElsewhereError",
     "Engine",
     "EngineTracer",
     "Forwards",
+    "LocalBodies",
+    "LocalEngine",
     "Page",
     "Parts",
     "Peers",

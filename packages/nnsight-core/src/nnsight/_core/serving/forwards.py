@@ -133,6 +133,7 @@ class Forwards(Interleaver):
         self.left.clear()
         self.layout = layout
         self.thread.read()
+        self.rigging.widen()
         if self.newcomers and self.serves_together and self.parts is None:
             form_groups(self, taking_part)
             self.newcomers = False
@@ -169,6 +170,21 @@ class Forwards(Interleaver):
         self.layout = layout
         for run in self._sorted(taking_part).runs:
             run.lie_in(taking_part)
+
+    def narrow(self, told: Iterable[ServedRun]) -> None:
+        """Let taps rest that nobody will wait at, if it is known what all who are told of this forward ask for.
+
+        It holds until the next forward of which that is not known.
+        """
+        if self.watchers or self.parked or self.learning or self.parts is not None or self.graphs is not None:
+            return
+        places = set()
+        for run in told:
+            place = run.only_place()
+            if place is None:
+                return
+            places.add(place)
+        self.rigging.narrow(places)
 
     def let_wait(self, mediator: ServedMediator) -> bool:
         """Let a body whose step begins wait on, for what it is known to ask for first in each; say whether that can be.

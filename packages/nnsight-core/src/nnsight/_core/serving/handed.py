@@ -9,7 +9,7 @@ Anything that is more than data (an object of a class, a function) is left to th
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -63,8 +63,7 @@ class _Copies:
 
     def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return copies of values, by name."""
-        for value in values.values():
-            self.look(value)
+        self.look(values.values())
         if self._stored:
             for tensor in self._owned:
                 beside = self._stored.get(tensor.untyped_storage()._cdata)
@@ -77,34 +76,37 @@ class _Copies:
             self._copies[id(tensor)] = tensor
         return {name: self.copy(value) for name, value in values.items()}
 
-    def look(self, value: Any) -> None:
-        """Find the tensors in a value.
+    def look(self, values: Iterable[Any]) -> None:
+        """Find the tensors in values.
 
         Raises:
-            _NotDataError: it holds something that is neither a tensor nor a plain container of plain values.
+            _NotDataError: one holds something that is neither a tensor nor a plain container of plain values.
         """
-        kind = type(value)
-        if kind in self._plain or id(value) in self._seen or id(value) in self._own:
-            return
-        self._seen.add(id(value))
-        if kind is torch.Tensor:
-            if _is_own(value):
-                self._owned.append(value)
-                return
-            if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+        waiting, seen = list(values), self._seen
+        for value in waiting:  # which grows: a list may hold a tensor of each step
+            kind = type(value)
+            if kind in self._plain or id(value) in seen or id(value) in self._own:
+                continue
+            seen.add(id(value))
+            if kind is torch.Tensor:
+                if _is_own(value):
+                    self._owned.append(value)
+                else:
+                    self._look_at(value)
+            elif kind is dict:
+                waiting += value
+                waiting += value.values()
+            elif kind in (list, tuple, set, frozenset):
+                waiting += value
+            else:
                 raise _NotDataError
-            if value.is_conj() or value.is_neg():
-                raise _NotDataError
-            self._stored.setdefault(value.untyped_storage()._cdata, []).append(value)
-        elif kind is dict:
-            for key, part in value.items():
-                self.look(key)
-                self.look(part)
-        elif kind in (list, tuple, set, frozenset):
-            for part in value:
-                self.look(part)
-        else:
+
+    def _look_at(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
             raise _NotDataError
+        if tensor.is_conj() or tensor.is_neg():
+            raise _NotDataError
+        self._stored.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
 
     def copy(self, value: Any) -> Any:
         """Return the copy of a value that was looked at."""
@@ -115,8 +117,9 @@ class _Copies:
         if found is not None:
             return found
         if kind is list:
-            made = self._copies[id(value)] = []
-            made += map(self.copy, value)
+            copies = self._copies
+            made = copies[id(value)] = []
+            made += [copies[id(part)] if id(part) in copies else self.copy(part) for part in value]
         elif kind is dict:
             filled = self._copies[id(value)] = {}
             filled.update((self.copy(key), self.copy(part)) for key, part in value.items())

@@ -89,6 +89,17 @@ class Loan:
         # What is no part stays the engine's: the body never has it in hand.
         return given[0] if length is None else tuple(given)
 
+    @property
+    def length(self) -> int | None:
+        """How many values the tuple had of which something was lent last; None if it was no tuple."""
+        return self._length
+
+    def only_part(self) -> Part | None:
+        """Return the one tensor of which something was lent last, if it was one, and the rows were one request's."""
+        if self._several is not None or self._parts is None or len(self._parts) != 1:
+            return None
+        return self._parts[0]
+
     def _set_aside(self, spare: list[torch.Tensor], view: torch.Tensor) -> list[torch.Tensor]:
         """Make memory for copies of what is like this, and return it."""
         many = max(1, min(self._ahead, _MOST // (view.numel() * view.element_size() or 1)))

@@ -26,9 +26,11 @@ class Surrounding(ABC):
         taking_part, layout: see `Forwards.forward`.
     """
 
-    __slots__ = ("_current", "_forwards", "_layout", "_outer", "taking_part")
+    __slots__ = ("_current", "_forwards", "_layout", "_outer", "over", "taking_part")
 
     def __init__(self, forwards: Forwards, taking_part: Mapping[ServedRun, Rows], layout: Layout) -> None:
+        #: Whether it has ended before the engine says so: all that anybody wanted of it is done.
+        self.over = False
         self._forwards = forwards
         self.taking_part = taking_part
         self._layout = layout
@@ -75,6 +77,7 @@ class OneForward(Surrounding):
             for run in who.runs:
                 run.begin_in(taking_part)
             forwards.settle()
+            forwards.narrow(who.runs)
         except BaseException:
             self.__exit__()
             raise

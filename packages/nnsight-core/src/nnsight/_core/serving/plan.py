@@ -38,6 +38,7 @@ class Plan:
         first: what each round of the loop asks for first, whatever the round, and at which stage: before that it does
             nothing that could be seen outside of it. None if that is not known.
         parts: where all that is done together asks for is one part or another of an output, `layer.output[0]`: which.
+        ends: whether nothing is left.
         round: what a round of the loop does with the one value that it asks for; None if it may ask for more, or leave.
     """
 
@@ -56,6 +57,7 @@ class Plan:
         self.used = used
         self.first = first
         self.parts = parts
+        self.ends = not after
         self._block, self._before, self._loop, self._after = block, before, loop, after
         self._asking, self._saves = asking, saves
 

@@ -147,6 +147,25 @@ class ServedRun(Interleaver):
             return None
         return mediator if mediator.step == self.step + 1 and mediator.can_do_round() else None
 
+    def only_place(self) -> Place | None:
+        """Return the one place that its body waits at and will ask for in this forward and any other, if that is known."""
+        if len(self.bodies) != 1 or self._watching or self.wants_no_more:
+            return None
+        (mediator,) = self.bodies
+        if not isinstance(mediator, ServedMediator) or mediator.again is not None:
+            return None
+        rounds, place = mediator.rounds, mediator.place
+        if (
+            rounds is None
+            or rounds.first != (place, mediator.stage)
+            or not rounds.are_all
+            or not mediator.can_do_round()
+        ):
+            return None
+        return (
+            place if place is not None and place.owner is place and mediator in self.at_output.get(place, ()) else None
+        )
+
     def settle(self) -> None:
         """Resume bodies that waited for one another, until none can go on."""
         self.forwards.settle()

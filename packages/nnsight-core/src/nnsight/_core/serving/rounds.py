@@ -32,7 +32,7 @@ class Rounds:
         names: what it has bound.
     """
 
-    __slots__ = ("_body", "_function", "_known", "_names", "_used", "first", "parts", "round")
+    __slots__ = ("_body", "_names", "_used", "are_all", "first", "parts", "ready", "round")
 
     def __init__(self, plan: Plan, body: Body, names: Names) -> None:
         #: What each asks for first, if that is known.
@@ -41,9 +41,11 @@ class Rounds:
         self.parts = plan.parts
         #: What each does, if it asks for one value, and for nothing else, so that it can be done here.
         self.round = plan.round
+        #: Whether the block ends with them.
+        self.are_all = plan.ends
         self._used, self._body, self._names = plan.used, body, names
-        self._known: dict[str, Any] | None = None
-        self._function: Any = None
+        #: What rounds are done with, until the body has its turn: the globals of their function, that, and the body's names.
+        self.ready: tuple[dict[str, Any], FunctionType, Names] | None = None
 
     def do(self, step: int, value: Any) -> None:
         """Do the round of a step.
@@ -52,35 +54,34 @@ class Rounds:
             step: its number.
             value: what the body asks for.
         """
-        done, known = self.round, self._known
+        done = self.round
         assert done is not None
-        if known is None:
-            known = self._look_up(done)
+        known, function, names = self.ready or self._look_up(done)
         known[done.counter] = step
         try:
-            self._function(value)
+            function(value)
         finally:
             for name in done.binds:
                 if name in known:
                     # Past what `Names` of some bodies note for their siblings: none of those waits for such a name.
-                    dict.__setitem__(self._names, name, known[name])
+                    dict.__setitem__(names, name, known[name])
 
     def forget(self) -> None:
         """Hear that the body has its turn: what its names stand for may be something else afterwards."""
-        self._known = self._function = None
+        self.ready = None
 
-    def _look_up(self, done: Round) -> dict[str, Any]:
+    def _look_up(self, done: Round) -> tuple[dict[str, Any], FunctionType, Names]:
         # Plain dicts, as the globals of a function and its builtins: the interpreter reads those without asking anybody.
         names, around = self._names, self._body._globals(self._names)
-        known = self._known = {**around, "__builtins__": {**around["__builtins__"]}, **names}
+        known = {**around, "__builtins__": {**around["__builtins__"]}, **names}
         for name in self._used:
             if name not in known:
                 try:
                     known[name] = names[name]
                 except KeyError:  # raised where it is used, then, and only then
                     continue
-        self._function = FunctionType(done.code, known)
-        return known
+        self.ready = known, FunctionType(done.code, known), names
+        return self.ready
 
 
 class Round(NamedTuple):

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ..batching import Layout, Rows
 from ..interleaver import RESULT
 from ..sites import OUTPUT, Place
+from ..taps import running
+from ..turns import getcurrent
 from .loan import Loan
 from .oneforward import Surrounding
+from .shortest import shortest
 
 if TYPE_CHECKING:
     from .forwards import Forwards
@@ -39,7 +42,7 @@ class Steady(Surrounding):
         until: how many of these forwards there may be: then a loop comes to its last round.
     """
 
-    __slots__ = ("_at", "_bodies", "_gone_by", "_met", "_usual", "changes", "left")
+    __slots__ = ("_at", "_bodies", "_gone_by", "_tried", "_usual", "changes", "left", "met")
 
     def __init__(
         self,
@@ -57,7 +60,9 @@ class Steady(Surrounding):
         self.left = until
         self._gone_by = 0
         #: To how many of the places the model came in this one.
-        self._met = 0
+        self.met = 0
+        #: Whether it was seen if there is a shorter way.
+        self._tried = False
         #: Who waits at which place, and what is lent there. Each body waits at one.
         self._at: dict[Place, list[tuple[ServedRun, ServedMediator, Loan]]] = {}
         #: Where something lies that is lent the usual way.
@@ -72,15 +77,18 @@ class Steady(Surrounding):
 
     def __enter__(self) -> None:
         forwards = self._forwards
-        self._begin()
+        current = self._current = forwards.model = getcurrent()
+        self._outer = running.get(current)
+        running[current] = forwards
+        self.over = False
         self.left -= 1
-        self._met = 0
+        self.met = 0
         self._gone_by += 1
         if self._gone_by == _SOME:
             forwards.rigging.narrow(self._at)
         forwards.layout = self._layout
         for run, _ in self._bodies:
-            run.model = self._current
+            run.model = current
             run.step += 1
             run.scheduled = True
         for place in self._at:
@@ -96,23 +104,37 @@ class Steady(Surrounding):
         if bodies is None:  # of a body that is not in its loop any more
             return self._forwards.leave_in_full(place, value, visit)
         del self._forwards.at_output[place]  # a loop asks for the first visit in each step
-        self._met += 1
+        self.met += 1
+        lent: list[Any] = []
+        if place not in self._usual:
+            for _, _, loan in bodies:
+                given = loan.lend(value)
+                if given is None:
+                    self._usual.add(place)
+                    break
+                lent.append(given)
         if place in self._usual:
-            return self._leave_the_usual_way(place, value)
-        lent = []
-        for _, _, loan in bodies:
-            given = loan.lend(value)
-            if given is None:
-                self._usual.add(place)
-                return self._leave_the_usual_way(place, value)
-            lent.append(given)
-        for (run, mediator, loan), given in zip(bodies, lent):
-            mediator.do_round(given)
-            if mediator.raised is not None:
-                self._let_raise(mediator)
-            if loan.take_back():
-                run.wrote = True
+            value = self._leave_the_usual_way(place, value)
+        else:
+            for (run, mediator, loan), given in zip(bodies, lent):
+                mediator.do_round(given)
+                if mediator.raised is not None:
+                    self.let_raise(mediator)
+                if loan.take_back():
+                    run.wrote = True
+        if self.met == len(self._at) and self.changes == self._forwards.changes:
+            self.finish()  # before the engine says so: then it need not
+            if not self._tried:
+                self._shorten(place, bodies)
         return value
+
+    def _shorten(self, place: Place, bodies: list[tuple[ServedRun, ServedMediator, Loan]]) -> None:
+        self._tried = True
+        if len(self._bodies) == 1 and place not in self._usual:
+            ((_, mediator, loan),) = bodies
+            way = shortest(self._forwards, self, place, mediator, loan)
+            if way is not None:
+                self._forwards.leave = way  # type: ignore[method-assign, assignment]  # as `Forwards.forward` does
 
     def _leave_the_usual_way(self, place: Place, value: Any) -> Any:
         forwards, bodies = self._forwards, self._at[place]
@@ -120,32 +142,44 @@ class Steady(Surrounding):
         for _, mediator, _ in bodies:
             mediator.do_round_at(here)
             if mediator.raised is not None:
-                self._let_raise(mediator)
+                self.let_raise(mediator)
         for run, _, _ in bodies:
             forwards._carry_back(run, here)
         forwards._join(here)
         forwards.here = None
         return here.value
 
-    def _let_raise(self, mediator: ServedMediator) -> None:
+    def let_raise(self, mediator: ServedMediator) -> None:
+        """Let a body raise what its round has raised."""
         self._forwards.thread.read()
         mediator.begin_round()
         self._forwards.settle()
 
     def __exit__(self, *error: object) -> None:
+        if self.over:
+            return
         forwards = self._forwards
-        if self._met < len(self._at):
+        if self.met < len(self._at):
             for place in self._at:
                 forwards.at_output.pop(place, None)
             self._let_begin()
-        self._end()
+        self.finish()
+        if self.changes != forwards.changes:
+            self._dismiss_all()
+            forwards.rest_if_idle()
+
+    def finish(self) -> None:
+        """End it: all is done that anybody wants of it."""
+        forwards = self._forwards
+        if self._outer is None:
+            del running[self._current]
+        else:
+            running[self._current] = self._outer
         for run, _ in self._bodies:
             run.scheduled = False
         forwards.here = forwards.layout = None
         forwards.count += 1
-        if self.changes != forwards.changes:
-            self._dismiss_all()
-            forwards.rest_if_idle()
+        self.over = True
 
     def _let_begin(self) -> None:
         """Let those begin their round whom the model did not come to: they see for themselves what is to be had."""

@@ -24,6 +24,7 @@ from ..errors import NNsightError, NoInputError, NoTraceError
 from ..invoke import Invoke
 from ..saved import Collector
 from ..trace import Install, Tracer
+from .local import LocalBodies, local_bodies
 from .sent import encode_bodies
 from .unsaved import warn_of_unsaved
 
@@ -48,6 +49,13 @@ class Engine(Protocol):
 
         Raises what a body raised, once the others are done. An engine that does not wait returns what is under way instead.
         """
+
+
+class LocalEngine(Engine, Protocol):
+    """One that may be in this process, where bodies that read nothing of the user's need no bytes."""
+
+    def serve_here(self, bodies: LocalBodies, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]] | Underway:
+        """Do what `serve` does, with bodies as they are: `bodies.on(model)` where they run, or `bodies.encode()`."""
 
 
 class EngineTracer(Tracer):
@@ -137,9 +145,9 @@ class EngineTracer(Tracer):
         bodies = [invoke.body for invoke, own in zip(invokes, requests) for _ in own if invoke.body is not None]
         around = [member for member in scopes.active.get() if isinstance(member, Collector)]
         saved_before = {id(value): value for collector in (*around, self._collector) for value in collector.values}
-        data = encode_bodies(self, bodies, saved_before.values(), alone=self._own is not None)
+        serve = self._serving(bodies, list(saved_before.values()))
         self._ready()
-        found = self._engine.serve(data, list(itertools.chain(*requests)))
+        found = serve(list(itertools.chain(*requests)))
         stands = [
             (invoke.frame or invoke.names, invoke.body, len(own))
             for invoke, own in zip(invokes, requests)
@@ -152,6 +160,16 @@ class EngineTracer(Tracer):
             self._leave_under_way(found, bind)
         for invoke in invokes:
             invoke.release()
+
+    def _serving(self, bodies: list[Body], saved: list[Any]) -> Callable[[list[Prepared]], Any]:
+        """Return what serves requests with these bodies."""
+        alone, engine = self._own is not None, self._engine
+        serve_here = getattr(engine, "serve_here", None)
+        if serve_here is not None:
+            local = local_bodies(self, bodies, saved, alone)
+            if local is not None:
+                return functools.partial(serve_here, local)
+        return functools.partial(engine.serve, encode_bodies(self, bodies, saved, alone=alone))
 
     @property
     def backend(self) -> Any:

@@ -62,16 +62,21 @@ def _around(body: Body) -> dict[str, Any]:
 
 
 def _say(encoder: Encoder, block: Block) -> _Said:
-    known = _known.get(block)
-    if known is None:
-        known = _known[block] = _Known(block)
+    known = known_of(block)
     first, lines = known.first, known.lines
     file = encoder.files.add(block.filename, first, lines)
     return _Said([[file, first, first + len(lines) - 1, block.lineno], *known.step], known.used, known.bound)
 
 
-class _Known:
-    """What is written of a block, as far as it is the same in every message: a loop sends one block again and again."""
+class Known:
+    """What is written of a block, as far as it is the same in every message: a loop sends one block again and again.
+
+    Attributes:
+        first, lines: its first line, and its lines.
+        step: what is said of it besides.
+        used: what its code may look up.
+        bound: the names that it binds before it reads them.
+    """
 
     def __init__(self, block: Block) -> None:
         found, code = block.found, block.code
@@ -86,7 +91,15 @@ class _Known:
         self.bound = bound_first(block)
 
 
-_known: weakref.WeakKeyDictionary[Block, _Known] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Block, Known] = weakref.WeakKeyDictionary()
+
+
+def known_of(block: Block) -> Known:
+    """Return what is the same of a block in every message."""
+    known = _known.get(block)
+    if known is None:
+        known = _known[block] = Known(block)
+    return known
 
 
 def _names(encoder: Encoder, body: Body, around: dict[str, Any], block: _Said) -> list[Any]:

@@ -198,8 +198,9 @@ def _empty(size: int, device: str) -> torch.UntypedStorage:
 def _device(decoder: Decoder, where: str) -> torch.device:
     if not decoder.trusted:
         return torch.device("cpu")
-    place: torch.device = decoder.kept.get("model_device") or torch.device("cpu")
     if where == "model":
+        asked = decoder.kept.get("model_device")
+        place: torch.device = (None if asked is None else asked()) or torch.device("cpu")
         return torch.device("cpu") if place.type == "meta" else place
     wanted = torch.device(where)
     if wanted.type == "cuda":
