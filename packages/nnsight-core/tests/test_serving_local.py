@@ -177,3 +177,23 @@ def test_alike_bodies_are_served_together():
                     kept.append(model.first.output)
     assert here.came == ["as they are"]
     assert len({member.likeness for member in groups}) == 1 and len(groups) == 3
+
+
+def test_blocks_of_one_module_share_what_they_bind_in_it(tmp_path):
+    made = _module(tmp_path, "global NUMBER\nNUMBER = 3\nx = model.first.output.save()")
+    text = (tmp_path / f"{made.__name__}.py").read_text()
+    more = textwrap.indent(
+        "with tracer.invoke(prompts[0]):\n    model.first.output\n    kept = nnsight.save(NUMBER)", " " * 8
+    )
+    (tmp_path / "shared_globals.py").write_text(text.replace("    return x, kept", f"{more}\n    return x, kept"))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import shared_globals
+
+        here, mine, other = _both(shared_globals)
+    finally:
+        sys.path.remove(str(tmp_path))
+        del sys.modules["shared_globals"]
+    assert here.came == ["as they are"]
+    equal(mine, other)
+    assert mine[1] == 3 and shared_globals.NUMBER == 7

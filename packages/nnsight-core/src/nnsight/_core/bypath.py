@@ -207,11 +207,19 @@ def _make_edit(decoder: Decoder, step: list[Any]) -> None:
 
 @makes("envoy")
 def _make_envoy(decoder: Decoder, step: list[Any]) -> Any:
-    root: Any = decoder.value([step[1]])
+    return envoy_at(decoder.value([step[1]]), step[2])
+
+
+def envoy_at(root: Any, path: str) -> Any:
+    """Return the envoy at a path below a root.
+
+    Raises:
+        WireError: the model has none there.
+    """
     try:
-        return root._walk(step[2]) if step[2] else root
+        return root._walk(path) if path else root
     except AttributeError as error:
-        raise WireError(f"the model here has no `{step[2]}`: {error}") from error
+        raise WireError(f"the model here has no `{path}`: {error}") from error
 
 
 @makes("operation")

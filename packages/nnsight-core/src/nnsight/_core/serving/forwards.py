@@ -102,6 +102,9 @@ class Forwards(Interleaver):
             taking_part: the runs whose rows are in it, and where they lie; the same object where nothing has changed.
             layout: how rows lie in its values; `lay_out` says another while it is on.
             even: whether they lie so in all of its values, and `lay_out` says nothing else.
+
+        Returns:
+            What surrounds it. Once that is `over`, all is done that anybody wants of the forward, and leaving it does nothing.
         """
         found = self._steady
         if found is not None:

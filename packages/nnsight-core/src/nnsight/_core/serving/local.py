@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ..blocks import Body
+from ..bypath import envoy_at
 from ..trace import Tracer
 from ..tree import Node
 from ..wire.bodies import known_of, likeness
@@ -55,15 +56,7 @@ class LocalBodies:
         there = _There(root, self._tracer, tracer)
         traced = there.value(node)
         Tracer.__init__(tracer, traced, traced._family(), (), {})
-        known: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
-        made: dict[int, Body] = {}
-        for body in self._bodies:
-            if id(body) not in made:
-                # A loop makes many with the same values around them: that these are the same has to be seen over there.
-                around = known.get(same := likeness(body))
-                if around is None:
-                    around = known[same] = there.outer(body), there.around(body)
-                made[id(body)] = Body(body.block, *around)
+        made = {id(body): there.body(body) for body in self._bodies}
         return SentBodies(tracer, [made[id(body)] for body in self._bodies], self._alone)
 
 
@@ -75,27 +68,16 @@ def local_bodies(tracer: Tracer, bodies: Sequence[Body], saved: Collection[Any],
     """
     if saved or tracer.model._root.__dict__["_edits"]:
         return None
-    seen: set[Any] = set()
-    for body in bodies:
-        if body.block in seen and id(body.outer) in seen:
-            continue
-        seen.update((body.block, id(body.outer)))
-        if type(body.real) is not dict or not _is_the_same(body, tracer):
-            return None
-    return LocalBodies(tracer, bodies, alone)
+    unlike = {likeness(body): body for body in bodies}
+    return LocalBodies(tracer, bodies, alone) if all(_is_the_same(body, tracer) for body in unlike.values()) else None
 
 
 def _is_the_same(body: Body, tracer: Tracer) -> bool:
     """Say whether all that a body reads is the same wherever it is."""
-    known, outer, around = known_of(body.block), body.outer, body.real
-    if body.reads_anything or known.used.imports:
+    if type(body.real) is not dict or body.reads_anything or known_of(body.block).used.imports:
         return False
-    read = [value for name, value in outer.items() if name not in known.bound]
-    read += [
-        around[name] for name in known.used.names if name in around and name not in outer and name not in known.bound
-    ]
     root = tracer.model._root
-    for value in read:
+    for value in (*_outer(body).values(), *_globals(body).values()):
         if isinstance(value, Node):
             if value._root is not root:
                 return False
@@ -107,37 +89,62 @@ def _is_the_same(body: Body, tracer: Tracer) -> bool:
     return True
 
 
+def _outer(body: Body) -> dict[str, Any]:
+    """Return what a body needs of what was around it."""
+    bound = known_of(body.block).bound
+    return {name: value for name, value in body.outer.items() if name not in bound}
+
+
+def _globals(body: Body) -> dict[str, Any]:
+    """Return what it may look up past that in its module."""
+    known, around = known_of(body.block), body.real
+    left_out = known.bound.union(body.outer)
+    return {name: around[name] for name in known.used.names if name in around and name not in left_out}
+
+
 class _There:
-    """What values are in the engine's model."""
+    """What is where the engine's model is, for bodies of one trace.
+
+    Args:
+        root: the model.
+        tracer, served: the trace here, and there.
+    """
 
     def __init__(self, root: Node, tracer: Tracer, served: ServedTracer) -> None:
         self._root = root
         self._tracer = tracer
         self._served = served
+        self._bodies: dict[Any, Body] = {}
+        self._modules: dict[int, dict[str, Any]] = {}
+
+    def body(self, body: Body) -> Body:
+        """Return a body as it is there. What was around those that are alike is one thing, as it is here."""
+        like = self._bodies.get(same := likeness(body))
+        if like is None:
+            around = self._module(body.real)
+            if around is not body.real:
+                around.update(self._values(_globals(body)))
+            like = self._bodies[same] = Body(body.block, self._values(_outer(body)), around)
+        return Body(body.block, like.outer, like.real)
 
     def value(self, value: Any) -> Any:
+        """Return what stands for a value there."""
         if isinstance(value, Node):
-            path = value._relative()
-            return self._root._walk(path) if path else self._root
+            return envoy_at(self._root, value._relative())
         return self._served if value is self._tracer else value
 
-    def outer(self, body: Body) -> dict[str, Any]:
-        bound = known_of(body.block).bound
-        return {name: self.value(value) for name, value in body.outer.items() if name not in bound}
+    def _values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self.value(value) for name, value in values.items()}
 
-    def around(self, body: Body) -> dict[str, Any]:
-        """Return the globals that a body reads, in a module that is nobody else's."""
-        real: Mapping[str, Any] = body.real
-        name = real.get("__name__")
-        module = sys.modules.get(name) if isinstance(name, str) else None
-        if module is not None and vars(module) is real and not is_own(name):
-            return vars(module)
-        made = vars(ModuleType(name if isinstance(name, str) else "unnamed"))
-        made.update({fact: real[fact] for fact in _FACTS if isinstance(real.get(fact), str)})
-        made["__builtins__"] = dict(vars(builtins))
-        known = known_of(body.block)
-        read = [
-            name for name in known.used.names if name in real and name not in body.outer and name not in known.bound
-        ]
-        made.update({name: self.value(real[name]) for name in read})
+    def _module(self, around: dict[str, Any]) -> dict[str, Any]:
+        """Return the globals of a module that is nobody else's, with nothing in it; of an installed one, its own."""
+        made = self._modules.get(id(around))
+        if made is None:
+            name = around.get("__name__")
+            module = sys.modules.get(name) if isinstance(name, str) else None
+            if module is not None and vars(module) is around and not is_own(name):
+                return around
+            made = self._modules[id(around)] = vars(ModuleType(name if isinstance(name, str) else "unnamed"))
+            made.update({fact: around[fact] for fact in _FACTS if isinstance(around.get(fact), str)})
+            made["__builtins__"] = dict(vars(builtins))
         return made

@@ -45,17 +45,6 @@ class Surrounding(ABC):
         """Say whether it is known that nobody is to be served at these places, whatever comes."""
         return False
 
-    def _begin(self) -> None:
-        current = self._current = self._forwards.model = getcurrent()
-        self._outer = running.get(current)
-        running[current] = self._forwards
-
-    def _end(self) -> None:
-        if self._outer is None:
-            del running[self._current]
-        else:
-            running[self._current] = self._outer
-
     def _dismiss_all(self) -> None:
         """Say of all that they take part no more: some may have left their groups meanwhile."""
         for run in self.taking_part:
@@ -70,7 +59,9 @@ class OneForward(Surrounding):
     def __enter__(self) -> None:
         forwards, taking_part = self._forwards, self.taking_part
         self._who: Who | None = None
-        self._begin()
+        current = self._current = forwards.model = getcurrent()
+        self._outer = running.get(current)
+        running[current] = forwards
         try:
             forwards._begin_forward(taking_part, self._layout)
             self._who = who = forwards._sorted(taking_part)
@@ -86,7 +77,10 @@ class OneForward(Surrounding):
         forwards, who = self._forwards, self._who
         if forwards.ahead:
             forwards._catch_up()
-        self._end()
+        if self._outer is None:
+            del running[self._current]
+        else:
+            running[self._current] = self._outer
         if who is not None:
             for run in who.runs:
                 run.scheduled = False
