@@ -104,7 +104,7 @@ class Forwards(Interleaver):
             even: whether they lie so in all of its values, and `lay_out` says nothing else.
 
         Returns:
-            What surrounds it. Once that is `over`, all is done that anybody wants of the forward, and leaving it does nothing.
+            What surrounds it. Once that is `over`, all is done that anybody wants of it, and leaving it does nothing.
         """
         found = self._steady
         if found is not None:
