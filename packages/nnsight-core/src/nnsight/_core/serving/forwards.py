@@ -179,7 +179,7 @@ class Forwards(Interleaver):
 
         It holds until the next forward of which that is not known.
         """
-        if self.watchers or self.parked or self.learning or self.parts is not None or self.graphs is not None:
+        if self.watchers or self.parked or self.learning or self.parts or self.graphs or not self.serves_together:
             return
         places = set()
         for run in told:

@@ -62,13 +62,15 @@ class OneForward(Surrounding):
         current = self._current = forwards.model = getcurrent()
         self._outer = running.get(current)
         running[current] = forwards
+        anew = forwards.newcomers
         try:
             forwards._begin_forward(taking_part, self._layout)
             self._who = who = forwards._sorted(taking_part)
             for run in who.runs:
                 run.begin_in(taking_part)
             forwards.settle()
-            forwards.narrow(who.runs)
+            if anew:  # forwards that are alike may follow, and need not be gone through in full before they do
+                forwards.narrow(who.runs)
         except BaseException:
             self.__exit__()
             raise
