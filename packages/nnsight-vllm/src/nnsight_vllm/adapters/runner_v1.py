@@ -44,7 +44,7 @@ class AroundV1(Around):
         given = kwargs.get("positions") if given is None else given
         self.stage.begin(requests, counts, self.total if given is None else given.size(-1))
         output = call(*args, **kwargs)
-        if self.stage.is_over() is self.listens:
+        if self.stage.end_early() is self.listens:
             self.listen(not self.listens)
         return output
 

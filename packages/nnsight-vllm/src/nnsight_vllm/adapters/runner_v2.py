@@ -39,7 +39,7 @@ class AroundV2(Around):
 
     def execute_model(self, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         output = super().execute_model(call, scheduler_output, *args, **kwargs)
-        if self.stage.is_over() is self.listens:
+        if self.stage.end_early() is self.listens:
             self.listen(not self.listens)
         return output
 

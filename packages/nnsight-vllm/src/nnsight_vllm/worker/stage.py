@@ -327,8 +327,8 @@ class Stage:
         if forward is not self._forward:
             self._forward, self.unasked = forward, forward.leaves_alone(self._last)
 
-    def is_over(self) -> bool:
-        """Say, when the model's layers have run, whether nothing is left to be done or to be told in this forward."""
+    def end_early(self) -> bool:
+        """End a forward when its layers have run, if nothing is left to be done or to be told in it; say whether so."""
         batch = self._taking_part
         if batch is None:
             return True
