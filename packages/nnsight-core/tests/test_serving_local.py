@@ -162,6 +162,14 @@ def test_names_of_the_senders_model_are_known_there(tmp_path):
     torch.testing.assert_close(x, module.first(torch.ones(1, 4)))
 
 
+def test_envoys_of_another_model_are_refused_as_ever():
+    here, other = Here(Network()), nnsight.NNsight(Network())
+    with pytest.raises(nnsight.NNsightError, match="belongs to another model"):
+        with Served(here).trace(torch.ones(1, 4)):
+            x = other.first.output.save()  # noqa: F841
+    assert not here.came
+
+
 def test_alike_bodies_are_served_together():
     torch.manual_seed(0)
     here = Here(Network(), steps=6)

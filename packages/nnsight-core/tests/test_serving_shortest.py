@@ -118,6 +118,8 @@ def test_what_lies_there_may_become_something_else(tmp_path, ways):
                 return x, (x * 2).double(), x * 3
             if turn == 6:
                 return [x, x * 2]
+            if turn == 7:
+                return x, torch.cat([x, x], 1), x * 3
             return x, x * 2, x * 3
 
     class Other(torch.nn.Module):
@@ -134,7 +136,8 @@ def test_what_lies_there_may_become_something_else(tmp_path, ways):
         trace_of(tmp_path, _body("kept.append(model.pair.output[1])"))(Collecting(engine), [torch.ones(1, 4)], 0, 0, [])
         found.append(engine.saved)
     equal(*found)
-    assert [one.dtype for one in found[0][0]["kept"]].count(torch.float64) == 5
+    kept = found[0][0]["kept"]
+    assert [one.dtype for one in kept].count(torch.float64) == [one.size(1) for one in kept].count(8) == 5
     assert ways["short"] and ways["long"]
 
 

@@ -36,16 +36,16 @@ def shortest(forwards: Forwards, steady: Steady, place: Place, mediator: ServedM
     rounds, part, length = mediator.rounds, loan.only_part(), loan.length
     if rounds is None or rounds.round is None or rounds.ready is None or part is None:
         return None
-    done, ready = rounds.round, rounds.ready
+    done = rounds.round
     if not done.reads_only or not done.is_brief or done.saves:
         return None
-    known, function, names = ready
+    known, function, names = rounds.ready
     at, shape, dtype, cut, spare = part
     counter, binds, bind = done.counter, done.binds, dict.__setitem__
     plain, usual, finish, waiting = torch.Tensor, steady.leave, steady.finish, forwards.at_output
 
     def leave(left: Place, value: Any, visit: int) -> Any:
-        if left is not place or not spare or rounds.ready is not ready:
+        if left is not place or not spare:
             return usual(left, value, visit)
         if length is None:
             rows = value
