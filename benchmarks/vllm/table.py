@@ -1,4 +1,4 @@
-"""The table, and what is made of the rounds of a row."""
+"""The table, and what is made of the figures of a row."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class Figure:
 
     Args:
         row: the row.
-        ratios: its figure in each round.
+        ratios: its figure in each process: the median of the rounds there.
         hooks: the same of a hook that does as much, where there is one.
     """
 
     def __init__(self, row: Row, ratios: Sequence[float], hooks: Sequence[float] = ()) -> None:
         self.row = row
-        self.hook = statistics.median(hooks) if hooks else None
-        self.median = statistics.median(ratios)
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (math.nan,) * 3
-        #: The standard error of the median, from the quartiles, as for normally distributed values.
-        self.error = 1.2533 * (high - low) / 1.349 / math.sqrt(len(ratios))
+        self.ratios = list(ratios)
+        self.hook = statistics.mean(hooks) if hooks else None
+        self.mean = statistics.mean(ratios)
+        #: The standard error of the mean. Rounds of one process are too much alike to say how far off they are together.
+        self.error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
 
     @property
     def reached(self) -> bool | None:
         """Whether the target is reached; None if that cannot be told."""
-        beyond = self.row.target - self.median if self.row.at_most else self.median - self.row.target
+        beyond = self.row.target - self.mean if self.row.at_most else self.mean - self.row.target
         return beyond > 0 if abs(beyond) > self.error else None
 
     def said(self) -> dict[str, Any]:
@@ -39,7 +39,8 @@ class Figure:
         row = self.row
         return {
             "row": row.name,
-            "ratio": self.median,
+            "ratio": self.mean,
+            "ratios": self.ratios,
             "error": self.error,
             "hook": self.hook,
             "target": row.target,
@@ -59,5 +60,5 @@ def show(figures: Sequence[Figure]) -> None:
         hook = "" if figure.hook is None else f"{figure.hook:.3f}"
         peer = "" if row.peer is None else f"{row.peer:.2f}"
         print(
-            f"{row.name:{width}}   {figure.median:5.3f}  {figure.error:5.3f}  {target:10}  {hook:5}  {peer:4}  {verdict}"
+            f"{row.name:{width}}   {figure.mean:5.3f}  {figure.error:5.3f}  {target:10}  {hook:5}  {peer:4}  {verdict}"
         )
