@@ -66,6 +66,7 @@ def eager(pair):
 
 class GraphBehaviour(RunnerBehaviour):
     module = "vllm.v1.worker.gpu_model_runner"
+    knows_what_is_alike = False
 
     # How vLLM ranks tokens is compiled by itself then, which takes long and has nothing to do with where a model is cut.
     test_log_probabilities_of_a_prompt_are_no_logits_of_a_step = None
