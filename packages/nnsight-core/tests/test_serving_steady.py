@@ -410,11 +410,14 @@ def test_nothing_is_held_when_the_requests_are_over(module):
     with model.trace(torch.ones(1, 4)) as tracer:
         for _ in tracer.iter[:]:
             model.first.output[:] += 1
+    with model.trace(torch.ones(1, 4)) as tracer:
+        kept = nnsight.save([])
+        for _ in tracer.iter[:]:
+            kept.append(model.first.output)
     engine.where = {}
-    engine.forwards._who = None
     gc.collect()
     assert engine.forwards._steady is None
-    assert made and all(one() is None for one in made)
+    assert len(kept) == 8 and len(made) == 2 and all(one() is None for one in made)
 
 
 def test_a_step_that_is_not_even_is_one_like_any_other(module, alike):

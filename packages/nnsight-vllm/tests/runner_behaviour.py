@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
+import weakref
 
 import pytest
 import torch
@@ -203,6 +205,18 @@ class RunnerBehaviour:
         (output,) = model.generate([prompt], **GREEDY, max_tokens=steps)
         assert list(output.outputs[0].token_ids) == tokens and not heard
         check_reading()
+
+    def test_nothing_of_a_trace_is_held_when_it_is_over(self, llama, monkeypatch):
+        model, runs = llama.served, []
+        forwards = model.dispatch()._engine.engine.model_executor.driver_worker.worker.model_runner.nnsight.forwards
+        admit = forwards.admit
+        monkeypatch.setattr(forwards, "admit", lambda run: runs.append(weakref.ref(run)) or admit(run))
+        kept_at_each_step(model, PROMPTS[0], 4)
+        logits_of_each_step(model, PROMPTS[1], 2)
+        with pytest.raises(IndexError):
+            one_of_each_kind(model)
+        gc.collect()
+        assert len(runs) >= 5 and not [run for run in runs if run() is not None]
 
     def test_log_probabilities_of_a_prompt_are_no_logits_of_a_step(self, llama):
         model = llama.served

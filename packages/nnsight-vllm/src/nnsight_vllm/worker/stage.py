@@ -88,8 +88,10 @@ class Stage:
         self._pieces: dict[ServedRun, Pieces] = {}
         #: What was raised in some that are over.
         self._failed: dict[str, BaseException] = {}
-        #: The requests that somebody looks into, and whose memory is nobody else's.
+        #: The requests that somebody looks into, and whose memory is nobody else's; and of those whose traces are over before
+        #: the engine has that memory back, whether it is to be wiped.
         self._alone: dict[str, ServedRun] = {}
+        self._to_wipe: dict[str, bool] = {}
         self._layout = layout_of(module)
         self._last = frozenset(getattr(self.model, name)._place() for name in NAMES)
         #: Whether it is known of the forward that is on that nobody asks for anything but what modules give.
@@ -205,6 +207,15 @@ class Stage:
         self.runs = {request: run for request, run in self.runs.items() if run not in mine}
         for run in mine:
             self._pieces.pop(run, None)
+        # What they saved is not to be held until the engine's next step.
+        self._leave_to_be_wiped([request for request, run in self._alone.items() if run in mine])
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold nothing of the last forward once all of its requests are over: they may have saved much."""
+        if not self.runs:
+            self._batch = self._forward = self._taking_part = None
+            self._going_on = (None, 0)
 
     def _told(self, sent: SentBodies, number: int) -> bytes:
         run = sent.runs.get(number)
@@ -271,11 +282,17 @@ class Stage:
                 self._failed[request] = run.failure
                 while len(self._failed) > _FAILED:
                     del self._failed[next(iter(self._failed))]
-        if not self._alone:
+            self._let_go()
+        if not self._alone and not self._to_wipe:
             return ()
-        gone = {request: self._alone.pop(request) for request in requests if request in self._alone}
-        # Of a pipeline, a stage before this one may have written what came here.
-        return [request for request, run in gone.items() if run.has_written or self.pipeline is not None]
+        self._leave_to_be_wiped([request for request in requests if request in self._alone])
+        return [request for request in requests if self._to_wipe.pop(request, False)]
+
+    def _leave_to_be_wiped(self, requests: Iterable[str]) -> None:
+        for request in requests:
+            run = self._alone.pop(request)
+            # Of a pipeline, a stage before this one may have written what came here.
+            self._to_wipe[request] = run.has_written or self.pipeline is not None
 
     def failure(self, request: str) -> bytes | None:
         """Return what a standing edit raised in a request (or in one of those that were made of it), if one did."""

@@ -380,6 +380,7 @@ class Forwards(Interleaver):
             return
         self.runs.remove(run)
         self._end_steady()
+        self._who = None  # which would hold it, and all that it saved
         if not self.runs:
             close_grads()
             self.untap()
