@@ -103,8 +103,18 @@ class Batching(ToyEngine):
 _numbers = itertools.count()
 
 
+def module_of(folder, name, text):
+    """Write a module and import it: blocks are captured from files."""
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    made = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 def trace_of(folder, body, before=""):
-    """Write a function with a trace of one block for all prompts, and return it: blocks are captured from files."""
+    """Write a function with a trace of one block for all prompts, and return it."""
     name = f"together_{next(_numbers)}"
     text = (
         "import nnsight\nimport random\nimport torch\n"
@@ -115,13 +125,7 @@ def trace_of(folder, body, before=""):
         "            with tracer.invoke(prompt):\n"
         f"{textwrap.indent(textwrap.dedent(body).strip(), ' ' * 16)}\n"
     )
-    path = folder / f"{name}.py"
-    path.write_text(text)
-    spec = importlib.util.spec_from_file_location(name, path)
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made
-    spec.loader.exec_module(made)
-    return made.run
+    return module_of(folder, name, text).run
 
 
 class Collecting(Served):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 import textwrap
 import traceback
 
 import pytest
 import torch
-from batching_engine import equal
+from batching_engine import equal, module_of
 from toy_engine import Network, Served, ToyEngine
 
 import nnsight
@@ -78,20 +76,16 @@ WRITTEN = {
 }
 
 
-def _module(folder, block):
-    name = f"local_{next(_numbers)}"
-    path = folder / f"{name}.py"
-    path.write_text(MODULE.format(block=textwrap.indent(block, " " * 16)))
-    spec = importlib.util.spec_from_file_location(name, path)
-    made = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+def _module(folder, block, more=""):
+    """Write a module with a trace of this block in each invoke, and import it; `more` stands in the trace after those."""
+    inside = textwrap.indent(block, " " * 16) + "\n" + textwrap.indent(more, " " * 8)
+    return module_of(folder, f"local_{next(_numbers)}", MODULE.format(block=inside))
 
 
-def _both(made, engines=None):
+def _both(made):
     torch.manual_seed(0)
     module, prompts = Network(), [torch.randn(2, 4), torch.randn(1, 4)]
-    here, other = engines or (Here(module), ToyEngine(module))
+    here, other = Here(module), ToyEngine(module)
     return here, made.run(Served(here), prompts), made.run(Served(other), prompts)
 
 
@@ -188,20 +182,9 @@ def test_alike_bodies_are_served_together():
 
 
 def test_blocks_of_one_module_share_what_they_bind_in_it(tmp_path):
-    made = _module(tmp_path, "global NUMBER\nNUMBER = 3\nx = model.first.output.save()")
-    text = (tmp_path / f"{made.__name__}.py").read_text()
-    more = textwrap.indent(
-        "with tracer.invoke(prompts[0]):\n    model.first.output\n    kept = nnsight.save(NUMBER)", " " * 8
-    )
-    (tmp_path / "shared_globals.py").write_text(text.replace("    return x, kept", f"{more}\n    return x, kept"))
-    sys.path.insert(0, str(tmp_path))
-    try:
-        import shared_globals
-
-        here, mine, other = _both(shared_globals)
-    finally:
-        sys.path.remove(str(tmp_path))
-        del sys.modules["shared_globals"]
+    more = "with tracer.invoke(prompts[0]):\n    model.first.output\n    kept = nnsight.save(NUMBER)"
+    made = _module(tmp_path, "global NUMBER\nNUMBER = 3\nx = model.first.output.save()", more)
+    here, mine, other = _both(made)
     assert here.came == ["as they are"]
     equal(mine, other)
-    assert mine[1] == 3 and shared_globals.NUMBER == 7
+    assert mine[1] == 3 and made.NUMBER == 7

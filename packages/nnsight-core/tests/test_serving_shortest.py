@@ -80,23 +80,28 @@ def test_without_neighbours_too(module, tmp_path, ways):
     assert ways["short"]
 
 
-def test_what_is_kept_is_nobody_elses_and_the_caller_gets_it_itself(ways):
-    torch.manual_seed(0)
-    module, x = Network(), torch.randn(1, 4)
-    model = Served(ToyEngine(module, steps=80))
+def check_alone(module, steps):
+    """Keep what the first layer gives to a request in each step, see that it is what the layer gives, and return it."""
+    x, model = torch.randn(1, 4), Served(ToyEngine(module, steps=steps))
     with model.trace(x) as tracer:
         kept = nnsight.save([])
         for _ in tracer.iter[:]:
             kept.append(model.first.output)
-    assert ways["short"] > 70
-    assert len({one.untyped_storage().data_ptr() for one in kept}) == 80
-    assert all(one.untyped_storage().nbytes() == 16 and not one.is_inference() for one in kept)
     wanted = []
     with torch.no_grad():
-        for _ in range(80):
+        for _ in range(steps):
             wanted.append(module.first(x))
             x = module(x)
     torch.testing.assert_close(kept, wanted)
+    return kept
+
+
+def test_what_is_kept_is_nobody_elses_and_the_caller_gets_it_itself(ways):
+    torch.manual_seed(0)
+    kept = check_alone(Network(), 80)
+    assert ways["short"] > 70
+    assert len({one.untyped_storage().data_ptr() for one in kept}) == 80
+    assert all(one.untyped_storage().nbytes() == 16 and not one.is_inference() for one in kept)
 
 
 def test_an_error_there_is_the_requests_own_with_its_line(module, tmp_path, ways):
@@ -145,24 +150,13 @@ def test_a_second_visit_in_a_forward_is_not_the_rounds(tmp_path, ways):
     class Twice(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = torch.nn.Linear(4, 4)
+            self.first = torch.nn.Linear(4, 4)
 
         def forward(self, x):
-            return self.inner(self.inner(x))
+            return self.first(self.first(x))
 
     torch.manual_seed(0)
-    module, x = Twice(), torch.randn(1, 4)
-    model = Served(ToyEngine(module, steps=9))
-    with model.trace(x) as tracer:
-        kept = nnsight.save([])
-        for _ in tracer.iter[:]:
-            kept.append(model.inner.output)
-    wanted = []
-    with torch.no_grad():
-        for _ in range(9):
-            wanted.append(module.inner(x))
-            x = module(x)
-    torch.testing.assert_close(kept, wanted)
+    check_alone(Twice(), 9)
     assert ways["short"] == 7
 
 

@@ -83,19 +83,18 @@ class SyncEngine:
         self.start()
         return self.engine.get_tokenizer()
 
-    def serve(self, bodies: bytes, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
+    def serve(self, bodies: bytes | LocalBodies, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
         """Serve the requests of one trace; see `nnsight.plugin.Engine`."""
         with self._turn:
             return self._serve(bodies, inputs)
 
-    def serve_here(self, bodies: LocalBodies, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
-        """Serve the requests of one trace; see `nnsight.plugin.LocalEngine`."""
-        with self._turn:
-            self.start()
-            return self._serve(bodies if self._is_here else bodies.encode(), inputs)
+    #: It takes bodies as they are, too; see `nnsight.plugin.LocalEngine`.
+    serve_here = serve
 
     def _serve(self, bodies: bytes | LocalBodies, inputs: Sequence[Prepared]) -> list[Mapping[str, Any]]:
         self.start()
+        if isinstance(bodies, LocalBodies) and not self._is_here:
+            bodies = bodies.encode()
         trace = uuid.uuid4().hex
         try:
             self.open(trace, bodies)

@@ -94,12 +94,13 @@ class TracedScheduler(Scheduler):
                 self._sort()
                 held, paused = self._make_room()
                 self._paused_before = bool(paused)
-        config = self.scheduler_config
-        policy, threshold = self.policy, config.long_prefill_token_threshold
-        as_it_is = policy is SchedulingPolicy.FCFS and not threshold and not paused and not held
-        if as_it_is or not self._traced:
+        if not self._traced:
             return super().schedule(*args, **kwargs)
         # No prompt is cut that need not be, and those make room who are last in `running`.
+        config = self.scheduler_config
+        policy, threshold = self.policy, config.long_prefill_token_threshold
+        if policy is SchedulingPolicy.FCFS and not threshold and not (paused or held):
+            return super().schedule(*args, **kwargs)  # as most are
         self.policy, config.long_prefill_token_threshold = SchedulingPolicy.FCFS, 0
         try:
             return super().schedule(*args, **kwargs)

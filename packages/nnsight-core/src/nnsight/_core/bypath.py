@@ -81,8 +81,8 @@ class Sender:
                 "it belongs to another model than the one that runs",
                 "run a block on that model, and send what it gives",
             )
-        rename = root._naming()._given[0]
-        number = encoder.emit("root", encoder.value(dict(rename) or None), encoder.value(root.__dict__["_classes"]))
+        rename, classes = named(root)
+        number = encoder.emit("root", encoder.value(dict(rename) or None), encoder.value(classes))
         self.roots[id(root)] = number
         for edit in root.__dict__["_edits"]:
             encoder.when_free(lambda edit=edit: self._edit(number, edit))  # type: ignore[misc]
@@ -177,7 +177,7 @@ kinds.FAMILIES[Node] = _refuse_in_results("an envoy stands for a module over the
 def _make_root(decoder: Decoder, step: list[Any]) -> Node:
     model: Any = decoder.kept["model"]
     rename, classes = decoder.value(step[1]) or {}, decoder.value(step[2])
-    if rename == model._naming()._given[0] and classes == model.__dict__["_classes"]:
+    if (rename, classes) == named(model):
         # The model itself, whose envoys are there already; edits that come along are not for it, nor for other roots.
         return model._derive() if len(decoder.made) in _edited(decoder) else model  # type: ignore[no-any-return]
     made = model._derive()
@@ -203,6 +203,11 @@ def _make_edit(decoder: Decoder, step: list[Any]) -> None:
         raise WireError("an edit is not for a root that came along")
     edits: Edits = edited.__dict__["_edits"]
     edits.append(Edit(decoder.value(body), edited._walk(path) if path else edited, name))
+
+
+def named(root: Node) -> tuple[Mapping[Any, Any], Any]:
+    """Return what names a model's parts were given, and what classes: envoys are found by path where these are the same."""
+    return root._naming()._given[0], root.__dict__["_classes"]
 
 
 @makes("envoy")

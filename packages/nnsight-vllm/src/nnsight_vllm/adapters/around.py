@@ -39,16 +39,18 @@ class Around(ABC):
         for owner, name in [(runner, name) for name in self.after] + [(runner.get_model(), "compute_logits")]:
             own = getattr(owner, name)
             self._later.append((vars(owner), name, functools.partial(getattr(self, name.lstrip("_")), own), own))
-        self.listen(True)
+        self._listen(True)
 
-    def listen(self, listens: bool) -> None:
-        """Say whether what comes after the model's layers concerns anybody in this step: if not, no wrapper is in its way.
-
-        Attributes are set either way, and never deleted: Python would have to look for all methods of the runner anew.
-        """
-        self.listens = listens
+    def _listen(self, listens: bool) -> None:
+        # Attributes are set either way, and never deleted: Python would have to look for all methods of the runner anew.
+        self._listens = listens
         for attributes, name, wrapper, own in self._later:
             attributes[name] = wrapper if listens else own
+
+    def after_layers(self) -> None:
+        """Hear that the model's layers have run: if what follows in this step concerns nobody, no wrapper is in its way."""
+        if self.stage.end_early() is self._listens:
+            self._listen(not self._listens)
 
     @staticmethod
     def run_dummy(runner: Any, tokens: int) -> None:
@@ -93,8 +95,6 @@ class Around(ABC):
         if self.aside:
             with self.stage.aside():
                 return call(hidden, *args, **kwargs)
-        if self.stage.unasked:
-            return call(hidden, *args, **kwargs)
         self.stage.after_layers(hidden.shape[0])
         return self.stage.show("logits", call(hidden, *args, **kwargs))
 

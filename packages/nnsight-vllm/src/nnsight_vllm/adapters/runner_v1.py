@@ -44,14 +44,12 @@ class AroundV1(Around):
         given = kwargs.get("positions") if given is None else given
         self.stage.begin(requests, counts, self.total if given is None else given.size(-1))
         output = call(*args, **kwargs)
-        if self.stage.end_early() is self.listens:
-            self.listen(not self.listens)
+        self.after_layers()
         return output
 
     def sample(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         output = call(*args, **kwargs)
-        if not self.stage.unasked:
-            output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
+        output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
         return output
 
     def sample_tokens(self, call: Any, *args: Any, **kwargs: Any) -> Any:

@@ -39,8 +39,7 @@ class AroundV2(Around):
 
     def execute_model(self, call: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         output = super().execute_model(call, scheduler_output, *args, **kwargs)
-        if self.stage.end_early() is self.listens:
-            self.listen(not self.listens)
+        self.after_layers()
         return output
 
     def prepare_inputs(self, call: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,8 +53,7 @@ class AroundV2(Around):
             output, *others = call(*args, **kwargs)
         finally:
             self.aside = True
-        if not self.stage.unasked:
-            output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
+        output.sampled_token_ids = self.stage.show("samples", output.sampled_token_ids)
         return (output, *others)
 
     def sample_tokens(self, call: Any, *args: Any, **kwargs: Any) -> Any:

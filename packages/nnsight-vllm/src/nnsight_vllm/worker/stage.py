@@ -34,7 +34,7 @@ from .batch import Batch
 from .bounds import Bounds
 from .layout import layout_of
 from .pipeline import Pipeline
-from .places import NAMES, ServedModel
+from .places import ServedModel
 from .standing import KeptEdits
 
 #: Characters of an error that are told in a request's `stop_reason`.
@@ -93,9 +93,6 @@ class Stage:
         self._alone: dict[str, ServedRun] = {}
         self._to_wipe: dict[str, bool] = {}
         self._layout = layout_of(module)
-        self._last = frozenset(getattr(self.model, name)._place() for name in NAMES)
-        #: Whether it is known of the forward that is on that nobody asks for anything but what modules give.
-        self.unasked = True
         #: The forward that is on, or the last one if those that follow may be the same.
         self._forward: Any = None
         #: Who took part in the last forward, and who does in the one that is on.
@@ -320,7 +317,6 @@ class Stage:
             total: how many rows the values have, padding included.
         """
         if not self.runs:
-            self.unasked = True
             return
         batch, changes = self._batch, self.forwards.changes
         # Most steps are like the one before, and of many requests each look at all of them counts.
@@ -332,7 +328,6 @@ class Stage:
             or batch.layout.total != total
         ):
             self._batch = batch = Batch(self.runs, changes, requests, counts, self._layout(total))
-            self.unasked = True
         if not batch.rows:
             return
         if self.pipeline is not None:
@@ -340,9 +335,7 @@ class Stage:
         forward = self.forwards.forward(batch.rows, batch.layout, batch.even)
         forward.__enter__()
         # Not before: a step that could not begin is not ended, or what the last one had would be given back twice.
-        self._taking_part = batch
-        if forward is not self._forward:
-            self._forward, self.unasked = forward, forward.leaves_alone(self._last)
+        self._forward, self._taking_part = forward, batch
 
     def end_early(self) -> bool:
         """End a forward when its layers have run, if nothing is left to be done or to be told in it; say whether so."""

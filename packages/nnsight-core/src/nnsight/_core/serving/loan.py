@@ -36,7 +36,6 @@ class Loan:
         "_ahead",
         "_copies",
         "_layout",
-        "_length",
         "_parts",
         "_path",
         "_plain",
@@ -44,6 +43,7 @@ class Loan:
         "_rows",
         "_several",
         "_wanted",
+        "length",
     )
 
     def __init__(self, rows: Any, rounds: Rounds, layout: Layout, path: str) -> None:
@@ -58,7 +58,7 @@ class Loan:
         self._plain = self._several is None
         #: What is lent of what lies there, as it was found the last time, and how many values that tuple had, if it was one.
         self._parts: list[Part] | None = None
-        self._length: int | None = None
+        self.length: int | None = None
         #: For how many forwards memory is set aside next.
         self._ahead = _FIRST
         #: What the engine has of what was copied in this forward, the copy, and how often that had been edited then.
@@ -67,7 +67,7 @@ class Loan:
     def lend(self, value: Any) -> Any:
         """Return what the body is to have of what lies there; None if that is for the usual way to find out."""
         length = len(value) if type(value) is tuple else None
-        if length != self._length or self._parts is None:
+        if length != self.length or self._parts is None:
             return self._lend_anew(value)
         given: list[Any] = [value] if length is None else list(value)
         for at, shape, dtype, cut, spare in self._parts:
@@ -89,11 +89,6 @@ class Loan:
         # What is no part stays the engine's: the body never has it in hand.
         return given[0] if length is None else tuple(given)
 
-    @property
-    def length(self) -> int | None:
-        """How many values the tuple had of which something was lent last; None if it was no tuple."""
-        return self._length
-
     def only_part(self) -> Part | None:
         """Return the one tensor of which something was lent last, if it was one, and the rows were one request's."""
         if self._several is not None or self._parts is None or len(self._parts) != 1:
@@ -110,7 +105,7 @@ class Loan:
     def _lend_anew(self, value: Any) -> Any:
         """Do it after a look at what lies there."""
         self._copies.clear()
-        self._parts, self._length = self._look(value), len(value) if type(value) is tuple else None
+        self._parts, self.length = self._look(value), len(value) if type(value) is tuple else None
         return None if self._parts is None else self.lend(value)
 
     def _look(self, value: Any) -> list[Part] | None:

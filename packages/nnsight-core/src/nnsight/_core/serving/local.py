@@ -8,23 +8,21 @@ would be copied on the way, and goes it.
 
 from __future__ import annotations
 
-import builtins
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from ..blocks import Body
-from ..bypath import envoy_at
+from ..bypath import envoy_at, named
 from ..trace import Tracer
 from ..tree import Node
-from ..wire.bodies import known_of, likeness
+from ..wire.bodies import global_names, known_of, likeness, outer_names
 from ..wire.origin import is_own
+from ..wire.spaces import bare_module, facts_of, is_everywhere
 from .sent import SentBodies, ServedTracer, decode_bodies, encode_bodies
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
-#: What a module that comes along says of itself.
-_FACTS = ("__name__", "__package__", "__file__")
 
 
 class LocalBodies:
@@ -46,16 +44,11 @@ class LocalBodies:
     def on(self, model: Any) -> SentBodies:
         """Return them, to be run on the engine's model."""
         node, root = self._tracer.model, model._root
-        mine = node._root
-        if (
-            mine._naming()._given[0] != root._naming()._given[0]
-            or mine.__dict__["_classes"] != root.__dict__["_classes"]
-        ):
+        if named(node._root) != named(root):
             return decode_bodies(self.encode(), model)  # of this model, with other names
         tracer = ServedTracer.__new__(ServedTracer)
         there = _There(root, self._tracer, tracer)
-        traced = there.value(node)
-        Tracer.__init__(tracer, traced, traced._family(), (), {})
+        tracer.belong_to(there.value(node))
         made = {id(body): there.body(body) for body in self._bodies}
         return SentBodies(tracer, [made[id(body)] for body in self._bodies], self._alone)
 
@@ -90,16 +83,11 @@ def _is_the_same(body: Body, tracer: Tracer) -> bool:
 
 
 def _outer(body: Body) -> dict[str, Any]:
-    """Return what a body needs of what was around it."""
-    bound = known_of(body.block).bound
-    return {name: value for name, value in body.outer.items() if name not in bound}
+    return {name: body.outer[name] for name in outer_names(body)}
 
 
 def _globals(body: Body) -> dict[str, Any]:
-    """Return what it may look up past that in its module."""
-    known, around = known_of(body.block), body.real
-    left_out = known.bound.union(body.outer)
-    return {name: around[name] for name in known.used.names if name in around and name not in left_out}
+    return {name: body.real[name] for name in global_names(body) if name in body.real}
 
 
 class _There:
@@ -138,13 +126,9 @@ class _There:
 
     def _module(self, around: dict[str, Any]) -> dict[str, Any]:
         """Return the globals of a module that is nobody else's, with nothing in it; of an installed one, its own."""
+        if is_everywhere(around):
+            return around
         made = self._modules.get(id(around))
         if made is None:
-            name = around.get("__name__")
-            module = sys.modules.get(name) if isinstance(name, str) else None
-            if module is not None and vars(module) is around and not is_own(name):
-                return around
-            made = self._modules[id(around)] = vars(ModuleType(name if isinstance(name, str) else "unnamed"))
-            made.update({fact: around[fact] for fact in _FACTS if isinstance(around.get(fact), str)})
-            made["__builtins__"] = dict(vars(builtins))
+            made = self._modules[id(around)] = vars(bare_module(*facts_of(around)))
         return made

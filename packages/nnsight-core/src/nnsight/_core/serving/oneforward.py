@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..batching import Layout, Rows
-from ..sites import Place
 from ..taps import running
 from ..turns import getcurrent
 
@@ -40,10 +39,6 @@ class Surrounding(ABC):
 
     @abstractmethod
     def __exit__(self, *error: object) -> None: ...
-
-    def leaves_alone(self, places: frozenset[Place]) -> bool:
-        """Say whether it is known that nobody is to be served at these places, whatever comes."""
-        return False
 
     def _dismiss_all(self) -> None:
         """Say of all that they take part no more: some may have left their groups meanwhile."""

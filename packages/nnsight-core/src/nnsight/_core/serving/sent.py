@@ -34,6 +34,7 @@ from .printed import Printed, listen
 from .request import ServedRun
 
 if TYPE_CHECKING:
+    from ..tree import Node
     from .forwards import Forwards
 
 
@@ -95,8 +96,7 @@ def _make_tracer(decoder: Decoder, step: list[Any]) -> ServedTracer:
 def _make_bodies(decoder: Decoder, step: list[Any]) -> SentBodies:
     _, node, saved, alone, written, requests = step
     tracer = decoder.kept.setdefault("tracer", ServedTracer.__new__(ServedTracer))
-    traced = decoder.value(node)
-    Tracer.__init__(tracer, traced, traced._family(), (), {})
+    tracer.belong_to(decoder.value(node))
     sent = SentBodies(tracer, _bodies_of(decoder.values(written), requests), alone is True)
     for value in decoder.values(saved):
         sent.collector.add(value)
@@ -189,6 +189,10 @@ class SentBodies:
 
 class ServedTracer(Tracer):
     """The trace, as bodies in an engine know it."""
+
+    def belong_to(self, node: Node) -> None:
+        """Make it a trace of a model. What was around its bodies may have referred to it before that is known."""
+        Tracer.__init__(self, node, node._family(), (), {})
 
     def _current(self) -> ServedMediator:
         for member in reversed(active.get()):

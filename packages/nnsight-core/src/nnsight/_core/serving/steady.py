@@ -42,7 +42,7 @@ class Steady(Surrounding):
         until: how many of these forwards there may be: then a loop comes to its last round.
     """
 
-    __slots__ = ("_at", "_bodies", "_gone_by", "_tried", "_usual", "changes", "left", "met")
+    __slots__ = ("_at", "_bodies", "_gone_by", "_usual", "changes", "left", "met")
 
     def __init__(
         self,
@@ -61,8 +61,6 @@ class Steady(Surrounding):
         self._gone_by = 0
         #: To how many of the places the model came in this one.
         self.met = 0
-        #: Whether it was seen if there is a shorter way.
-        self._tried = False
         #: Who waits at which place, and what is lent there. Each body waits at one.
         self._at: dict[Place, list[tuple[ServedRun, ServedMediator, Loan]]] = {}
         #: Where something lies that is lent the usual way.
@@ -94,10 +92,6 @@ class Steady(Surrounding):
         for place in self._at:
             forwards.at_output[place] = []
 
-    def leaves_alone(self, places: frozenset[Place]) -> bool:
-        """Say whether it is known that nobody is to be served at these places, whatever comes."""
-        return places.isdisjoint(self._at)
-
     def leave(self, place: Place, value: Any, visit: int) -> Any:
         """Come out of a place where bodies wait: their rounds are done. It stands for `Forwards.leave` meanwhile."""
         bodies = self._at.get(place)
@@ -124,12 +118,12 @@ class Steady(Surrounding):
                     run.wrote = True
         if self.met == len(self._at) and self.changes == self._forwards.changes:
             self.finish()  # before the engine says so: then it need not
-            if not self._tried:
+            if self._gone_by == 1:
                 self._shorten(place, bodies)
         return value
 
     def _shorten(self, place: Place, bodies: list[tuple[ServedRun, ServedMediator, Loan]]) -> None:
-        self._tried = True
+        """Take a shorter way from now on, if there is one."""
         if len(self._bodies) == 1 and place not in self._usual:
             ((_, mediator, loan),) = bodies
             way = shortest(self._forwards, self, place, mediator, loan)

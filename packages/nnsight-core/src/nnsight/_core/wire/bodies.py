@@ -32,7 +32,6 @@ class _Said(NamedTuple):
 
     step: list[Any]
     used: Uses
-    bound: set[str]
 
 
 @writes(Body)
@@ -65,7 +64,7 @@ def _say(encoder: Encoder, block: Block) -> _Said:
     known = known_of(block)
     first, lines = known.first, known.lines
     file = encoder.files.add(block.filename, first, lines)
-    return _Said([[file, first, first + len(lines) - 1, block.lineno], *known.step], known.used, known.bound)
+    return _Said([[file, first, first + len(lines) - 1, block.lineno], *known.step], known.used)
 
 
 class Known:
@@ -105,8 +104,8 @@ def known_of(block: Block) -> Known:
 def _names(encoder: Encoder, body: Body, around: dict[str, Any], block: _Said) -> list[Any]:
     """Write the values that the block reads; return those of the function around it."""
     said: list[Any] = []
-    used, bound = block.used, block.bound
-    for name in sorted(body.outer.keys() - bound):
+    used = block.used
+    for name in outer_names(body):
         value, chains = body.outer[name], used.names.get(name, [()])
         try:
             with encoder.at(f"`{name}`"):
@@ -116,12 +115,24 @@ def _names(encoder: Encoder, body: Body, around: dict[str, Any], block: _Said) -
             if name in used.names:
                 raise
             # The block computes names, and so took all there were along.
-    for name, chains in sorted(used.names.items()):
-        if name not in body.outer and not name.startswith(".") and name not in bound:
-            put(encoder, around, name, chains)
+    for name in global_names(body):
+        put(encoder, around, name, used.names[name])
     for one in used.imports:
         put_import(encoder, around, one)
     return said
+
+
+def outer_names(body: Body) -> list[str]:
+    """Return the names around a body that it needs."""
+    return sorted(body.outer.keys() - known_of(body.block).bound)
+
+
+def global_names(body: Body) -> list[str]:
+    """Return the names that it may look up past those."""
+    known = known_of(body.block)
+    return sorted(
+        name for name in known.used.names if name not in body.outer and name not in known.bound and name[0] != "."
+    )
 
 
 def bound_first(block: Block) -> set[str]:

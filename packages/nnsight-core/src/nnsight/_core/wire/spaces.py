@@ -32,16 +32,38 @@ def space_of(encoder: Encoder, around: dict[str, Any]) -> int:
     if known is None:
         name = around.get("__name__")
         module = sys.modules.get(name) if isinstance(name, str) else None
-        if module is not None and vars(module) is around and not origin.is_own(name):
+        if is_everywhere(around):
             known = encoder.emit("import", name, "")
             _note_version(encoder, str(name))
         else:
-            facts = [around.get(fact) for fact in ("__name__", "__package__", "__file__")]
-            said = [fact if isinstance(fact, str) else None for fact in facts]
-            known = encoder.emit("module", *said, hasattr(module, "__path__"))
+            known = encoder.emit("module", *facts_of(around), hasattr(module, "__path__"))
         spaces[id(around)] = known
         encoder.kept.setdefault("globals", []).append(around)  # none may get its number meanwhile
     return known
+
+
+def is_everywhere(around: dict[str, Any]) -> bool:
+    """Say whether these are the globals of an installed module, which is at the other end too."""
+    name = around.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    return module is not None and vars(module) is around and not origin.is_own(name)
+
+
+def facts_of(around: dict[str, Any]) -> list[str | None]:
+    """Return the name, package and file of the module that these globals belong to, as far as it says."""
+    facts = [around.get(fact) for fact in ("__name__", "__package__", "__file__")]
+    return [fact if isinstance(fact, str) else None for fact in facts]
+
+
+def bare_module(name: str | None, package: str | None, file: str | None) -> ModuleType:
+    """Make a module of the user's anew, with none of its names yet."""
+    module = ModuleType(name or "unnamed")
+    around = vars(module)
+    around["__package__"] = package
+    if file is not None:
+        around["__file__"] = file
+    around["__builtins__"] = dict(vars(builtins))
+    return module
 
 
 def put_uses(encoder: Encoder, around: dict[str, Any], used: Uses, skipped: Iterable[str] = ()) -> int:
@@ -189,14 +211,11 @@ def modules_of(decoder: Decoder) -> Modules:
 def _make_module(decoder: Decoder, step: list[Any]) -> ModuleType:
     _, name, package, file, is_package = step
     modules = modules_of(decoder)
-    module = ModuleType(name or "unnamed")
+    module = bare_module(name, package, file)
     around = vars(module)
-    around["__package__"] = package
-    if file is not None:
-        around["__file__"] = file
     if is_package:
         around["__path__"] = []
-    around["__builtins__"] = {**vars(builtins), "__import__": modules.importer}
+    around["__builtins__"]["__import__"] = modules.importer
     # Two may have one name: functions of `__main__` in several processes that a value went through.
     modules.setdefault(module.__name__, module)
     return module
